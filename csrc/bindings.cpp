@@ -1,0 +1,278 @@
+// The module _C: tensors in, structs out, the GIL released while a kernel runs. Every size is checked
+// here, before any address is used; nothing is written when a check fails.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/dispatch.h"
+#include "tensor.h"
+
+namespace py = pybind11;
+
+namespace rnnfast {
+namespace {
+
+// Checks views against the sizes and the dtype that the first of them sets.
+class Checker {
+ public:
+  explicit Checker(const View& first) : first_(first) {
+    if (first.dtype() == Dtype::other)
+      throw py::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
+                           "; expected float32 or float64");
+  }
+
+  void shape(const View& view, std::initializer_list<index> expected) const {
+    if (!view) return;
+    if (view.dtype() != first_.dtype())
+      throw py::type_error(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
+                           first_.name() + " has " + first_.dtype_name());
+    bool same = view.dims() == static_cast<int>(expected.size());
+    int dim = 0;
+    for (index size : expected) same = same && view.size(dim++) == size;
+    if (!same) {
+      std::string text;
+      for (index size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
+      throw py::value_error(std::string(view.name()) + " has shape " + view.shape_text() +
+                            "; expected (" + text + (expected.size() == 1 ? ",)" : ")"));
+    }
+    const int last = view.dims() - 1;
+    if (view.size(last) > 1 && view.stride(last) != 1)
+      throw py::value_error(std::string(view.name()) +
+                            " must have its last dimension contiguous; its stride is " +
+                            std::to_string(view.stride(last)));
+  }
+
+ private:
+  const View& first_;
+};
+
+void require(const View& view) {
+  if (!view) throw py::type_error(std::string(view.name()) + " must not be None");
+}
+
+template <class T>
+T* vector(const View& view) {
+  return static_cast<T*>(view.data());
+}
+
+template <class T>
+Matrix<T> matrix(const View& view) {
+  if (!view) return {};
+  return {static_cast<T*>(view.data()), view.stride(0)};
+}
+
+// A reversed direction is the same loop over a sequence that starts at its last step.
+template <class T>
+Sequence<T> sequence(const View& view, bool reverse) {
+  if (!view) return {};
+  T* data = static_cast<T*>(view.data());
+  const index step = view.stride(0), row = view.stride(1);
+  if (reverse && view.size(0) > 0) return {data + (view.size(0) - 1) * step, -step, row};
+  return {data, step, row};
+}
+
+// The tensors of a call come in tuples, in the order of the structs in layer.h.
+template <std::size_t n>
+std::array<py::handle, n> unpack(const py::tuple& tuple, const char* name) {
+  if (tuple.size() != n)
+    throw py::value_error(std::string(name) + " has " + std::to_string(tuple.size()) +
+                          " entries; expected " + std::to_string(n));
+  std::array<py::handle, n> items;
+  for (std::size_t k = 0; k < n; ++k) items[k] = tuple[k];
+  return items;
+}
+
+using Inputs = std::array<py::handle, 7>;   // x, h0, c0, w_ih, w_hh, b_ih, b_hh
+using Outputs = std::array<py::handle, 4>;  // y, h_n, c_n, saved
+
+struct LayerViews {
+  LayerViews(int cell, bool reverse, const Inputs& in, const Outputs& out)
+      : cell(cell),
+        reverse(reverse),
+        x(in[0], "x", false),
+        h0(in[1], "h0", false),
+        c0(in[2], "c0", false),
+        w_ih(in[3], "w_ih", false),
+        w_hh(in[4], "w_hh", false),
+        b_ih(in[5], "b_ih", false),
+        b_hh(in[6], "b_hh", false),
+        y(out[0], "y", true),
+        h_n(out[1], "h_n", true),
+        c_n(out[2], "c_n", true),
+        saved(out[3], "saved", true) {
+    for (const View* view : {&x, &w_ih, &w_hh, &y}) require(*view);
+    const Checker check(x);
+    const CellInfo& info = kernels().info[cell];
+    if (x.dims() != 3) throw py::value_error("x has shape " + x.shape_text() + "; expected (T, B, I)");
+    if (w_hh.dims() != 2)
+      throw py::value_error("w_hh has shape " + w_hh.shape_text() + "; expected (G * H, H)");
+    steps = x.size(0);
+    batch = x.size(1);
+    inputs = x.size(2);
+    hidden = w_hh.size(1);
+    if (steps < 1) throw py::value_error("x has no steps");
+    if (hidden < 1) throw py::value_error("w_hh has no columns");
+    const index gates = info.weight_blocks * hidden;
+    check.shape(x, {steps, batch, inputs});
+    check.shape(h0, {batch, hidden});
+    check.shape(c0, {batch, hidden});
+    check.shape(w_ih, {gates, inputs});
+    check.shape(w_hh, {gates, hidden});
+    check.shape(b_ih, {gates});
+    check.shape(b_hh, {gates});
+    check.shape(y, {steps, batch, hidden});
+    check.shape(h_n, {batch, hidden});
+    check.shape(c_n, {batch, hidden});
+    if (!info.cell_state && (c0 || c_n))
+      throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
+    if (saved) check.shape(saved, {steps * saved_step()});
+  }
+
+  index saved_step() const {
+    return x.dtype() == Dtype::float32 ? kernels().of<float>(cell).saved_step(batch, hidden)
+                                       : kernels().of<double>(cell).saved_step(batch, hidden);
+  }
+
+  template <class T>
+  Layer<T> layer() const {
+    return {steps,
+            batch,
+            inputs,
+            hidden,
+            sequence<const T>(x, reverse),
+            matrix<const T>(h0),
+            matrix<const T>(c0),
+            matrix<const T>(w_ih),
+            matrix<const T>(w_hh),
+            vector<const T>(b_ih),
+            vector<const T>(b_hh),
+            sequence<T>(y, reverse),
+            matrix<T>(h_n),
+            matrix<T>(c_n),
+            vector<T>(saved)};
+  }
+
+  int cell;
+  bool reverse;
+  View x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n, saved;
+  index steps, batch, inputs, hidden;
+};
+
+void forward(int cell, bool reverse, int threads, const py::tuple& inputs, const py::tuple& outputs) {
+  const LayerViews views(cell, reverse, unpack<7>(inputs, "inputs"), unpack<4>(outputs, "outputs"));
+  const py::gil_scoped_release release;
+  if (views.x.dtype() == Dtype::float32)
+    run_forward(cell, views.layer<float>(), threads);
+  else
+    run_forward(cell, views.layer<double>(), threads);
+}
+
+struct GradientViews {
+  GradientViews(const std::array<py::handle, 3>& in, const Inputs& out)
+      : y(in[0], "dy", false),
+        h_n(in[1], "dh_n", false),
+        c_n(in[2], "dc_n", false),
+        x(out[0], "dx", true),
+        h0(out[1], "dh0", true),
+        c0(out[2], "dc0", true),
+        w_ih(out[3], "dw_ih", true),
+        w_hh(out[4], "dw_hh", true),
+        b_ih(out[5], "db_ih", true),
+        b_hh(out[6], "db_hh", true) {}
+
+  void check(const LayerViews& layer) const {
+    const Checker check(layer.x);
+    const CellInfo& info = kernels().info[layer.cell];
+    const index gates = info.weight_blocks * layer.hidden;
+    check.shape(y, {layer.steps, layer.batch, layer.hidden});
+    check.shape(x, {layer.steps, layer.batch, layer.inputs});
+    for (const View* state : {&h_n, &c_n, &h0, &c0}) check.shape(*state, {layer.batch, layer.hidden});
+    check.shape(w_ih, {gates, layer.inputs});
+    check.shape(w_hh, {gates, layer.hidden});
+    check.shape(b_ih, {gates});
+    check.shape(b_hh, {gates});
+    if (!info.cell_state && (c_n || c0))
+      throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
+  }
+
+  template <class T>
+  Gradients<T> gradients(bool reverse, bool accumulate_x) const {
+    return {sequence<const T>(y, reverse),
+            matrix<const T>(h_n),
+            matrix<const T>(c_n),
+            sequence<T>(x, reverse),
+            accumulate_x,
+            matrix<T>(h0),
+            matrix<T>(c0),
+            matrix<T>(w_ih),
+            matrix<T>(w_hh),
+            vector<T>(b_ih),
+            vector<T>(b_hh)};
+  }
+
+  View y, h_n, c_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh;
+};
+
+void backward(int cell, bool reverse, int threads, const py::tuple& inputs, py::handle y,
+              py::handle saved, const py::tuple& grad_outputs, const py::tuple& grad_inputs,
+              bool accumulate_dx) {
+  const py::none none;
+  const LayerViews layer(cell, reverse, unpack<7>(inputs, "inputs"), {y, none, none, saved});
+  require(layer.saved);
+  const GradientViews grads(unpack<3>(grad_outputs, "grad_outputs"),
+                            unpack<7>(grad_inputs, "grad_inputs"));
+  grads.check(layer);
+  const py::gil_scoped_release release;
+  if (layer.x.dtype() == Dtype::float32)
+    run_backward(cell, layer.layer<float>(), grads.gradients<float>(reverse, accumulate_dx), threads);
+  else
+    run_backward(cell, layer.layer<double>(), grads.gradients<double>(reverse, accumulate_dx), threads);
+}
+
+// Numbers to allocate for `saved`.
+index saved_size(int cell, bool float64, index steps, index batch, index hidden) {
+  if (cell < 0 || cell >= kernels().cells || steps < 0 || batch < 0 || hidden < 0)
+    throw py::value_error("saved_size: a size is out of range");
+  return steps * (float64 ? kernels().of<double>(cell).saved_step(batch, hidden)
+                          : kernels().of<float>(cell).saved_step(batch, hidden));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = RNNFAST_COMPILER;
+  info["isas"] = built_isas();
+  info["openmp"] = std::to_string(_OPENMP);
+  return info;
+}
+
+std::vector<std::string> cells() {
+  std::vector<std::string> names;
+  for (int cell = 0; cell < kernels().cells; ++cell) names.push_back(kernels().info[cell].name);
+  return names;
+}
+
+double measure_peak(const std::string& dtype, int threads, double seconds) {
+  if (dtype != "float32" && dtype != "float64")
+    throw py::value_error("dtype is '" + dtype + "'; expected 'float32' or 'float64'");
+  if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected >= 1");
+  const py::gil_scoped_release release;
+  return peak_flops(dtype == "float64", threads, seconds);
+}
+
+}  // namespace
+}  // namespace rnnfast
+
+PYBIND11_MODULE(_C, m) {
+  using namespace rnnfast;
+  kernels();  // an instruction set that RNNFAST_ISA forces in vain fails here, at import
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("saved_size", &saved_size);
+  m.def("cells", &cells);
+  m.def("isa", [] { return std::string(kernels().name); });
+  m.def("supported_isas", &supported_isas);
+  m.def("build_info", &build_info);
+  m.def("max_threads", &max_threads);
+  m.def("peak_flops", &measure_peak);
+}

@@ -1,0 +1,58 @@
+// The Elman network (Elman 1990, Finding structure in time), as torch.nn.RNN:
+//   h' = f(W_ih x + b_ih + W_hh h + b_hh),   f = tanh or ReLU
+#pragma once
+
+namespace rnnfast::RNNFAST_TARGET {
+
+template <class Activation>
+struct Rnn {
+  enum Slot { h1, slots };
+  static constexpr int gates = 1, stages = 1, weight_blocks = 1;
+  static constexpr int weight_block[] = {0};
+  static constexpr Window input{h1, h1 + 1}, recurrent[] = {{h1, h1 + 1}};
+  static constexpr int cell_state = -1;
+
+  template <int stage, class V>
+  static RNNFAST_INLINE V forward(V* s, V, V) {
+    return s[h1] = Activation::value(s[h1]);
+  }
+
+  template <int stage, class V>
+  static RNNFAST_INLINE void backward(const V* s, V, V, V grad, V* d, V& dh, V&) {
+    d[h1] = Activation::derivative(s[h1], grad);
+    dh = splat<V>(0);
+  }
+};
+
+// derivative(y, grad): from the activation's value y, so that nothing else need be kept.
+struct Tanh {
+  template <class V>
+  static RNNFAST_INLINE V value(V a) {
+    return tanh(a);
+  }
+  template <class V>
+  static RNNFAST_INLINE V derivative(V y, V grad) {
+    return grad * (splat<V>(1) - y * y);
+  }
+};
+
+struct Relu {
+  template <class V>
+  static RNNFAST_INLINE V value(V a) {
+    return a < splat<V>(0) ? splat<V>(0) : a;
+  }
+  template <class V>
+  static RNNFAST_INLINE V derivative(V y, V grad) {
+    return y > splat<V>(0) ? grad : splat<V>(0);
+  }
+};
+
+struct RnnTanh : Rnn<Tanh> {
+  static constexpr const char* name = "rnn_tanh";
+};
+
+struct RnnRelu : Rnn<Relu> {
+  static constexpr const char* name = "rnn_relu";
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

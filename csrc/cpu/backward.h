@@ -1,0 +1,291 @@
+// The reversed time loop over any cell, and the gradients of inputs and weights.
+//
+// A chunk of steps at a time, latest first: the loop leaves the gradients of the chunk's
+// pre-activations in d, [blocks][step, latest first][B][gates][lanes]. Read along its rows d is the
+// left side of the products that give the gradients of states and inputs; read down its rows each block
+// is a panel, and the weight gradients are "features times panel". Sums over time and batch run in one
+// fixed order, latest step first, whatever the threads and chunks.
+#pragma once
+
+#include "states.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+template <class Cell, class T>
+class Backward {
+ public:
+  // From a null base it only counts the scratch memory.
+  Backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* base)
+      : layer_(layer), grads_(grads), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
+    constexpr index rows_wanted = 256;  // makes the weight gradients' loads and stores cheap
+    chunk_ = rows_wanted / (layer.batch + 1) + 1;
+    if (chunk_ > layer.steps) chunk_ = layer.steps;
+    rows_ = chunk_ * layer.batch;
+    const index padded = blocks_ * L, state = layer.batch * padded;
+    Arena arena(base);
+    for (int s = 0; s < Cell::stages; ++s) {
+      stage_panels_[s] = arena.template take<T>(padded * Cell::recurrent[s].width() * padded);
+      dw_hh_[s] = arena.template take<T>(
+          grads.w_hh.data ? padded * Cell::recurrent[s].width() * layer.hidden : 0);
+    }
+    input_panels_ = arena.template take<T>(
+        grads.x.data ? padded * Cell::input.width() * blocks_of<T>(layer.inputs) * L : 0);
+    dw_ih_ = arena.template take<T>(grads.w_ih.data ? padded * Cell::input.width() * layer.inputs : 0);
+    db_ = arena.template take<T>(padded * Cell::gates);
+    d_ = arena.template take<T>(rows_ * padded * Cell::gates);
+    dh_ = arena.template take<T>(state);
+    dc_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
+    dq_ = arena.template take<T>(Cell::stages > 1 ? state : 0);
+    operand_ = arena.template take<T>(Cell::stages > 1 ? rows_ * padded : 0);
+    c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
+    zeros_ = arena.template take<T>(padded > 4 * L ? padded : 4 * L);
+    state_ = {&layer_, zeros_, c0_, layer.saved, layer.steps};
+    scratch_ = arena.used();
+  }
+
+  index scratch() const { return scratch_; }
+
+  void run() {
+    const FlushDenormals guard;
+    const Part part = part_of(team_, layer_.batch, blocks_);
+    prepare(part);
+    wait(team_);
+    for (index t1 = layer_.steps; t1 > 0; t1 -= chunk_) {
+      const Range steps{t1 > chunk_ ? t1 - chunk_ : 0, t1};
+      for (index t = t1 - 1; t >= steps.begin; --t) step(t, t1 - 1 - t, part);
+      wait(team_);
+      if (grads_.x.data) input_gradients(steps);
+      weight_gradients(steps);
+      wait(team_);
+    }
+    if (grads_.h0.data)
+      from_blocks(grads_.h0, dh_, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    if (grads_.c0.data)
+      from_blocks(grads_.c0, dc_, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    write_weight_gradients();
+  }
+
+ private:
+  static constexpr int L = lanes<T>;
+  static constexpr int last = Cell::stages - 1;
+
+  T* d(index block, index step, index b) const {
+    return d_ + (block * rows_ + step * layer_.batch + b) * Cell::gates * L;
+  }
+
+  void prepare(Part part) {
+    const Range columns = share(blocks_, team_.size, team_.rank);
+    for (index block = columns.begin; block < columns.end; ++block)
+      for (int s = 0; s < Cell::stages; ++s)
+        pack_backward<Cell>(stage_panels_[s] + block * stage_panel(s), layer_.w_hh, layer_.hidden,
+                            Cell::recurrent[s], block * L, layer_.hidden - block * L);
+    if (grads_.x.data) {
+      const Range inputs = share(blocks_of<T>(layer_.inputs), team_.size, team_.rank);
+      for (index block = inputs.begin; block < inputs.end; ++block)
+        pack_backward<Cell>(input_panels_ + block * input_panel(), layer_.w_ih, layer_.hidden,
+                            Cell::input, block * L, layer_.inputs - block * L);
+    }
+    to_blocks(dh_, grads_.h_n, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    if constexpr (Cell::cell_state >= 0) {
+      to_blocks(dc_, grads_.c_n, layer_.batch, layer_.hidden, part.rows, part.blocks);
+      to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    }
+    if (team_.rank == 0) {
+      for (index k = 0; k < blocks_ * Cell::gates * L; ++k) db_[k] = 0;
+      for (index k = 0; k < blocks_ * L || k < 4 * L; ++k) zeros_[k] = 0;
+    }
+  }
+
+  index stage_panel(int s) const { return blocks_ * Cell::recurrent[s].width() * L * L; }
+  index input_panel() const { return blocks_ * Cell::input.width() * L * L; }
+
+  void step(index t, index i, Part part) {
+    apply_all<last>(t, i, part);
+    if constexpr (last > 0) {
+      product<last>(i, part, dq_);
+      apply_all<last - 1>(t, i, part);
+      static_assert(last <= 1);
+    }
+    product<0>(i, part, dh_);
+  }
+
+  template <int s>
+  void apply_all(index t, index i, Part part) {
+    for (index block = part.blocks.begin; block < part.blocks.end; ++block)
+      for (index b = part.rows.begin; b < part.rows.end; ++b) apply<s>(t, i, block, b);
+  }
+
+  template <int s>
+  RNNFAST_INLINE void apply(index t, index i, index block, index b) {
+    const index unit = block * L, units = layer_.hidden - unit;
+    const index at = (block * layer_.batch + b) * L;
+    const T* slots = state_.slot(t, block, b);
+    Vector<T> v[Cell::slots], dv[Cell::gates];
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = load(slots + slot * L);
+    const Vector<T> h = load_some(state_.h(t, b) + unit, units);
+    const Vector<T> c = state_.c(t, block, b);
+    Vector<T> dh = load(dh_ + at), dc{}, grad;
+    if constexpr (Cell::cell_state >= 0) dc = load(dc_ + at);
+    T* out = d(block, i, b);
+    if constexpr (s == last) {
+      grad = dh;
+      if (grads_.y.data)
+        grad += load_some(grads_.y.data + t * grads_.y.step + b * grads_.y.row + unit, units);
+#pragma GCC unroll 8
+      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = Vector<T>{};
+    } else {
+      grad = load(dq_ + at);
+#pragma GCC unroll 8
+      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = load(out + slot * L);
+      store(operand_ + (i * layer_.batch + b) * blocks_ * L + unit, Cell::operand(v, h));
+    }
+    Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
+    store(dh_ + at, dh);
+    if constexpr (Cell::cell_state >= 0) store(dc_ + at, dc);
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      // Padding must stay zero: an infinite input would make it NaN, and the products would spread it.
+      store(out + slot * L, units < L ? first_lanes<T>(dv[slot], units) : dv[slot]);
+  }
+
+  // to += the gradients of stage s's gates times its weights; a stage after the first starts from zero.
+  template <int s>
+  void product(index i, Part part, T* to) {
+    constexpr Window window = Cell::recurrent[s];
+    if (team_.split == Split::units) wait(team_);
+    const Panels<T> panels{stage_panels_[s], stage_panel(s), L};
+    const Depth depth{blocks_, rows_ * Cell::gates * L, window.width() * L, 1};
+    for_each_tile<T, 1>(
+        part.rows.size(), part.blocks, [&](index row, int R, index block, int, auto tile) {
+          const T* a[accumulators];
+          T* c[accumulators];
+          for (int r = 0; r < R; ++r) {
+            const index b = part.rows.begin + row + r;
+            a[r] = d(0, i, b) + window.begin * L;
+            c[r] = to + (block * layer_.batch + b) * L;
+          }
+          tile(a, depth, panels.from(block), c, layer_.batch * L, s == 0 ? nullptr : zeros_, 0);
+        });
+  }
+
+  void input_gradients(Range steps) {
+    const Range rows = share(steps.size() * layer_.batch, team_.size, team_.rank);
+    const Panels<T> panels{input_panels_, input_panel(), L};
+    const Depth depth{blocks_, rows_ * Cell::gates * L, Cell::input.width() * L, 1};
+    const Range columns{0, blocks_of<T>(layer_.inputs)};
+    for_each_tile<T, 1>(rows.size(), columns, [&](index row, int R, index block, int N, auto tile) {
+      const T* a[accumulators];
+      T* c[accumulators];
+      alignas(64) T result[accumulators * L];
+      for (int r = 0; r < R; ++r) {
+        a[r] = d(0, 0, rows.begin + row + r) + Cell::input.begin * L;
+        c[r] = result + r * N * L;
+      }
+      tile(a, depth, panels.from(block), c, L, zeros_, 0);
+      for (int r = 0; r < R; ++r) {
+        const index t = steps.end - 1 - (rows.begin + row + r) / layer_.batch;
+        const index b = (rows.begin + row + r) % layer_.batch;
+        T* to = grads_.x.data + t * grads_.x.step + b * grads_.x.row + block * L;
+        for (int n = 0; n < N; ++n, to += L) {
+          const index count = layer_.inputs - (block + n) * L;
+          Vector<T> v = load(c[r] + n * L);
+          if (grads_.x_accumulate) v += load_some(static_cast<const T*>(to), count);
+          store_some(to, v, count);
+        }
+      }
+    });
+  }
+
+  void weight_gradients(Range steps) {
+    const index n = steps.size(), B = layer_.batch;
+    if (grads_.w_ih.data)
+      accumulate<Cell::input.begin, Cell::input.width()>(
+          dw_ih_, layer_.inputs, steps.end == layer_.steps,
+          layer_.x.data + (steps.end - 1) * layer_.x.step, over(n, -layer_.x.step, layer_.x.row), 0);
+    if (grads_.w_hh.data) {
+      constexpr Window first = Cell::recurrent[0];
+      const index from_y = steps.begin == 0 ? n - 1 : n;
+      accumulate<first.begin, first.width()>(dw_hh_[0], layer_.hidden, steps.end == layer_.steps,
+                                             layer_.y.data + (steps.end - 2) * layer_.y.step,
+                                             over(from_y, -layer_.y.step, layer_.y.row), 0);
+      if (steps.begin == 0 && layer_.h0.data)
+        accumulate<first.begin, first.width()>(dw_hh_[0], layer_.hidden, false, layer_.h0.data,
+                                               over(1, 0, layer_.h0.row), from_y * B);
+      if constexpr (last > 0) {
+        constexpr Window second = Cell::recurrent[last];
+        accumulate<second.begin, second.width()>(dw_hh_[last], layer_.hidden, steps.end == layer_.steps,
+                                                 operand_, over(n, B * blocks_ * L, blocks_ * L), 0);
+      }
+    }
+    if (grads_.b_ih || grads_.b_hh) {
+      const Range blocks = share(blocks_, team_.size, team_.rank);
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        for (int slot = 0; slot < Cell::gates; ++slot) {
+          T* to = db_ + (block * Cell::gates + slot) * L;
+          Vector<T> sum = load(static_cast<const T*>(to));
+          const T* from = d(block, 0, 0) + slot * L;
+          for (index r = 0; r < n * B; ++r) sum += load(from + r * Cell::gates * L);
+          store(to, sum);
+        }
+    }
+  }
+
+  Depth over(index steps, index step, index row) const {
+    return layer_.batch == 1 ? Depth{1, 0, steps, step} : Depth{steps, step, layer_.batch, row};
+  }
+
+  // to[block][feature][P][lanes] += sum over the rows k of d from `d_row` on of features[k] * d[k].
+  template <int begin, int P>
+  void accumulate(T* to, index features, bool first, const T* from, Depth depth, index d_row) {
+    const Panels<T> panels{d_ + d_row * Cell::gates * L + begin * L, rows_ * Cell::gates * L,
+                           Cell::gates * L};
+    const bool by_blocks = blocks_ >= 4 * team_.size || blocks_ % team_.size == 0;
+    const Range blocks = by_blocks ? share(blocks_, team_.size, team_.rank) : Range{0, blocks_};
+    const Range own = by_blocks ? Range{0, features} : share(features, team_.size, team_.rank);
+    for_each_tile<T, P>(own.size(), blocks, [&](index row, int R, index block, int, auto tile) {
+      const T* a[accumulators];
+      T* c[accumulators];
+      for (int r = 0; r < R; ++r) {
+        a[r] = from + own.begin + row + r;
+        c[r] = to + (block * features + own.begin + row + r) * P * L;
+      }
+      tile(a, depth, panels.from(block), c, features * P * L, first ? zeros_ : nullptr, 0);
+    });
+  }
+
+  void write_weight_gradients() {
+    const Range blocks = share(blocks_, team_.size, team_.rank);
+    for (index block = blocks.begin; block < blocks.end; ++block) {
+      const index unit = block * L, units = layer_.hidden - unit < L ? layer_.hidden - unit : L;
+      if (grads_.w_ih.data)
+        unpack_forward<Cell>(grads_.w_ih, dw_ih_ + unit * Cell::input.width() * layer_.inputs,
+                             layer_.hidden, layer_.inputs, Cell::input, unit, units);
+      for (int s = 0; s < Cell::stages && grads_.w_hh.data; ++s)
+        unpack_forward<Cell>(grads_.w_hh, dw_hh_[s] + unit * Cell::recurrent[s].width() * layer_.hidden,
+                             layer_.hidden, layer_.hidden, Cell::recurrent[s], unit, units);
+      for (int slot = 0; slot < Cell::gates; ++slot) {
+        const Vector<T> sum = load(static_cast<const T*>(db_ + (block * Cell::gates + slot) * L));
+        const index to = Cell::weight_block[slot] * layer_.hidden + unit;
+        if (grads_.b_ih && Cell::input.has(slot)) store_some(grads_.b_ih + to, sum, units);
+        for (Window w : Cell::recurrent)
+          if (grads_.b_hh && w.has(slot)) store_some(grads_.b_hh + to, sum, units);
+      }
+    }
+  }
+
+  const Layer<T> layer_;
+  const Gradients<T> grads_;
+  const Team team_;
+  const index blocks_;
+  index chunk_, rows_, scratch_;                   // rows_: chunk_ * B
+  T *stage_panels_[Cell::stages], *input_panels_;  // [blocks of columns][block, gate, lane][lanes]
+  T *dw_ih_, *dw_hh_[Cell::stages];                // [blocks][features][gates of the window][lanes]
+  T *db_, *d_;                                     // [blocks][gates][lanes]; see above
+  T *dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of a second stage's operand
+  T* operand_;         // [chunk][B][blocks][lanes]
+  T *c0_, *zeros_;
+  States<Cell, T> state_;
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,193 @@
+#include "dispatch.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+namespace rnnfast {
+
+// isas.inc, from the build: ISA(name) for each instruction set, better ones later.
+#define ISA(name)                 \
+  namespace isa_##name {          \
+    extern const Kernels kernels; \
+  }
+#include "isas.inc"
+#undef ISA
+
+namespace {
+
+struct Isa {
+  const Kernels* kernels;
+  bool supported;
+};
+
+bool supports(const std::string& name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx2") return avx2;
+  if (name == "avx512")
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return name == "baseline";
+}
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> all = {
+#define ISA(name) {&isa_##name::kernels, supports(#name)},
+#include "isas.inc"
+#undef ISA
+  };
+  return all;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Kernels& choose() {
+  const char* forced = std::getenv("RNNFAST_ISA");
+  const Kernels* chosen = nullptr;
+  for (const Isa& isa : isas())
+    if (isa.supported && (!forced || !*forced || std::string(forced) == isa.kernels->name))
+      chosen = isa.kernels;
+  if (!chosen)
+    throw std::runtime_error(
+        "RNNFAST_ISA=" + std::string(forced) +
+        " is not an instruction set that this machine can run (built: " + joined(built_isas()) +
+        "; of these supported here: " + joined(supported_isas()) + ")");
+  return *chosen;
+}
+
+struct Plan {
+  int threads;
+  Split split;
+};
+
+// The cost model: seconds for one call, one thread against rows against units, from rough figures of a
+// current core. Only their proportions matter, and a wrong guess costs time, never a bit.
+Plan plan(index steps, index batch, index inputs, index hidden, int weight_blocks, int stages,
+          index item, int threads) {
+  constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
+  constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
+  constexpr double barrier = 0.3e-6, region = 3e-6;
+  const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
+  const auto seconds = [&](double rows, double units, double barriers) {
+    const double flops = 2 * rows * gates * units * static_cast<double>(inputs + hidden);
+    const double bytes = gates * units * static_cast<double>(hidden * item);
+    return static_cast<double>(steps) * (std::max(flops * static_cast<double>(item) / peak_bytes,
+                                                  bytes / (bytes < l2_bytes ? l2_rate : l3_rate)) +
+                                         barriers * barrier);
+  };
+  const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
+  const double b = static_cast<double>(batch), blocks = std::ceil(static_cast<double>(hidden) / lanes);
+  const double one = seconds(b, blocks * lanes, 0);
+  const double rows = seconds(part(b), blocks * lanes, 0) + region;
+  const double units = seconds(b, part(blocks) * lanes, stages) + region;
+  if (threads == 1 || one <= std::min(rows, units)) return {1, Split::rows};
+  return {threads, rows <= units ? Split::rows : Split::units};
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+std::unique_ptr<void, Free> allocate(index bytes) {
+  const std::size_t rounded = (static_cast<std::size_t>(bytes) / 64 + 1) * 64;
+  void* p = std::aligned_alloc(64, rounded);
+  if (!p) throw std::bad_alloc();
+  return std::unique_ptr<void, Free>(p);
+}
+
+template <class Work>
+void run_team(const Plan& plan, Work work) {
+  Barrier barrier{};
+  if (plan.threads == 1) {
+    work(Team{0, 1, plan.split, &barrier});
+    return;
+  }
+#pragma omp parallel num_threads(plan.threads)
+  work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, &barrier});
+}
+
+template <class T>
+Plan plan_of(int cell, const Layer<T>& layer, int threads) {
+  const CellInfo& info = kernels().info[cell];
+  return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
+              sizeof(T), std::max(1, threads));
+}
+
+}  // namespace
+
+template <>
+const CellKernels<float>& Kernels::of<float>(int cell) const {
+  return float32[cell];
+}
+template <>
+const CellKernels<double>& Kernels::of<double>(int cell) const {
+  return float64[cell];
+}
+
+std::vector<std::string> built_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas()) names.push_back(isa.kernels->name);
+  return names;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.supported) names.push_back(isa.kernels->name);
+  return names;
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+int max_threads() { return omp_get_max_threads(); }
+
+template <class T>
+void run_forward(int cell, const Layer<T>& layer, int threads) {
+  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const auto scratch = allocate(kernel.forward_scratch(layer));
+  run_team(plan_of(cell, layer, threads),
+           [&](const Team& team) { kernel.forward(layer, team, scratch.get()); });
+}
+
+template <class T>
+void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads) {
+  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const auto scratch = allocate(kernel.backward_scratch(layer, grads));
+  run_team(plan_of(cell, layer, threads),
+           [&](const Team& team) { kernel.backward(layer, grads, team, scratch.get()); });
+}
+
+template void run_forward(int, const Layer<float>&, int);
+template void run_forward(int, const Layer<double>&, int);
+template void run_backward(int, const Layer<float>&, const Gradients<float>&, int);
+template void run_backward(int, const Layer<double>&, const Gradients<double>&, int);
+
+double peak_flops(bool float64, int threads, double seconds) {
+  const auto run = float64 ? kernels().peak_float64 : kernels().peak_float32;
+  double flops = 0;
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+#pragma omp parallel num_threads(threads) reduction(+ : flops)
+  while (elapsed() < seconds) flops += run(2000);
+  return flops / elapsed();
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,191 @@
+// The time loop over any cell, forward.
+//
+// A chunk of steps at a time: the input products of the chunk go straight into the slots of its steps,
+// then each step adds its recurrent products to them and applies the cell's formula, tile by tile.
+// Every pre-activation is bias, then input products, then recurrent products, each in the order of k.
+#pragma once
+
+#include "states.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+template <class Cell, class T>
+class Forward {
+ public:
+  // From a null base it only counts the scratch memory.
+  Forward(const Layer<T>& layer, const Team& team, void* base)
+      : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
+    const index step_bytes = saved_step<Cell, T>(layer.batch, layer.hidden) * sizeof(T);
+    chunk_ = chunk_steps(layer, step_bytes);
+    Arena arena(base);
+    const index padded = blocks_ * L;
+    input_panels_ = arena.template take<T>(padded * Cell::input.width() * layer.inputs);
+    for (int s = 0; s < Cell::stages; ++s)
+      stage_panels_[s] = arena.template take<T>(padded * Cell::recurrent[s].width() * layer.hidden);
+    bias_ = arena.template take<T>(padded * Cell::gates);
+    operand_ = arena.template take<T>(Cell::stages > 1 ? layer.batch * padded : 0);
+    c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
+    zeros_ = arena.template take<T>(padded);
+    state_ = {&layer_, zeros_, c0_, layer.saved, layer.steps};
+    if (!layer.saved) {
+      state_.ring = chunk_;
+      state_.slots = arena.template take<T>(chunk_ * step_bytes / index{sizeof(T)});
+    }
+    scratch_ = arena.used();
+  }
+
+  index scratch() const { return scratch_; }
+
+  void run() {
+    const FlushDenormals guard;
+    const Part part = part_of(team_, layer_.batch, blocks_);
+    prepare(part);
+    wait(team_);
+    for (index t0 = 0; t0 < layer_.steps; t0 += chunk_) {
+      const index t1 = t0 + chunk_ < layer_.steps ? t0 + chunk_ : layer_.steps;
+      project_inputs({t0, t1}, part);
+      for (index t = t0; t < t1; ++t) {
+        stage<0>(t, part);
+        if constexpr (Cell::stages > 1) stage<1>(t, part);
+        static_assert(Cell::stages <= 2);
+      }
+    }
+    write_final_states(part);
+  }
+
+ private:
+  static constexpr int L = lanes<T>;
+  static constexpr index group = 256;  // rows whose addresses are held at once
+
+  // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay
+  // in the L2 cache until the recurrence reads them. The same for any team, as is the scratch memory.
+  static index chunk_steps(const Layer<T>& layer, index step_bytes) {
+    constexpr index l2_share = 256 * 1024, fill = 48;
+    index steps = l2_share / (step_bytes + 1);
+    const index least = fill / (layer.batch + 1) + 1;
+    if (steps < least) steps = least;
+    return steps < layer.steps ? steps : layer.steps;
+  }
+
+  void prepare(Part part) {
+    // Each thread packs some blocks: its own ones where it alone needs them.
+    const Range packed = share(blocks_, team_.size, team_.rank);
+    for (index block = packed.begin; block < packed.end; ++block) {
+      const index unit = block * L, units = layer_.hidden - unit < L ? layer_.hidden - unit : L;
+      pack_forward<Cell>(input_panels_ + unit * Cell::input.width() * layer_.inputs, layer_.w_ih,
+                         layer_.hidden, layer_.inputs, Cell::input, unit, units);
+      for (int s = 0; s < Cell::stages; ++s)
+        pack_forward<Cell>(stage_panels_[s] + unit * Cell::recurrent[s].width() * layer_.hidden,
+                           layer_.w_hh, layer_.hidden, layer_.hidden, Cell::recurrent[s], unit, units);
+      for (int slot = 0; slot < Cell::gates; ++slot) {
+        const index offset = Cell::weight_block[slot] * layer_.hidden + unit;
+        bool recurrent = false;
+        for (Window w : Cell::recurrent) recurrent = recurrent || w.has(slot);
+        Vector<T> sum{};
+        if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units);
+        if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units);
+        store(bias_ + (block * Cell::gates + slot) * L, sum);
+      }
+    }
+    if constexpr (Cell::cell_state >= 0)
+      to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    if (team_.rank == 0)
+      for (index k = 0; k < blocks_ * L; ++k) zeros_[k] = 0;
+  }
+
+  void project_inputs(Range steps, Part part) {
+    constexpr int P = Cell::input.width();
+    const index batch = part.rows.size(), all = steps.size() * batch;
+    const index block_stride = layer_.batch * Cell::slots * L;
+    const Panels<T> panels{input_panels_, P * L * layer_.inputs, P * L};
+    for (index first = 0; first < all; first += group) {
+      const index rows = all - first < group ? all - first : group;
+      const T* x[group];
+      T* slots[group];
+      for (index r = 0; r < rows; ++r) {
+        const index t = steps.begin + (first + r) / batch, b = part.rows.begin + (first + r) % batch;
+        x[r] = layer_.x.data + t * layer_.x.step + b * layer_.x.row;
+        slots[r] = state_.slot(t, 0, b);
+      }
+      for_each_tile<T, P>(rows, part.blocks, [&](index row, int R, index block, int N, auto tile) {
+        T* c[accumulators];
+        for (int r = 0; r < R; ++r)
+          c[r] = slots[row + r] + block * block_stride + Cell::input.begin * L;
+        const T* bias = bias_ + block * Cell::gates * L;
+        tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
+             bias + Cell::input.begin * L, Cell::gates * L);
+        for (int slot = 0; slot < Cell::gates; ++slot)
+          if (!Cell::input.has(slot))
+            for (int n = 0; n < N; ++n)
+              for (int r = 0; r < R; ++r)
+                store(c[r] + n * block_stride + (slot - Cell::input.begin) * L,
+                      load(bias + (n * Cell::gates + slot) * L));
+      });
+    }
+  }
+
+  template <int s>
+  void stage(index t, Part part) {
+    constexpr Window window = Cell::recurrent[s];
+    constexpr int P = window.width();
+    if (team_.split == Split::units && (t > 0 || s > 0)) wait(team_);
+    const index padded = blocks_ * L, block_stride = layer_.batch * Cell::slots * L;
+    const Panels<T> panels{stage_panels_[s], P * L * layer_.hidden, P * L};
+    for (index first = part.rows.begin; first < part.rows.end; first += group) {
+      const index rows = part.rows.end - first < group ? part.rows.end - first : group;
+      const T* a[group];
+      for (index r = 0; r < rows; ++r)
+        a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
+      for_each_tile<T, P>(rows, part.blocks, [&](index row, int R, index block, int N, auto tile) {
+        T* c[accumulators];
+        for (int r = 0; r < R; ++r) c[r] = state_.slot(t, block, first + row + r) + window.begin * L;
+        tile(a + row, contiguous(layer_.hidden), panels.from(block), c, block_stride, nullptr, 0);
+        for (index n = block; n < block + N; ++n)
+          for (index b = first + row; b < first + row + R; ++b) apply<s>(t, n, b);
+      });
+    }
+  }
+
+  template <int s>
+  RNNFAST_INLINE void apply(index t, index block, index b) {
+    const index unit = block * L;
+    T* slots = state_.slot(t, block, b);
+    Vector<T> v[Cell::slots];
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::gates; ++slot) v[slot] = load(slots + slot * L);
+    const Vector<T> h = load_some(state_.h(t, b) + unit, layer_.hidden - unit);
+    const Vector<T> out = Cell::template forward<s>(v, h, state_.c(t, block, b));
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::slots; ++slot) store(slots + slot * L, v[slot]);
+    if constexpr (s + 1 < Cell::stages)
+      store(operand_ + b * blocks_ * L + unit, out);
+    else
+      store_some(layer_.y.data + t * layer_.y.step + b * layer_.y.row + unit, out,
+                 layer_.hidden - unit);
+  }
+
+  void write_final_states(Part part) {
+    for (index b = part.rows.begin; b < part.rows.end; ++b)
+      for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
+        const index unit = block * L, units = layer_.hidden - unit;
+        if (layer_.h_n.data)
+          store_some(layer_.h_n.data + b * layer_.h_n.row + unit,
+                     load_some(state_.h(layer_.steps, b) + unit, units), units);
+        if (layer_.c_n.data)
+          store_some(layer_.c_n.data + b * layer_.c_n.row + unit, state_.c(layer_.steps, block, b),
+                     units);
+      }
+  }
+
+  const Layer<T> layer_;
+  const Team team_;
+  const index blocks_;
+  index chunk_, scratch_;
+  T *input_panels_, *stage_panels_[Cell::stages];  // [blocks][k][gates of the window][lanes]
+  T* bias_;                                        // [blocks][gates][lanes]
+  T* operand_;                                     // [B][blocks][lanes], what a second stage multiplies
+  T *c0_, *zeros_;
+  States<Cell, T> state_;
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,201 @@
+// The one building block: rows times a packed panel, c[r] += sum over k of a[r][k] * b[k], and the
+// packing. The input projection, the recurrence, the backward recurrence, input gradients and weight
+// gradients are all this product (Georganas et al., arXiv 1906.06440).
+//
+// A panel holds P vectors for every k: [k][P][lanes]. Consecutive panels are consecutive blocks of
+// output columns. For a layer's forward weights the P vectors of a block are the gates of `lanes`
+// hidden units, so that a tile of c holds all gates of its units.
+#pragma once
+
+#include "parallel.h"
+#include "vec.h"
+
+#include "../cells.h"  // after the number type it is written on
+
+namespace rnnfast::RNNFAST_TARGET {
+
+// How many accumulators fit the registers, beside the operands.
+#if RNNFAST_VECTOR_REGISTERS >= 32
+inline constexpr int accumulators = 24;
+#else
+inline constexpr int accumulators = 12;
+#endif
+
+// The contraction index k runs over outer * inner; a row's element is at outer and inner strides.
+struct Depth {
+  index outer, outer_stride, inner, inner_stride;
+};
+
+constexpr Depth contiguous(index n) { return {1, 0, n, 1}; }
+
+template <class T>
+struct Panels {
+  const T* data;
+  index panel;  // from one panel to the next
+  index step;   // from one k to the next: P * lanes, or more where a panel is part of a wider one
+
+  constexpr Panels from(index n) const { return {data + n * panel, panel, step}; }
+};
+
+// Each of R rows (addresses in a) times N panels of P vectors. Row r's result in panel n is at
+// c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from c.
+// Every element is one chain of fused multiply-adds in the order of k, whatever R and N.
+template <class T, int R, int N, int P>
+void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_panel, const T* init,
+          index init_panel) {
+  using V = Vector<T>;
+  constexpr int L = lanes<T>;
+  V acc[R][N][P];
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r) {
+    const T* from = init ? init : c[r];
+    const index panel = init ? init_panel : c_panel;
+#pragma GCC unroll 32
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+      for (int p = 0; p < P; ++p) acc[r][n][p] = load(from + n * panel + p * L);
+  }
+  const T* row[R];
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r) row[r] = a[r];
+  const T* panel = b.data;
+  for (index outer = 0; outer < depth.outer; ++outer) {
+    index offset = outer * depth.outer_stride;
+    for (index inner = 0; inner < depth.inner; ++inner) {
+      V w[N][P];
+#pragma GCC unroll 32
+      for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) w[n][p] = load(panel + n * b.panel + p * L);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r) {
+        const V x = splat<V>(row[r][offset]);
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p) acc[r][n][p] = fma(x, w[n][p], acc[r][n][p]);
+      }
+      offset += depth.inner_stride;
+      panel += b.step;
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+      for (int p = 0; p < P; ++p) store(c[r] + n * c_panel + p * L, acc[r][n][p]);
+}
+
+template <class T>
+using TileFunction = void (*)(const T* const*, Depth, Panels<T>, T* const*, index, const T*, index);
+
+// Panels taken at once: wide tiles keep the arithmetic ahead of the loads, and give a few rows enough
+// independent accumulators.
+template <int P>
+inline constexpr int most_panels = P == 1 ? 4 : 2;
+template <int P, int N>
+inline constexpr int most_rows = P == 1 ? accumulators / 4 : accumulators / (N * P);
+
+template <class T, int P, int N, int... R>
+TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr TileFunction<T> table[] = {&tile<T, R + 1, N, P>...};
+  return table[rows - 1];
+}
+
+// Calls f(first row, rows, first panel, panels, tile function) for tiles that cover `rows` rows and the
+// panels in `panels`; all rows of a group of panels before the next group. The rows are shared evenly
+// among the tiles of a group.
+template <class T, int P, class F>
+RNNFAST_INLINE void for_each_tile(index rows, Range panels, F f) {
+  if (rows <= 0) return;
+  for (index panel = panels.begin; panel < panels.end;) {
+    const index left = panels.end - panel;
+    auto group = [&]<int N>(std::integral_constant<int, N>) {
+      constexpr int most = most_rows<P, N>;
+      const index tiles = (rows + most - 1) / most;
+      for (index i = 0; i < tiles; ++i) {
+        const index begin = rows * i / tiles;
+        const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
+        f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
+      }
+      panel += N;
+    };
+    if constexpr (P == 1) {
+      if (left >= 4)
+        group(std::integral_constant<int, 4>{});
+      else if (left >= 2)
+        group(std::integral_constant<int, 2>{});
+      else
+        group(std::integral_constant<int, 1>{});
+    } else {
+      // With enough rows one panel fills the registers; two would only shorten the rows.
+      if (left >= 2 && (P == 2 || rows <= most_rows<P, 2>))
+        group(std::integral_constant<int, 2>{});
+      else
+        group(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+// --- packing ---------------------------------------------------------------------------------------
+
+// One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit`, all
+// k < depth. Lanes past `units` are zero.
+template <class Cell, class T>
+void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
+                  index units) {
+  constexpr int L = lanes<T>;
+  const index step = window.width() * L;
+  for (int slot = window.begin; slot < window.end; ++slot, to += L) {
+    const T* from = w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+    index k = 0;
+    for (; k + L <= depth; k += L) {
+      Vector<T> v[L];
+#pragma GCC unroll 16
+      for (int u = 0; u < L; ++u) v[u] = u < units ? load(from + u * w.row + k) : Vector<T>{};
+      transpose<T>(v);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) store(to + (k + j) * step, v[j]);
+    }
+    for (; k < depth; ++k)
+      for (int u = 0; u < L; ++u) to[k * step + u] = u < units ? from[u * w.row + k] : T(0);
+  }
+}
+
+// The inverse, for gradients: a panel of the full window back to torch's layout.
+template <class Cell, class T>
+void unpack_forward(Matrix<T> w, const T* from, index hidden, index depth, Window window, index unit,
+                    index units) {
+  constexpr int L = lanes<T>;
+  const index step = window.width() * L;
+  for (int slot = window.begin; slot < window.end; ++slot, from += L) {
+    T* to = w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+    index k = 0;
+    for (; k + L <= depth; k += L) {
+      Vector<T> v[L];
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) v[j] = load(from + (k + j) * step);
+      transpose<T>(v);
+      for (index u = 0; u < units; ++u) store(to + u * w.row + k, v[u]);
+    }
+    for (; k < depth; ++k)
+      for (index u = 0; u < units; ++u) to[u * w.row + k] = from[k * step + u];
+  }
+}
+
+// One panel of `columns` columns from `column`, for products with the gradients of the gates: k runs
+// over (block of units, slot of the window, lane), as those gradients are stored. Lanes past the
+// matrix are zero.
+template <class Cell, class T>
+void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
+  constexpr int L = lanes<T>;
+  for (index unit = 0; unit < hidden; unit += L)
+    for (int slot = window.begin; slot < window.end; ++slot)
+      for (index u = unit; u < unit + L; ++u, to += L) {
+        const T* from = w.data + (Cell::weight_block[slot] * hidden + u) * w.row + column;
+        store(to, u < hidden ? load_some(from, columns) : Vector<T>{});
+      }
+}
+
+}  // namespace rnnfast::RNNFAST_TARGET

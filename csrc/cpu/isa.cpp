@@ -1,0 +1,73 @@
+// Compiled once for each instruction set; exports one table. Everything else stays in the namespace of
+// the instruction set (RNNFAST_TARGET), so that the linker can never share code between them.
+#include "kernels.h"
+
+#include "backward.h"
+#include "forward.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+namespace {
+
+template <class Cell, class T>
+index forward_scratch(const Layer<T>& layer) {
+  return Forward<Cell, T>(layer, {}, nullptr).scratch();
+}
+
+template <class Cell, class T>
+void forward(const Layer<T>& layer, const Team& team, void* scratch) {
+  Forward<Cell, T>(layer, team, scratch).run();
+}
+
+template <class Cell, class T>
+index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
+  return Backward<Cell, T>(layer, grads, {}, nullptr).scratch();
+}
+
+template <class Cell, class T>
+void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* scratch) {
+  Backward<Cell, T>(layer, grads, team, scratch).run();
+}
+
+template <class T, class... Cell>
+const CellKernels<T>* kernels_of(CellList<Cell...>) {
+  static constexpr CellKernels<T> table[] = {{&saved_step<Cell, T>, &forward_scratch<Cell, T>,
+                                              &forward<Cell, T>, &backward_scratch<Cell, T>,
+                                              &backward<Cell, T>}...};
+  return table;
+}
+
+template <class... Cell>
+const CellInfo* info_of(CellList<Cell...>) {
+  static constexpr CellInfo table[] = {
+      {Cell::name, Cell::weight_blocks, Cell::stages, Cell::cell_state >= 0}...};
+  return table;
+}
+
+template <class T>
+double peak(long rounds) {
+  using V = Vector<T>;
+  constexpr int chains = accumulators / 2;
+  V acc[chains];
+  V a = splat<V>(T(0.999)), b = splat<V>(T(1e-3));
+  for (int i = 0; i < chains; ++i) acc[i] = splat<V>(T(i));
+  for (long n = 0; n < rounds; ++n) {
+    __asm__ volatile("" : "+m"(a), "+m"(b));  // keeps the loop from being folded
+    const V x = a, y = b;
+#pragma GCC unroll 32
+    for (int repeat = 0; repeat < 16; ++repeat)
+#pragma GCC unroll 32
+      for (int i = 0; i < chains; ++i) acc[i] = fma(acc[i], x, y);
+  }
+  for (int i = 1; i < chains; ++i) acc[0] += acc[i];
+  __asm__ volatile("" : : "m"(acc[0]));
+  return 2.0 * 16 * chains * lanes<T> * static_cast<double>(rounds);
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    RNNFAST_ISA_NAME,           RNNFAST_VECTOR_BYTES,        Cells::size,  info_of(Cells{}),
+    kernels_of<float>(Cells{}), kernels_of<double>(Cells{}), &peak<float>, &peak<double>};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,68 @@
+// The plain structs that cross from the binding to a kernel. Strides are in elements. Every sequence is
+// time-major in meaning ([T, B, features]); batch_first and reversed directions are strides and a base
+// address, never a copy. Inputs may alias each other; an output aliases nothing else. Nothing here is
+// owned: all memory outlives the call, and the binding has checked every size.
+#pragma once
+
+#include <cstddef>
+
+namespace rnnfast {
+
+using index = std::ptrdiff_t;
+
+// Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null.
+template <class T>
+struct Sequence {
+  T* data;
+  index step, row;
+};
+
+// Element (r, k) lies at data[r * row + k]; features are contiguous. May be null.
+template <class T>
+struct Matrix {
+  T* data;
+  index row;
+};
+
+// One direction of one layer. G is the number of gate blocks in torch's weights.
+template <class T>
+struct Layer {
+  index steps, batch, inputs, hidden;
+  Sequence<const T> x;     // [T, B, I]
+  Matrix<const T> h0, c0;  // [B, H]; null means zeros; c0 only for cells with a cell state
+  Matrix<const T> w_ih;    // [G * H, I]
+  Matrix<const T> w_hh;    // [G * H, H]
+  const T *b_ih, *b_hh;    // [G * H]; null means zeros
+  Sequence<T> y;           // [T, B, H]; forward writes it and reads it back as the state
+  Matrix<T> h_n, c_n;      // [B, H]; null: not wanted
+  T* saved;                // [T][blocks][B][slots][lanes], see cells.h; null: inference
+};
+
+// What backward reads and writes besides the Layer of the forward call, whose y and saved it reads.
+template <class T>
+struct Gradients {
+  Sequence<const T> y;       // incoming, [T, B, H]; null means zeros
+  Matrix<const T> h_n, c_n;  // incoming, [B, H]; null means zeros
+  Sequence<T> x;             // the outgoing ones; null: not wanted
+  bool x_accumulate;         // add to x rather than overwrite it (the second direction of a layer)
+  Matrix<T> h0, c0;
+  Matrix<T> w_ih, w_hh;  // rows are contiguous in both
+  T *b_ih, *b_hh;
+};
+
+// How a call is shared among threads: by rows of the batch (no barrier in the time loop) or by blocks
+// of hidden units (one barrier a step).
+enum class Split { rows, units };
+
+struct Barrier {
+  alignas(64) int waiting;
+  alignas(64) int generation;
+};
+
+struct Team {
+  int rank, size;
+  Split split;
+  Barrier* barrier;
+};
+
+}  // namespace rnnfast

@@ -1,0 +1,147 @@
+#include "tensor.h"
+
+#include <cstring>
+
+namespace py = pybind11;
+
+namespace rnnfast {
+namespace {
+
+// The binary interface of DLPack 1, as far as it is used here.
+namespace dlpack {
+struct Tensor {
+  void* data;
+  std::int32_t device_type, device_id;
+  std::int32_t ndim;
+  std::uint8_t code, bits;
+  std::uint16_t dtype_lanes;
+  std::int64_t *shape, *strides;
+  std::uint64_t byte_offset;
+};
+struct Exchange {
+  std::uint32_t major, minor;
+  Exchange* previous;
+  void* allocate;
+  void* export_managed;
+  void* import_managed;
+  int (*view)(void* object, Tensor* out);  // non-owning; 0 on success
+  void* current_stream;
+};
+constexpr int cpu = 1, code_float = 2;
+}  // namespace dlpack
+
+// The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
+const dlpack::Exchange* exchange_of(PyTypeObject* type) {
+  struct Known {
+    PyTypeObject* type;
+    const dlpack::Exchange* table;
+  };
+  static Known known[4] = {};
+  static int next = 0;
+  for (const Known& k : known)
+    if (k.type == type) return k.table;
+  const dlpack::Exchange* table = nullptr;
+  PyObject* capsule =
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+  if (capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api"))
+    table = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  if (table && table->major != 1) table = nullptr;
+  PyErr_Clear();
+  Py_XDECREF(capsule);  // the type keeps it alive
+  Py_INCREF(type);
+  Py_XDECREF(known[next].type);
+  known[next] = {type, table};
+  next = (next + 1) % 4;
+  return table;
+}
+
+Dtype float_of_bytes(py::ssize_t bytes) {
+  return bytes == 4 ? Dtype::float32 : bytes == 8 ? Dtype::float64 : Dtype::other;
+}
+
+}  // namespace
+
+View::View(py::handle object, const char* name, bool writable) : name_(name) {
+  if (object.is_none()) return;
+  present_ = true;
+  if (!read_exchange_api(object) && !read_torch_methods(object)) read_buffer(object, writable);
+  for (int dim = 0; dim < dims_; ++dim)
+    if (writable && shape_[dim] > 1 && strides_[dim] == 0) refuse("its elements share memory");
+}
+
+View::~View() {
+  if (holds_buffer_) PyBuffer_Release(&buffer_);
+}
+
+void View::refuse(const std::string& why) const {
+  throw py::value_error(std::string(name_) + " cannot be used: " + why);
+}
+
+bool View::read_exchange_api(py::handle object) {
+  const dlpack::Exchange* table = exchange_of(Py_TYPE(object.ptr()));
+  if (!table) return false;
+  dlpack::Tensor t{};
+  if (table->view(object.ptr(), &t) != 0) throw py::error_already_set();
+  if (t.device_type != dlpack::cpu) refuse("it is not in CPU memory");
+  if (t.ndim > most_dims) refuse("it has " + std::to_string(t.ndim) + " dimensions");
+  data_ = static_cast<char*>(t.data) + t.byte_offset;
+  dims_ = t.ndim;
+  for (int dim = 0; dim < dims_; ++dim) {
+    shape_[dim] = t.shape[dim];
+    strides_[dim] = t.strides[dim];
+  }
+  if (t.code == dlpack::code_float && t.dtype_lanes == 1) dtype_ = float_of_bytes(t.bits / 8);
+  dtype_name_ = t.code == dlpack::code_float
+                    ? "float" + std::to_string(t.bits)
+                    : "DLPack type " + std::to_string(t.code) + ", " + std::to_string(t.bits) + " bits";
+  return true;
+}
+
+bool View::read_torch_methods(py::handle object) {
+  if (!py::hasattr(object, "data_ptr")) return false;
+  if (py::str(object.attr("device").attr("type")).cast<std::string>() != "cpu")
+    refuse("it is not in CPU memory");
+  data_ = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>());
+  const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
+  const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
+  if (shape.size() > most_dims) refuse("it has " + std::to_string(shape.size()) + " dimensions");
+  dims_ = static_cast<int>(shape.size());
+  for (int dim = 0; dim < dims_; ++dim) {
+    shape_[dim] = shape[dim];
+    strides_[dim] = strides[dim];
+  }
+  dtype_name_ = py::str(object.attr("dtype")).cast<std::string>();
+  if (dtype_name_.rfind("torch.", 0) == 0) dtype_name_ = dtype_name_.substr(6);
+  dtype_ = dtype_name_ == "float32"   ? Dtype::float32
+           : dtype_name_ == "float64" ? Dtype::float64
+                                      : Dtype::other;
+  return true;
+}
+
+void View::read_buffer(py::handle object, bool writable) {
+  const int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+  if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
+  holds_buffer_ = true;
+  if (buffer_.ndim > most_dims) refuse("it has " + std::to_string(buffer_.ndim) + " dimensions");
+  data_ = buffer_.buf;
+  dims_ = buffer_.ndim;
+  const std::string format = buffer_.format ? buffer_.format : "B";
+  if (format == "f" || format == "d") dtype_ = float_of_bytes(buffer_.itemsize);
+  dtype_name_ = format == "f" ? "float32" : format == "d" ? "float64" : "buffer format " + format;
+  for (int dim = 0; dim < dims_; ++dim) {
+    shape_[dim] = buffer_.shape[dim];
+    if (shape_[dim] > 1 && buffer_.strides[dim] % buffer_.itemsize != 0)
+      refuse("its strides are no multiple of its item size");
+    strides_[dim] = buffer_.strides[dim] / buffer_.itemsize;
+  }
+  if (reinterpret_cast<std::uintptr_t>(data_) % static_cast<std::uintptr_t>(buffer_.itemsize) != 0)
+    refuse("its memory is not aligned to its item size");
+}
+
+std::string View::shape_text() const {
+  std::string text = "(";
+  for (int dim = 0; dim < dims_; ++dim) text += (dim ? ", " : "") + std::to_string(shape_[dim]);
+  return text + (dims_ == 1 ? ",)" : ")");
+}
+
+}  // namespace rnnfast

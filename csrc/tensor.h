@@ -1,0 +1,53 @@
+// A view of a Python object's memory: a torch tensor or anything with the buffer protocol, such as a
+// NumPy array. torch tensors are read through the DLPack C exchange API (dlpack.h 1.2,
+// "DLPackExchangeAPI"), which costs nanoseconds, or by their Python methods where torch is too old to
+// have it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rnnfast {
+
+enum class Dtype { float32, float64, other };
+
+class View {
+ public:
+  static constexpr int most_dims = 3;
+
+  View() = default;  // null
+  View(pybind11::handle object, const char* name, bool writable);
+  ~View();
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+
+  explicit operator bool() const { return present_; }
+  const char* name() const { return name_; }
+  Dtype dtype() const { return dtype_; }
+  const std::string& dtype_name() const { return dtype_name_; }
+  int dims() const { return dims_; }
+  std::int64_t size(int dim) const { return shape_[dim]; }
+  std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
+  void* data() const { return data_; }
+  std::string shape_text() const;
+
+ private:
+  bool read_exchange_api(pybind11::handle object);
+  bool read_torch_methods(pybind11::handle object);
+  void read_buffer(pybind11::handle object, bool writable);
+  [[noreturn]] void refuse(const std::string& why) const;
+
+  const char* name_ = "";
+  bool present_ = false, holds_buffer_ = false;
+  Py_buffer buffer_{};
+  void* data_ = nullptr;
+  Dtype dtype_ = Dtype::other;
+  std::string dtype_name_;
+  int dims_ = 0;
+  std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
+};
+
+}  // namespace rnnfast

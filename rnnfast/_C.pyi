@@ -1,0 +1,33 @@
+"""The extension module. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
+
+from typing import Any
+
+Memory = Any
+
+def forward(
+    cell: int,
+    reverse: bool,
+    threads: int,
+    inputs: tuple[Memory | None, ...],  # x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    outputs: tuple[Memory | None, ...],  # y, h_n, c_n, saved
+    /,
+) -> None: ...
+def backward(
+    cell: int,
+    reverse: bool,
+    threads: int,
+    inputs: tuple[Memory | None, ...],
+    y: Memory,
+    saved: Memory,
+    grad_outputs: tuple[Memory | None, ...],  # of y, h_n, c_n
+    grad_inputs: tuple[Memory | None, ...],  # of x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    accumulate_dx: bool,
+    /,
+) -> None: ...
+def saved_size(cell: int, float64: bool, steps: int, batch: int, hidden: int, /) -> int: ...
+def cells() -> list[str]: ...
+def isa() -> str: ...
+def supported_isas() -> list[str]: ...
+def build_info() -> dict[str, Any]: ...
+def max_threads() -> int: ...
+def peak_flops(dtype: str, threads: int, seconds: float, /) -> float: ...

@@ -1,0 +1,168 @@
+"""The kernels on NumPy arrays, without torch.
+
+Weights have torch's layout: ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``, where the
+``G`` blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _C
+
+__all__ = ["CELLS", "Forward", "Gradients", "forward"]
+
+Array = npt.NDArray[np.floating]
+
+#: The names of the cells that :func:`forward` takes.
+CELLS: tuple[str, ...] = tuple(_C.cells())
+
+
+class Gradients(NamedTuple):
+    """Gradients with the shapes of what they belong to; a bias that was not given has None.
+
+    ``h0`` and ``c0`` are there whether or not states were given; ``c0`` is None for cells without a
+    cell state.
+    """
+
+    x: Array
+    h0: Array
+    c0: Array | None
+    w_ih: Array
+    w_hh: Array
+    b_ih: Array | None
+    b_hh: Array | None
+
+
+class _Call(NamedTuple):
+    cell: int
+    reverse: bool
+    threads: int
+    inputs: tuple[Array | None, ...]  # x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    saved: Array
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The outputs of one direction of one layer: ``y [T, B, H]``, ``h_n [B, H]``, ``c_n [B, H]``.
+
+    ``c_n`` is None for cells without a cell state.
+    """
+
+    y: Array
+    h_n: Array
+    c_n: Array | None
+    _call: _Call | None = field(default=None, repr=False)
+
+    def backward(
+        self, dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None
+    ) -> Gradients:
+        """Gradients of everything that forward was given.
+
+        Args:
+            dy: the gradient of ``y``, ``[T, B, H]``; None means zeros, as in the others.
+            dh_n: of ``h_n``, ``[B, H]``.
+            dc_n: of ``c_n``, ``[B, H]``.
+
+        The arrays given to forward, and ``y``, must not have changed since.
+
+        Raises:
+            RuntimeError: forward ran without ``save=True``.
+            ValueError: a shape does not match.
+            TypeError: a dtype does not match.
+        """
+        if self._call is None:
+            raise RuntimeError("backward needs forward(..., save=True)")
+        cell, reverse, threads, inputs, saved = self._call
+        x, _, _, *weights = inputs
+        grads = Gradients(
+            np.empty_like(x, order="C"),
+            np.empty_like(self.h_n),
+            None if self.c_n is None else np.empty_like(self.c_n),
+            *(w if w is None else np.empty_like(w, order="C") for w in weights),  # type: ignore[arg-type]
+        )
+        grad_outputs = (_rows(dy), _rows(dh_n), _rows(dc_n))
+        _C.backward(cell, reverse, threads, inputs, self.y, saved, grad_outputs, grads, False)
+        return grads
+
+
+def _rows(a: Array | None) -> Array | None:
+    """An array that the kernels can read: its last dimension contiguous. Copies only if it must."""
+    if a is None:
+        return None
+    a = np.asarray(a)
+    strides_fit = all(s % a.itemsize == 0 for s in a.strides) and a.flags.aligned
+    if a.ndim == 0 or (strides_fit and (a.shape[-1] <= 1 or a.strides[-1] == a.itemsize)):
+        return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+    return np.ascontiguousarray(a, a.dtype.newbyteorder("="))
+
+
+def forward(
+    cell: str,
+    x: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None = None,
+    b_hh: Array | None = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    reverse: bool = False,
+    save: bool = False,
+    threads: int | None = None,
+) -> Forward:
+    """Run one direction of one layer.
+
+    Args:
+        cell: one of :data:`CELLS`: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
+            compute it) or "gru_original" (Cho et al. 2014: the reset gate before the product).
+        x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
+            same dtype.
+        w_ih: ``[G * H, I]``.
+        w_hh: ``[G * H, H]``.
+        b_ih: ``[G * H]``; None means zeros.
+        b_hh: ``[G * H]``; None means zeros.
+        h0: the state before the first step, ``[B, H]``; None means zeros.
+        c0: the cell state before the first step, ``[B, H]``, LSTM only; None means zeros.
+        reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
+        save: keep what :meth:`Forward.backward` needs.
+        threads: how many threads the call may use; None means OpenMP's own setting.
+
+    Raises:
+        ValueError: the cell is unknown or a shape does not match.
+        TypeError: a dtype is not float32 or float64, or differs from that of ``x``.
+
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
+    if threads is None:
+        threads = _C.max_threads()
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; expected at least 1")
+    for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
+        if required is None:
+            raise TypeError(f"{name} must be an array, not None")
+    inputs = tuple(map(_rows, (x, h0, c0, w_ih, w_hh, b_ih, b_hh)))
+    x, w_hh = np.asarray(x), np.asarray(w_hh)
+    dtype = x.dtype.newbyteorder("=")
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {x.shape}; expected (T, B, I)")
+    if w_hh.ndim != 2:
+        raise ValueError(f"w_hh has shape {w_hh.shape}; expected (G * H, H)")
+    (steps, batch, _), hidden = x.shape, w_hh.shape[1]
+    number = CELLS.index(cell)
+    y = np.empty((steps, batch, hidden), dtype)
+    h_n = np.empty((batch, hidden), dtype)
+    c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
+    saved: Array | None = None
+    if save:
+        saved = np.empty(_C.saved_size(number, dtype == np.float64, steps, batch, hidden), dtype)
+    _C.forward(number, reverse, threads, inputs, (y, h_n, c_n, saved))
+    call = None if saved is None else _Call(number, reverse, threads, inputs, saved)
+    return Forward(y, h_n, c_n, call)

@@ -1,0 +1,192 @@
+"""One autograd Function for every cell: a layer, in one direction or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import eager, ops
+
+Outputs = tuple[Tensor, Tensor, Tensor | None]
+
+
+class Spec(NamedTuple):
+    """What a layer is, beside its tensors."""
+
+    cell: str
+    bias: bool
+    directions: int
+    batch_first: bool  # of the memory of y; tensors here are always [T, B, features]
+
+    def weights(self, tensors: Sequence[Any], direction: int) -> tuple[Any, Any, Any, Any]:
+        """The four entries of one direction in a flat list of weights (or of their gradients)."""
+        each = 4 if self.bias else 2
+        w = tensors[direction * each : (direction + 1) * each]
+        return (w[0], w[1], w[2], w[3]) if self.bias else (w[0], w[1], None, None)
+
+
+def layer(
+    spec: Spec, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
+) -> Outputs:
+    """Run a layer: ``x [T, B, I]`` and states ``[D, B, H]`` to ``y [T, B, D * H]`` and states.
+
+    ``weights`` is flat, direction by direction, in torch's order. A state that is None means zeros;
+    ``c_n`` is None for cells without a cell state.
+    """
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, h0, c0, *weights)
+    ):
+        outputs: Outputs = _Layer.apply(spec, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+        return outputs
+    return _forward(spec, x, h0, c0, weights, None)
+
+
+def _forward(
+    spec: Spec,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: list[Tensor] | None,
+) -> Outputs:
+    cell, has_c = ops.CELLS[spec.cell], spec.cell == "lstm"
+    steps, batch, _ = x.shape
+    hidden = weights[1].size(1)
+    if spec.batch_first:
+        y = x.new_empty(batch, steps, spec.directions * hidden).transpose(0, 1)
+    else:
+        y = x.new_empty(steps, batch, spec.directions * hidden)
+    h_n = x.new_empty(spec.directions, batch, hidden)
+    c_n = torch.empty_like(h_n) if has_c else None
+    for d in range(spec.directions):
+        if saved is not None:
+            saved.append(ops.new_saved(cell, x, hidden))
+        inputs = ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d))
+        outputs = ops.Outputs(_half(y, d, hidden), _of(h_n, d), _of(c_n, d))
+        ops.forward(cell, d == 1, inputs, outputs, saved[d] if saved else None)
+    return y, h_n, c_n
+
+
+def _of(state: Tensor | None, direction: int) -> Tensor | None:
+    return None if state is None else state[direction]
+
+
+def _half(y: Tensor, direction: int, hidden: int) -> Tensor:
+    return y.narrow(2, direction * hidden, hidden) if y.size(2) != hidden else y
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        spec: Spec,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> Outputs:
+        saved: list[Tensor] = []
+        y, h_n, c_n = _forward(spec, x, h0, c0, weights, saved)
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, c0, y, *saved, *weights)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        spec: Spec = ctx.spec
+        x, h0, c0, y, *rest = ctx.saved_tensors
+        saved, weights = rest[: spec.directions], rest[spec.directions :]
+        wanted = ctx.needs_input_grad[1:]
+        if all(g is None for g in grads):
+            return (None,) * (len(wanted) + 1)
+        if torch.is_grad_enabled():  # a graph of this backward is wanted
+            return (None, *_differentiable(spec, x, h0, c0, weights, grads, wanted))
+        return (None, *_backward(spec, x, h0, c0, weights, y, saved, grads, wanted))
+
+
+def _backward(
+    spec: Spec,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    def empty(t: Tensor | None, wants: bool) -> Tensor | None:
+        if t is None or not wants:
+            return None
+        return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+    hidden = weights[1].size(1)
+    dy, dh_n, dc_n = grads
+    dx, dh0, dc0, *dweights = map(empty, (x, h0, c0, *weights), wanted)
+    for d in range(spec.directions):
+        ops.backward(
+            ops.CELLS[spec.cell],
+            d == 1,
+            ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d)),
+            _half(y, d, hidden),
+            saved[d],
+            ops.Outputs(None if dy is None else _half(dy, d, hidden), _of(dh_n, d), _of(dc_n, d)),
+            ops.Inputs(dx, _of(dh0, d), _of(dc0, d), *spec.weights(dweights, d)),
+            accumulate_dx=d == 1,
+        )
+    return (dx, dh0, dc0, *dweights)
+
+
+def _differentiable(
+    spec: Spec,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The same gradients as differentiable functions of the inputs and of ``grads``."""
+    outputs = eager_layer(spec, x, h0, c0, weights)
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
+    tensors = (x, h0, c0, *weights)
+    inputs = [t for t, w in zip(tensors, wanted, strict=True) if w and t is not None]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if wants else None for wants in wanted)
+
+
+def eager_layer(
+    spec: Spec, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
+) -> Outputs:
+    """:func:`layer` in torch operators."""
+    hidden = weights[1].size(1)
+    zeros = x.new_zeros(x.size(1), hidden)
+    has_c = spec.cell == "lstm"
+    runs = [
+        eager.layer(
+            spec.cell,
+            x,
+            zeros if h0 is None else h0[d],
+            (zeros if c0 is None else c0[d]) if has_c else None,
+            spec.weights(weights, d),
+            d == 1,
+        )
+        for d in range(spec.directions)
+    ]
+    return (
+        torch.cat([y for y, _, _ in runs], 2),
+        torch.stack([h for _, h, _ in runs]),
+        torch.stack([c for _, _, c in runs if c is not None]) if has_c else None,
+    )

@@ -1,0 +1,114 @@
+"""accelerate(model): a model's recurrent modules of torch.nn become rnnfast's, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from . import nn
+
+__all__ = ["Entry", "Report", "accelerate", "restore"]
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+_RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
+_REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.RNN: nn.RNN,
+    torch.nn.LSTM: nn.LSTM,
+    torch.nn.GRU: nn.GRU,
+    torch.nn.RNNCell: nn.RNNCell,
+    torch.nn.LSTMCell: nn.LSTMCell,
+    torch.nn.GRUCell: nn.GRUCell,
+}
+_ORIGINALS = {new: old for old, new in _REPLACEMENTS.items()}
+
+
+class Entry(NamedTuple):
+    """What became of one recurrent module."""
+
+    name: str  # its name in the model; "" for the model itself
+    module: str  # its class
+    replaced: bool
+    reason: str
+
+
+class Report(NamedTuple):
+    """What :func:`accelerate` did; ``str()`` gives a line for each module."""
+
+    entries: tuple[Entry, ...]
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "rnnfast.accelerate: the model has no recurrent modules of torch.nn"
+        done = sum(e.replaced for e in self.entries)
+        lines = [f"rnnfast.accelerate: replaced {done} of {len(self.entries)} recurrent modules"]
+        for e in self.entries:
+            mark = "replaced" if e.replaced else "left"
+            lines.append(f"  {mark:8} {e.name or '(the model)'}: {e.module}, {e.reason}")
+        return "\n".join(lines)
+
+
+def accelerate(model: Model, report: Callable[[Report], object] | None = print) -> Model:
+    """Make every eligible torch.nn RNN, LSTM, GRU or cell of ``model`` rnnfast's, and return ``model``.
+
+    A module changes its class and nothing else: it stays the same object with the same parameters,
+    buffers, hooks and name, so optimizers and references made before still work. Subclasses, modules
+    whose ``forward`` was replaced, TorchScript modules and projections are left as they are.
+
+    Args:
+        model: any module; it may itself be recurrent.
+        report: called with a :class:`Report` of what was replaced, what was left, and why; None for
+            silence.
+
+    """
+    entries: list[Entry] = []
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, _RECURRENT) or type(module) in _ORIGINALS:
+            continue
+        reason = _obstacle(module)
+        entries.append(
+            Entry(
+                name,
+                type(module).__name__,
+                reason is None,
+                reason or "now runs on rnnfast's kernels",
+            )
+        )
+        if reason is None:
+            module.__class__ = _REPLACEMENTS[type(module)]  # type: ignore[assignment]
+    if report is not None:
+        report(Report(tuple(entries)))
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo :func:`accelerate`: rnnfast's modules become torch.nn's again, in place; returns ``model``.
+
+    A ``GRU`` or ``GRUCell`` with ``reset_after=False`` has no counterpart in torch.nn.
+
+    Raises:
+        ValueError: such a module is in the model; nothing is changed.
+
+    """
+    modules = [(name, m) for name, m in model.named_modules() if type(m) in _ORIGINALS]
+    for name, module in modules:
+        if getattr(module, "reset_after", True) is False:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__} with reset_after=False, "
+                "which torch.nn does not have"
+            )
+    for _, module in modules:
+        module.__class__ = _ORIGINALS[type(module)]
+    return model
+
+
+def _obstacle(module: torch.nn.Module) -> str | None:
+    if type(module) not in _REPLACEMENTS:
+        return "a subclass may have changed what it computes"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    if getattr(module, "proj_size", 0) > 0:
+        return "no kernel covers projections yet"
+    return None

@@ -1,0 +1,58 @@
+"""Every cell as a loop of torch operators: slow, and differentiable in every way that torch knows.
+
+The kernels give first derivatives; higher ones, forward mode and function transforms come from here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def step(
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One step: ``x [B, I]``, ``h`` and ``c [B, H]`` to the new ``h`` and ``c``."""
+    a = F.linear(x, w_ih, b_ih)
+    if cell == "gru_original":
+        hidden = h.size(-1)
+        bias = (None, None) if b_hh is None else (b_hh[: 2 * hidden], b_hh[2 * hidden :])
+        r, z = (a[:, : 2 * hidden] + F.linear(h, w_hh[: 2 * hidden], bias[0])).sigmoid().chunk(2, 1)
+        n = torch.tanh(a[:, 2 * hidden :] + F.linear(r * h, w_hh[2 * hidden :], bias[1]))
+        return n + z * (h - n), None
+    u = F.linear(h, w_hh, b_hh)
+    if cell == "gru":
+        (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, 1), u.chunk(3, 1)
+        r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
+        n = torch.tanh(a_n + r * u_n)
+        return n + z * (h - n), None
+    if cell == "lstm":
+        assert c is not None
+        i, f, g, o = (a + u).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+    return (torch.tanh(a + u) if cell == "rnn_tanh" else torch.relu(a + u)), None
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, H]``, ``h_n`` and ``c_n [B, H]``."""
+    y: list[Tensor] = []
+    for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
+        h, c = step(cell, x_t, h, c, *weights)
+        y.append(h)
+    return torch.stack(y[::-1] if reverse else y), h, c

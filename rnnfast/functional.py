@@ -1,0 +1,68 @@
+"""Layers, directions, dropout: what lies between a module and one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import autograd
+from .autograd import Outputs, Spec
+
+
+def recurrent(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    fused: bool = True,
+) -> Outputs:
+    """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
+
+    ``x [T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or None
+    for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n`` and
+    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. With ``fused=False``
+    torch's operators compute it, differentiable in every way.
+    """
+    directions = 2 if bidirectional else 1
+    layer = autograd.layer if fused else autograd.eager_layer
+    per_layer = len(weights) // num_layers
+    y = x.transpose(0, 1) if batch_first else x
+    h_n: list[Tensor] = []
+    c_n: list[Tensor] = []
+    for k in range(num_layers):
+        if k > 0 and dropout > 0 and training:
+            y = F.dropout(y, dropout)  # time-major, as torch's is: the same mask from the same seed
+        y, h, c = layer(
+            Spec(cell, bias, directions, batch_first and k == num_layers - 1),
+            y,
+            _layer_state(h0, k, num_layers, directions),
+            _layer_state(c0, k, num_layers, directions),
+            weights[k * per_layer : (k + 1) * per_layer],
+        )
+        h_n.append(h)
+        if c is not None:
+            c_n.append(c)
+    if batch_first:
+        y = y.transpose(0, 1)
+    return y, _joined(h_n), _joined(c_n) if c_n else None
+
+
+def _layer_state(state: Tensor | None, k: int, layers: int, directions: int) -> Tensor | None:
+    if state is None or layers == 1:
+        return state
+    return state[k * directions : (k + 1) * directions]
+
+
+def _joined(states: list[Tensor]) -> Tensor:
+    return states[0] if len(states) == 1 else torch.cat(states)

@@ -1,0 +1,75 @@
+"""One direction of one layer on torch tensors: allocates what the kernels write, and calls them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+#: A cell's number in the extension's table, by name.
+CELLS: dict[str, int] = {name: number for number, name in enumerate(_C.cells())}
+
+
+class Inputs(NamedTuple):
+    """What one direction of one layer reads; what its backward writes gradients of."""
+
+    x: Tensor | None  # [T, B, I]
+    h0: Tensor | None  # [B, H]; None means zeros
+    c0: Tensor | None
+    w_ih: Tensor | None  # [G * H, I]
+    w_hh: Tensor | None  # [G * H, H]
+    b_ih: Tensor | None  # [G * H]; None means zeros
+    b_hh: Tensor | None
+
+
+class Outputs(NamedTuple):
+    """What it writes. In a gradient None means zeros."""
+
+    y: Tensor | None  # [T, B, H]
+    h_n: Tensor | None  # [B, H]
+    c_n: Tensor | None
+
+
+def rows(t: Tensor | None) -> Tensor | None:
+    """A tensor that the kernels can read: its last dimension contiguous. Copies only if it must."""
+    if t is None or t.stride(-1) == 1 or t.size(-1) <= 1:
+        return t
+    return t.contiguous()
+
+
+def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
+    """Uninitialised memory for what backward needs of one direction."""
+    size = _C.saved_size(cell, x.dtype == torch.float64, x.size(0), x.size(1), hidden)
+    return x.new_empty(size)
+
+
+def forward(cell: int, reverse: bool, inputs: Inputs, outputs: Outputs, saved: Tensor | None) -> None:
+    """Run one direction of one layer; ``outputs`` and ``saved`` are written."""
+    _C.forward(cell, reverse, torch.get_num_threads(), tuple(map(rows, inputs)), (*outputs, saved))
+
+
+def backward(
+    cell: int,
+    reverse: bool,
+    inputs: Inputs,
+    y: Tensor,
+    saved: Tensor,
+    grad_outputs: Outputs,
+    grad_inputs: Inputs,
+    accumulate_dx: bool,
+) -> None:
+    """Write the gradients in ``grad_inputs`` that are not None; ``x``'s is added to on request."""
+    _C.backward(
+        cell,
+        reverse,
+        torch.get_num_threads(),
+        tuple(map(rows, inputs)),
+        y,
+        saved,
+        tuple(map(rows, grad_outputs)),
+        grad_inputs,
+        accumulate_dx,
+    )
