@@ -128,6 +128,8 @@ class Backward {
     Vector<T> dh = load(dh_ + at), dc{}, grad;
     if constexpr (Cell::cell_state >= 0) dc = load(dc_ + at);
     T* out = d(block, i, b);
+    // Other threads may be reading the rest, which the last stage wrote.
+    constexpr Window own = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
     if constexpr (s == last) {
       grad = dh;
       if (grads_.y.data)
@@ -137,14 +139,14 @@ class Backward {
     } else {
       grad = load(dq_ + at);
 #pragma GCC unroll 8
-      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = load(out + slot * L);
+      for (int slot = own.begin; slot < own.end; ++slot) dv[slot] = load(out + slot * L);
       store(operand_ + (i * layer_.batch + b) * blocks_ * L + unit, Cell::operand(v, h));
     }
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
     store(dh_ + at, dh);
     if constexpr (Cell::cell_state >= 0) store(dc_ + at, dc);
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::gates; ++slot)
+    for (int slot = own.begin; slot < own.end; ++slot)
       // Padding must stay zero: an infinite input would make it NaN, and the products would spread it.
       store(out + slot * L, units < L ? first_lanes<T>(dv[slot], units) : dv[slot]);
   }

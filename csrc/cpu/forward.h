@@ -68,60 +68,97 @@ class Forward {
   }
 
   void prepare(Part part) {
-    // Each thread packs some blocks: its own ones where it alone needs them.
-    const Range packed = share(blocks_, team_.size, team_.rank);
-    for (index block = packed.begin; block < packed.end; ++block) {
-      const index unit = block * L, units = layer_.hidden - unit < L ? layer_.hidden - unit : L;
-      pack_forward<Cell>(input_panels_ + unit * Cell::input.width() * layer_.inputs, layer_.w_ih,
-                         layer_.hidden, layer_.inputs, Cell::input, unit, units);
-      for (int s = 0; s < Cell::stages; ++s)
-        pack_forward<Cell>(stage_panels_[s] + unit * Cell::recurrent[s].width() * layer_.hidden,
-                           layer_.w_hh, layer_.hidden, layer_.hidden, Cell::recurrent[s], unit, units);
-      for (int slot = 0; slot < Cell::gates; ++slot) {
-        const index offset = Cell::weight_block[slot] * layer_.hidden + unit;
-        bool recurrent = false;
-        for (Window w : Cell::recurrent) recurrent = recurrent || w.has(slot);
-        Vector<T> sum{};
-        if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units);
-        if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units);
-        store(bias_ + (block * Cell::gates + slot) * L, sum);
-      }
-    }
+    // Each thread prepares some blocks: its own ones where it alone needs them.
+    const Range blocks = share(blocks_, team_.size, team_.rank);
+    if (!stream_inputs()) pack(Cell::input, layer_.w_ih, layer_.inputs, blocks, input_panels_);
+    for (int s = 0; s < Cell::stages && !stream_stages(); ++s)
+      pack(Cell::recurrent[s], layer_.w_hh, layer_.hidden, blocks, stage_panels_[s]);
+    for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
       to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
     if (team_.rank == 0)
       for (index k = 0; k < blocks_ * L; ++k) zeros_[k] = 0;
   }
 
+  // Weights that are read once are not worth a packed copy of them all: a few blocks at a time are
+  // packed, used while they are in the cache, and overwritten by the next.
+  bool own_blocks() const { return team_.split == Split::units || team_.size == 1; }
+  bool stream_inputs() const { return own_blocks() && chunk_ == layer_.steps; }
+  bool stream_stages() const { return own_blocks() && layer_.steps == 1; }
+
+  void pack(Window window, Matrix<const T> w, index depth, Range blocks, T* panels) const {
+    for (index block = blocks.begin; block < blocks.end; ++block)
+      pack_forward<Cell>(panels + block * window.width() * L * depth, w, layer_.hidden, depth, window,
+                         block * L, units(block));
+  }
+
+  index units(index block) const {
+    const index left = layer_.hidden - block * L;
+    return left < L ? left : L;
+  }
+
+  void sum_biases(index block) {
+    for (int slot = 0; slot < Cell::gates; ++slot) {
+      const index offset = Cell::weight_block[slot] * layer_.hidden + block * L;
+      bool recurrent = false;
+      for (Window w : Cell::recurrent) recurrent = recurrent || w.has(slot);
+      Vector<T> sum{};
+      if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units(block));
+      if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units(block));
+      store(bias_ + (block * Cell::gates + slot) * L, sum);
+    }
+  }
+
+  // Calls f(blocks, panels) for the packed panels of the thread's blocks: once for all of them, or
+  // where the weights are streamed for a few at a time, packed just before.
+  template <int P, class F>
+  void for_panels(bool stream, Window window, Matrix<const T> w, index depth, T* to, Range blocks, F f) {
+    const Panels<T> all{to, P * L * depth, P * L};
+    if (!stream) return f(blocks, all);
+    for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
+      const index end = block + most_panels<P>;
+      const Range few{block, end < blocks.end ? end : blocks.end};
+      T* reused = to - (block - blocks.begin) * all.panel;
+      pack(window, w, depth, few, reused);
+      f(few, Panels<T>{reused, all.panel, all.step});
+    }
+  }
+
   void project_inputs(Range steps, Part part) {
     constexpr int P = Cell::input.width();
     const index batch = part.rows.size(), all = steps.size() * batch;
     const index block_stride = layer_.batch * Cell::slots * L;
-    const Panels<T> panels{input_panels_, P * L * layer_.inputs, P * L};
-    for (index first = 0; first < all; first += group) {
-      const index rows = all - first < group ? all - first : group;
-      const T* x[group];
-      T* slots[group];
-      for (index r = 0; r < rows; ++r) {
-        const index t = steps.begin + (first + r) / batch, b = part.rows.begin + (first + r) % batch;
-        x[r] = layer_.x.data + t * layer_.x.step + b * layer_.x.row;
-        slots[r] = state_.slot(t, 0, b);
+    for_panels<P>(stream_inputs(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
+                  [&](Range blocks, Panels<T> panels) {
+      for (index first = 0; first < all; first += group) {
+        const index rows = all - first < group ? all - first : group;
+        const T* x[group];
+        T* slots[group];
+        for (index r = 0; r < rows; ++r) {
+          const index t = steps.begin + (first + r) / batch, b = part.rows.begin + (first + r) % batch;
+          x[r] = layer_.x.data + t * layer_.x.step + b * layer_.x.row;
+          slots[r] = state_.slot(t, 0, b);
+        }
+        for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
+          T* c[accumulators];
+          for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
+          start_from_bias(c, R, block, N);
+          for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
+          tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
+               bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
+        });
       }
-      for_each_tile<T, P>(rows, part.blocks, [&](index row, int R, index block, int N, auto tile) {
-        T* c[accumulators];
-        for (int r = 0; r < R; ++r)
-          c[r] = slots[row + r] + block * block_stride + Cell::input.begin * L;
-        const T* bias = bias_ + block * Cell::gates * L;
-        tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
-             bias + Cell::input.begin * L, Cell::gates * L);
-        for (int slot = 0; slot < Cell::gates; ++slot)
-          if (!Cell::input.has(slot))
-            for (int n = 0; n < N; ++n)
-              for (int r = 0; r < R; ++r)
-                store(c[r] + n * block_stride + (slot - Cell::input.begin) * L,
-                      load(bias + (n * Cell::gates + slot) * L));
-      });
-    }
+    });
+  }
+
+  // Gates that the input does not feed.
+  void start_from_bias(T* const* slots, int R, index block, int N) {
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      if (!Cell::input.has(slot))
+        for (int n = 0; n < N; ++n)
+          for (int r = 0; r < R; ++r)
+            store(slots[r] + n * layer_.batch * Cell::slots * L + slot * L,
+                  load(static_cast<const T*>(bias_) + ((block + n) * Cell::gates + slot) * L));
   }
 
   template <int s>
@@ -130,20 +167,23 @@ class Forward {
     constexpr int P = window.width();
     if (team_.split == Split::units && (t > 0 || s > 0)) wait(team_);
     const index padded = blocks_ * L, block_stride = layer_.batch * Cell::slots * L;
-    const Panels<T> panels{stage_panels_[s], P * L * layer_.hidden, P * L};
-    for (index first = part.rows.begin; first < part.rows.end; first += group) {
-      const index rows = part.rows.end - first < group ? part.rows.end - first : group;
-      const T* a[group];
-      for (index r = 0; r < rows; ++r)
-        a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
-      for_each_tile<T, P>(rows, part.blocks, [&](index row, int R, index block, int N, auto tile) {
-        T* c[accumulators];
-        for (int r = 0; r < R; ++r) c[r] = state_.slot(t, block, first + row + r) + window.begin * L;
-        tile(a + row, contiguous(layer_.hidden), panels.from(block), c, block_stride, nullptr, 0);
-        for (index n = block; n < block + N; ++n)
-          for (index b = first + row; b < first + row + R; ++b) apply<s>(t, n, b);
-      });
-    }
+    for_panels<P>(stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
+                  [&](Range blocks, Panels<T> panels) {
+      for (index first = part.rows.begin; first < part.rows.end; first += group) {
+        const index rows = part.rows.end - first < group ? part.rows.end - first : group;
+        const T* a[group];
+        for (index r = 0; r < rows; ++r)
+          a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
+        for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
+          T* c[accumulators];
+          for (int r = 0; r < R; ++r)
+            c[r] = state_.slot(t, block, first + row + r) + window.begin * L;
+          tile(a + row, contiguous(layer_.hidden), panels.from(block), c, block_stride, nullptr, 0);
+          for (index n = block; n < block + N; ++n)
+            for (index b = first + row; b < first + row + R; ++b) apply<s>(t, n, b);
+        });
+      }
+    });
   }
 
   template <int s>

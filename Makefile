@@ -1,0 +1,44 @@
+# make demo    what rnnfast is for, on this machine, in under three minutes
+# make test    every test
+# Both make their own environment first, and need only Python 3.10+, a C++20 compiler and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/rnnfast demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+bench: $(VENV)/installed
+	$(BIN)/rnnfast bench
+
+lint: $(VENV)/linters
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/mypy
+
+format: $(VENV)/linters
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+# The build tools live in the environment, so that the editable install can rebuild itself on import.
+$(VENV)/installed: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group build --group test
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/linters: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV)

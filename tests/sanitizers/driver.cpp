@@ -1,0 +1,159 @@
+// Runs every cell of one instruction set, forward and backward, on buffers of exactly the promised size
+// and with teams of plain threads, so that the address and thread sanitizers see all that a kernel
+// touches. Outputs and gradients must not depend on the team.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+extern const Kernels kernels;
+}
+
+namespace rnnfast {
+namespace {
+
+const Kernels& table = RNNFAST_TARGET::kernels;
+
+template <class T>
+const CellKernels<T>& kernels_of(int cell);
+template <>
+const CellKernels<float>& kernels_of<float>(int cell) {
+  return table.float32[cell];
+}
+template <>
+const CellKernels<double>& kernels_of<double>(int cell) {
+  return table.float64[cell];
+}
+
+template <class Work>
+void run_team(int size, Split split, Work work) {
+  Barrier barrier{};
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank)
+    threads.emplace_back([&, rank] { work(Team{rank, size, split, &barrier}); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct Sizes {
+  index steps, batch, inputs, hidden;
+};
+
+template <class T>
+using Numbers = std::vector<T>;
+
+template <class T>
+std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool states, bool save) {
+  std::mt19937 random(42);
+  std::normal_distribution<T> normal;
+  const auto numbers = [&](index count) {
+    Numbers<T> v(static_cast<std::size_t>(count));
+    for (T& x : v) x = T(0.3) * normal(random);
+    return v;
+  };
+  const CellInfo& info = table.info[cell];
+  const CellKernels<T>& kernel = kernels_of<T>(cell);
+  const index gates = info.weight_blocks * n.hidden, state = n.batch * n.hidden;
+  const index rows = n.steps * n.batch;
+  Numbers<T> x = numbers(rows * n.inputs), h0 = numbers(state), c0 = numbers(state);
+  Numbers<T> w_ih = numbers(gates * n.inputs), w_hh = numbers(gates * n.hidden);
+  Numbers<T> b_ih = numbers(gates), b_hh = numbers(gates);
+  Numbers<T> dy = numbers(rows * n.hidden), dh_n = numbers(state), dc_n = numbers(state);
+  const auto poisoned = [](std::size_t count) { return Numbers<T>(count, std::nan("")); };
+  Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(h0.size());
+  Numbers<T> saved =
+      poisoned(static_cast<std::size_t>(n.steps * kernel.saved_step(n.batch, n.hidden)));
+  const bool c = info.cell_state;
+  const Layer<T> layer{n.steps,
+                       n.batch,
+                       n.inputs,
+                       n.hidden,
+                       {x.data(), n.batch * n.inputs, n.inputs},
+                       {states ? h0.data() : nullptr, n.hidden},
+                       {states && c ? c0.data() : nullptr, n.hidden},
+                       {w_ih.data(), n.inputs},
+                       {w_hh.data(), n.hidden},
+                       states ? b_ih.data() : nullptr,
+                       b_hh.data(),
+                       {y.data(), n.batch * n.hidden, n.hidden},
+                       {h_n.data(), n.hidden},
+                       {c ? c_n.data() : nullptr, n.hidden},
+                       save ? saved.data() : nullptr};
+  const auto scratch = [](index bytes) {
+    const std::size_t size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
+    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, size), &std::free);
+    std::memset(memory.get(), 0xff, size);  // NaN: what is read before it is written shows
+    return memory;
+  };
+  {
+    const auto memory = scratch(kernel.forward_scratch(layer));
+    run_team(team_size, split, [&](const Team& team) { kernel.forward(layer, team, memory.get()); });
+  }
+  std::vector<Numbers<T>> results{y, h_n, c_n};
+  if (!save) return results;
+  Numbers<T> dx(x.size()), dh0 = poisoned(h0.size()), dc0(h0.size());
+  Numbers<T> dw_ih = poisoned(w_ih.size()), dw_hh = poisoned(w_hh.size());
+  Numbers<T> db_ih = poisoned(b_ih.size()), db_hh = poisoned(b_hh.size());
+  const Gradients<T> grads{{dy.data(), n.batch * n.hidden, n.hidden},
+                           {dh_n.data(), n.hidden},
+                           {c ? dc_n.data() : nullptr, n.hidden},
+                           {dx.data(), n.batch * n.inputs, n.inputs},
+                           true,
+                           {dh0.data(), n.hidden},
+                           {c ? dc0.data() : nullptr, n.hidden},
+                           {dw_ih.data(), n.inputs},
+                           {dw_hh.data(), n.hidden},
+                           db_ih.data(),
+                           db_hh.data()};
+  const auto memory = scratch(kernel.backward_scratch(layer, grads));
+  run_team(team_size, split,
+           [&](const Team& team) { kernel.backward(layer, grads, team, memory.get()); });
+  for (const Numbers<T>& v : {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh}) results.push_back(v);
+  return results;
+}
+
+template <class T>
+int check(int cell, Sizes n) {
+  int failures = 0;
+  for (const bool states : {false, true}) {
+    const auto expected = run<T>(cell, n, 1, Split::rows, states, true);
+    const auto differ = [&](const std::vector<Numbers<T>>& found, int team, const char* what) {
+      for (std::size_t k = 0; k < found.size(); ++k)
+        if (found[k] != expected[k]) {
+          std::printf("%s T=%td B=%td I=%td H=%td: result %zu differs with %d threads by %s\n",
+                      table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, k, team, what);
+          ++failures;
+        }
+    };
+    differ(run<T>(cell, n, 1, Split::rows, states, false), 1, "rows, inference");
+    for (const int team : {2, 3}) {
+      differ(run<T>(cell, n, team, Split::rows, states, true), team, "rows");
+      differ(run<T>(cell, n, team, Split::units, states, true), team, "units");
+      differ(run<T>(cell, n, team, Split::units, states, false), team, "units, inference");
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+}  // namespace rnnfast
+
+int main() {
+  using namespace rnnfast;
+  int failures = 0, calls = 0;
+  const Sizes sizes[] = {{1, 1, 1, 1},   {5, 3, 4, 3},   {4, 2, 17, 65},  {3, 1, 3, 257},
+                         {6, 33, 5, 17}, {3, 40, 33, 48}, {60, 2, 10, 20}, {2, 300, 7, 40}, {3, 0, 4, 5}};
+  for (int cell = 0; cell < table.cells; ++cell)
+    for (const Sizes& n : sizes) {
+      failures += check<float>(cell, n) + check<double>(cell, n);
+      calls += 2;
+    }
+  std::printf("%s: %d problems, %d failures\n", table.name, calls, failures);
+  return failures != 0;
+}
