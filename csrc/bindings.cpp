@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "tensor.h"
@@ -17,7 +19,7 @@ namespace {
 class Checker {
  public:
   explicit Checker(const View& first) : first_(first) {
-    if (first.dtype() == Dtype::other)
+    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64)
       throw py::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
                            "; expected float32 or float64");
   }
@@ -67,9 +69,46 @@ template <class T>
 Sequence<T> sequence(const View& view, bool reverse) {
   if (!view) return {};
   T* data = static_cast<T*>(view.data());
+  if (view.dims() == 2) return {data, 0, view.stride(0)};  // packed
   const index step = view.stride(0), row = view.stride(1);
   if (reverse && view.size(0) > 0) return {data + (view.size(0) - 1) * step, -step, row};
   return {data, step, row};
+}
+
+// The steps of a packed layer, in the order of processing; see Steps.
+struct Packing {
+  Packing(const View& batch_sizes, bool reverse) {
+    if (!batch_sizes) return;
+    if (batch_sizes.dtype() != Dtype::int64 || batch_sizes.dims() != 1 || batch_sizes.size(0) < 1)
+      throw py::value_error("batch_sizes must be int64 and have one dimension with at least one entry");
+    const index steps = batch_sizes.size(0);
+    const auto* sizes = static_cast<const std::int64_t*>(batch_sizes.data());
+    for (index t = 0; t < steps; ++t) {
+      count.push_back(sizes[t * batch_sizes.stride(0)]);
+      first.push_back(t == 0 ? 0 : first[t - 1] + count[t - 1]);
+      if (count[t] < 1 || (t > 0 && count[t] > count[t - 1]))
+        throw py::value_error("batch_sizes must be positive and never grow; entry " +
+                              std::to_string(t) + " is " + std::to_string(count[t]));
+    }
+    batch = count[0];
+    rows = first.back() + count.back();
+    if (reverse) {
+      std::reverse(count.begin(), count.end());
+      std::reverse(first.begin(), first.end());
+    }
+    before.push_back(0);
+    for (index n : count) before.push_back(before.back() + n);
+  }
+
+  Steps steps() const { return {first.data(), count.data(), before.data()}; }
+
+  std::vector<index> first, count, before;
+  index batch = 0, rows = 0;
+};
+
+index saved_row(int cell, bool float64, index hidden) {
+  return float64 ? kernels().of<double>(cell).saved_row(hidden)
+                 : kernels().of<float>(cell).saved_row(hidden);
 }
 
 // The tensors of a call come in tuples, in the order of the structs in layer.h.
@@ -87,9 +126,11 @@ using Inputs = std::array<py::handle, 7>;   // x, h0, c0, w_ih, w_hh, b_ih, b_hh
 using Outputs = std::array<py::handle, 4>;  // y, h_n, c_n, saved
 
 struct LayerViews {
-  LayerViews(int cell, bool reverse, const Inputs& in, const Outputs& out)
-      : cell(cell),
-        reverse(reverse),
+  LayerViews(int number, bool reversed, py::handle batch_sizes, const Inputs& in, const Outputs& out)
+      : cell(number),
+        reverse(reversed),
+        is_packed(!batch_sizes.is_none()),
+        packing(View(batch_sizes, "batch_sizes", false), reverse),
         x(in[0], "x", false),
         h0(in[1], "h0", false),
         c0(in[2], "c0", false),
@@ -104,34 +145,42 @@ struct LayerViews {
     for (const View* view : {&x, &w_ih, &w_hh, &y}) require(*view);
     const Checker check(x);
     const CellInfo& info = kernels().info[cell];
-    if (x.dims() != 3) throw py::value_error("x has shape " + x.shape_text() + "; expected (T, B, I)");
+    const int dims = is_packed ? 2 : 3;
+    if (x.dims() != dims)
+      throw py::value_error("x has shape " + x.shape_text() + "; expected " +
+                            (is_packed ? "(sum of batch_sizes, I)" : "(T, B, I)"));
     if (w_hh.dims() != 2)
       throw py::value_error("w_hh has shape " + w_hh.shape_text() + "; expected (G * H, H)");
-    steps = x.size(0);
-    batch = x.size(1);
-    inputs = x.size(2);
+    steps = is_packed ? static_cast<index>(packing.count.size()) : x.size(0);
+    batch = is_packed ? packing.batch : x.size(1);
+    inputs = x.size(dims - 1);
     hidden = w_hh.size(1);
     if (steps < 1) throw py::value_error("x has no steps");
     if (hidden < 1) throw py::value_error("w_hh has no columns");
     const index gates = info.weight_blocks * hidden;
-    check.shape(x, {steps, batch, inputs});
+    check_sequence(check, x, inputs);
     check.shape(h0, {batch, hidden});
     check.shape(c0, {batch, hidden});
     check.shape(w_ih, {gates, inputs});
     check.shape(w_hh, {gates, hidden});
     check.shape(b_ih, {gates});
     check.shape(b_hh, {gates});
-    check.shape(y, {steps, batch, hidden});
+    check_sequence(check, y, hidden);
     check.shape(h_n, {batch, hidden});
     check.shape(c_n, {batch, hidden});
     if (!info.cell_state && (c0 || c_n))
       throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
-    if (saved) check.shape(saved, {steps * saved_step()});
+    if (saved) {
+      const index rows = is_packed ? packing.rows : steps * batch;
+      check.shape(saved, {rows * saved_row(cell, x.dtype() == Dtype::float64, hidden)});
+    }
   }
 
-  index saved_step() const {
-    return x.dtype() == Dtype::float32 ? kernels().of<float>(cell).saved_step(batch, hidden)
-                                       : kernels().of<double>(cell).saved_step(batch, hidden);
+  void check_sequence(const Checker& check, const View& view, index features) const {
+    if (is_packed)
+      check.shape(view, {packing.rows, features});
+    else
+      check.shape(view, {steps, batch, features});
   }
 
   template <class T>
@@ -140,6 +189,7 @@ struct LayerViews {
             batch,
             inputs,
             hidden,
+            is_packed ? packing.steps() : Steps{},
             sequence<const T>(x, reverse),
             matrix<const T>(h0),
             matrix<const T>(c0),
@@ -154,13 +204,16 @@ struct LayerViews {
   }
 
   int cell;
-  bool reverse;
+  bool reverse, is_packed;
+  Packing packing;
   View x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n, saved;
   index steps, batch, inputs, hidden;
 };
 
-void forward(int cell, bool reverse, int threads, const py::tuple& inputs, const py::tuple& outputs) {
-  const LayerViews views(cell, reverse, unpack<7>(inputs, "inputs"), unpack<4>(outputs, "outputs"));
+void forward(int cell, bool reverse, int threads, py::handle batch_sizes, const py::tuple& inputs,
+             const py::tuple& outputs) {
+  const LayerViews views(cell, reverse, batch_sizes, unpack<7>(inputs, "inputs"),
+                         unpack<4>(outputs, "outputs"));
   const py::gil_scoped_release release;
   if (views.x.dtype() == Dtype::float32)
     run_forward(cell, views.layer<float>(), threads);
@@ -185,8 +238,8 @@ struct GradientViews {
     const Checker check(layer.x);
     const CellInfo& info = kernels().info[layer.cell];
     const index gates = info.weight_blocks * layer.hidden;
-    check.shape(y, {layer.steps, layer.batch, layer.hidden});
-    check.shape(x, {layer.steps, layer.batch, layer.inputs});
+    layer.check_sequence(check, y, layer.hidden);
+    layer.check_sequence(check, x, layer.inputs);
     for (const View* state : {&h_n, &c_n, &h0, &c0}) check.shape(*state, {layer.batch, layer.hidden});
     check.shape(w_ih, {gates, layer.inputs});
     check.shape(w_hh, {gates, layer.hidden});
@@ -214,11 +267,12 @@ struct GradientViews {
   View y, h_n, c_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh;
 };
 
-void backward(int cell, bool reverse, int threads, const py::tuple& inputs, py::handle y,
-              py::handle saved, const py::tuple& grad_outputs, const py::tuple& grad_inputs,
-              bool accumulate_dx) {
+void backward(int cell, bool reverse, int threads, py::handle batch_sizes, const py::tuple& inputs,
+              py::handle y, py::handle saved, const py::tuple& grad_outputs,
+              const py::tuple& grad_inputs, bool accumulate_dx) {
   const py::none none;
-  const LayerViews layer(cell, reverse, unpack<7>(inputs, "inputs"), {y, none, none, saved});
+  const LayerViews layer(cell, reverse, batch_sizes, unpack<7>(inputs, "inputs"),
+                         {y, none, none, saved});
   require(layer.saved);
   const GradientViews grads(unpack<3>(grad_outputs, "grad_outputs"),
                             unpack<7>(grad_inputs, "grad_inputs"));
@@ -230,12 +284,11 @@ void backward(int cell, bool reverse, int threads, const py::tuple& inputs, py::
     run_backward(cell, layer.layer<double>(), grads.gradients<double>(reverse, accumulate_dx), threads);
 }
 
-// Numbers to allocate for `saved`.
-index saved_size(int cell, bool float64, index steps, index batch, index hidden) {
-  if (cell < 0 || cell >= kernels().cells || steps < 0 || batch < 0 || hidden < 0)
-    throw py::value_error("saved_size: a size is out of range");
-  return steps * (float64 ? kernels().of<double>(cell).saved_step(batch, hidden)
-                          : kernels().of<float>(cell).saved_step(batch, hidden));
+// Numbers to allocate for `saved` of `rows` rows of x.
+index saved_size(int cell, bool float64, index rows, index hidden) {
+  if (cell < 0 || cell >= kernels().cells || rows < 0 || hidden < 0)
+    throw py::value_error("saved_size: an argument is out of range");
+  return rows * saved_row(cell, float64, hidden);
 }
 
 py::dict build_info() {

@@ -10,11 +10,20 @@ namespace rnnfast {
 
 using index = std::ptrdiff_t;
 
-// Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null.
+// Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null. In a
+// packed layer it lies at data[(first[t] + b) * row + k], see Steps.
 template <class T>
 struct Sequence {
   T* data;
   index step, row;
+};
+
+// Rows of different lengths, as in torch's PackedSequence: step t has only the rows b < count[t] of the
+// batch, and they are rows first[t], first[t] + 1, ... of its sequences; before[t] is the number of
+// rows of all steps before it. Steps are in the order of processing; in the order of memory counts
+// never grow. Null pointers: every step has the whole batch.
+struct Steps {
+  const index *first, *count, *before;
 };
 
 // Element (r, k) lies at data[r * row + k]; features are contiguous. May be null.
@@ -28,6 +37,7 @@ struct Matrix {
 template <class T>
 struct Layer {
   index steps, batch, inputs, hidden;
+  Steps packed;
   Sequence<const T> x;     // [T, B, I]
   Matrix<const T> h0, c0;  // [B, H]; null means zeros; c0 only for cells with a cell state
   Matrix<const T> w_ih;    // [G * H, I]
@@ -35,7 +45,7 @@ struct Layer {
   const T *b_ih, *b_hh;    // [G * H]; null means zeros
   Sequence<T> y;           // [T, B, H]; forward writes it and reads it back as the state
   Matrix<T> h_n, c_n;      // [B, H]; null: not wanted
-  T* saved;                // [T][blocks][B][slots][lanes], see cells.h; null: inference
+  T* saved;                // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
 };
 
 // What backward reads and writes besides the Layer of the forward call, whose y and saved it reads.

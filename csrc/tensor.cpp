@@ -27,7 +27,7 @@ struct Exchange {
   int (*view)(void* object, Tensor* out);  // non-owning; 0 on success
   void* current_stream;
 };
-constexpr int cpu = 1, code_float = 2;
+constexpr int cpu = 1, code_int = 0, code_float = 2;
 }  // namespace dlpack
 
 // The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
@@ -91,6 +91,7 @@ bool View::read_exchange_api(py::handle object) {
     strides_[dim] = t.strides[dim];
   }
   if (t.code == dlpack::code_float && t.dtype_lanes == 1) dtype_ = float_of_bytes(t.bits / 8);
+  if (t.code == dlpack::code_int && t.bits == 64) dtype_ = Dtype::int64;
   dtype_name_ = t.code == dlpack::code_float
                     ? "float" + std::to_string(t.bits)
                     : "DLPack type " + std::to_string(t.code) + ", " + std::to_string(t.bits) + " bits";
@@ -114,6 +115,7 @@ bool View::read_torch_methods(py::handle object) {
   if (dtype_name_.rfind("torch.", 0) == 0) dtype_name_ = dtype_name_.substr(6);
   dtype_ = dtype_name_ == "float32"   ? Dtype::float32
            : dtype_name_ == "float64" ? Dtype::float64
+           : dtype_name_ == "int64"   ? Dtype::int64
                                       : Dtype::other;
   return true;
 }
@@ -127,6 +129,7 @@ void View::read_buffer(py::handle object, bool writable) {
   dims_ = buffer_.ndim;
   const std::string format = buffer_.format ? buffer_.format : "B";
   if (format == "f" || format == "d") dtype_ = float_of_bytes(buffer_.itemsize);
+  if ((format == "l" || format == "q") && buffer_.itemsize == 8) dtype_ = Dtype::int64;
   dtype_name_ = format == "f" ? "float32" : format == "d" ? "float64" : "buffer format " + format;
   for (int dim = 0; dim < dims_; ++dim) {
     shape_[dim] = buffer_.shape[dim];

@@ -8,6 +8,7 @@ def forward(
     cell: int,
     reverse: bool,
     threads: int,
+    batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
     inputs: tuple[Memory | None, ...],  # x, h0, c0, w_ih, w_hh, b_ih, b_hh
     outputs: tuple[Memory | None, ...],  # y, h_n, c_n, saved
     /,
@@ -16,6 +17,7 @@ def backward(
     cell: int,
     reverse: bool,
     threads: int,
+    batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
     inputs: tuple[Memory | None, ...],
     y: Memory,
     saved: Memory,
@@ -24,7 +26,7 @@ def backward(
     accumulate_dx: bool,
     /,
 ) -> None: ...
-def saved_size(cell: int, float64: bool, steps: int, batch: int, hidden: int, /) -> int: ...
+def saved_size(cell: int, float64: bool, rows: int, hidden: int, /) -> int: ...
 def cells() -> list[str]: ...
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...

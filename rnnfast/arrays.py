@@ -86,7 +86,7 @@ class Forward:
             *(w if w is None else np.empty_like(w, order="C") for w in weights),  # type: ignore[arg-type]
         )
         grad_outputs = (_rows(dy), _rows(dh_n), _rows(dc_n))
-        _C.backward(cell, reverse, threads, inputs, self.y, saved, grad_outputs, grads, False)
+        _C.backward(cell, reverse, threads, None, inputs, self.y, saved, grad_outputs, grads, False)
         return grads
 
 
@@ -162,7 +162,7 @@ def forward(
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:
-        saved = np.empty(_C.saved_size(number, dtype == np.float64, steps, batch, hidden), dtype)
-    _C.forward(number, reverse, threads, inputs, (y, h_n, c_n, saved))
+        saved = np.empty(_C.saved_size(number, dtype == np.float64, steps * batch, hidden), dtype)
+    _C.forward(number, reverse, threads, None, inputs, (y, h_n, c_n, saved))
     call = None if saved is None else _Call(number, reverse, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)

@@ -20,6 +20,7 @@ class Spec(NamedTuple):
     bias: bool
     directions: int
     batch_first: bool  # of the memory of y; tensors here are always [T, B, features]
+    batch_sizes: Tensor | None = None  # of a packed sequence: tensors are [rows, features]
 
     def weights(self, tensors: Sequence[Any], direction: int) -> tuple[Any, Any, Any, Any]:
         """The four entries of one direction in a flat list of weights (or of their gradients)."""
@@ -33,6 +34,7 @@ def layer(
 ) -> Outputs:
     """Run a layer: ``x [T, B, I]`` and states ``[D, B, H]`` to ``y [T, B, D * H]`` and states.
 
+    Where ``spec.batch_sizes`` is given, ``x`` and ``y`` are packed: ``[sum of batch_sizes, features]``.
     ``weights`` is flat, direction by direction, in torch's order. A state that is None means zeros;
     ``c_n`` is None for cells without a cell state.
     """
@@ -53,12 +55,16 @@ def _forward(
     saved: list[Tensor] | None,
 ) -> Outputs:
     cell, has_c = ops.CELLS[spec.cell], spec.cell == "lstm"
-    steps, batch, _ = x.shape
     hidden = weights[1].size(1)
-    if spec.batch_first:
-        y = x.new_empty(batch, steps, spec.directions * hidden).transpose(0, 1)
+    features = spec.directions * hidden
+    if spec.batch_sizes is not None:
+        y, batch = x.new_empty(x.size(0), features), int(spec.batch_sizes[0])
     else:
-        y = x.new_empty(steps, batch, spec.directions * hidden)
+        steps, batch, _ = x.shape
+        if spec.batch_first:
+            y = x.new_empty(batch, steps, features).transpose(0, 1)
+        else:
+            y = x.new_empty(steps, batch, features)
     h_n = x.new_empty(spec.directions, batch, hidden)
     c_n = torch.empty_like(h_n) if has_c else None
     for d in range(spec.directions):
@@ -66,7 +72,7 @@ def _forward(
             saved.append(ops.new_saved(cell, x, hidden))
         inputs = ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d))
         outputs = ops.Outputs(_half(y, d, hidden), _of(h_n, d), _of(c_n, d))
-        ops.forward(cell, d == 1, inputs, outputs, saved[d] if saved else None)
+        ops.forward(cell, d == 1, spec.batch_sizes, inputs, outputs, saved[d] if saved else None)
     return y, h_n, c_n
 
 
@@ -75,7 +81,7 @@ def _of(state: Tensor | None, direction: int) -> Tensor | None:
 
 
 def _half(y: Tensor, direction: int, hidden: int) -> Tensor:
-    return y.narrow(2, direction * hidden, hidden) if y.size(2) != hidden else y
+    return y.narrow(-1, direction * hidden, hidden) if y.size(-1) != hidden else y
 
 
 class _Layer(torch.autograd.Function):
@@ -131,6 +137,7 @@ def _backward(
         ops.backward(
             ops.CELLS[spec.cell],
             d == 1,
+            spec.batch_sizes,
             ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d)),
             _half(y, d, hidden),
             saved[d],
@@ -172,7 +179,8 @@ def eager_layer(
 ) -> Outputs:
     """:func:`layer` in torch operators."""
     hidden = weights[1].size(1)
-    zeros = x.new_zeros(x.size(1), hidden)
+    batch = x.size(1) if spec.batch_sizes is None else int(spec.batch_sizes[0])
+    zeros = x.new_zeros(batch, hidden)
     has_c = spec.cell == "lstm"
     runs = [
         eager.layer(
@@ -182,11 +190,12 @@ def eager_layer(
             (zeros if c0 is None else c0[d]) if has_c else None,
             spec.weights(weights, d),
             d == 1,
+            spec.batch_sizes,
         )
         for d in range(spec.directions)
     ]
     return (
-        torch.cat([y for y, _, _ in runs], 2),
+        torch.cat([y for y, _, _ in runs], -1),
         torch.stack([h for _, h, _ in runs]),
         torch.stack([c for _, _, c in runs if c is not None]) if has_c else None,
     )

@@ -49,10 +49,19 @@ def layer(
     c: Tensor | None,
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     reverse: bool,
+    batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, H]``, ``h_n`` and ``c_n [B, H]``."""
+    """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, H]``, ``h_n`` and ``c_n [B, H]``.
+
+    With ``batch_sizes`` both sequences are packed: ``[sum of batch_sizes, features]``.
+    """
+    steps = x.unbind(0) if batch_sizes is None else torch.split(x, batch_sizes.tolist())
     y: list[Tensor] = []
-    for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
-        h, c = step(cell, x_t, h, c, *weights)
-        y.append(h)
-    return torch.stack(y[::-1] if reverse else y), h, c
+    for x_t in reversed(steps) if reverse else steps:
+        n = x_t.size(0)  # rows beyond have ended, or, in reverse, not begun
+        h_t, c_t = step(cell, x_t, h[:n], None if c is None else c[:n], *weights)
+        h = torch.cat([h_t, h[n:]])
+        c = None if c is None or c_t is None else torch.cat([c_t, c[n:]])
+        y.append(h_t)
+    y = y[::-1] if reverse else y
+    return torch.stack(y) if batch_sizes is None else torch.cat(y), h, c

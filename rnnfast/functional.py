@@ -25,18 +25,21 @@ def recurrent(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
+    batch_sizes: Tensor | None = None,
     fused: bool = True,
 ) -> Outputs:
     """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
 
     ``x [T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or None
     for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n`` and
-    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. With ``fused=False``
-    torch's operators compute it, differentiable in every way.
+    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. With ``batch_sizes``
+    ``x`` and ``y`` are packed, ``[sum of batch_sizes, features]``. With ``fused=False`` torch's
+    operators compute it, differentiable in every way.
     """
     directions = 2 if bidirectional else 1
     layer = autograd.layer if fused else autograd.eager_layer
     per_layer = len(weights) // num_layers
+    batch_first = batch_first and batch_sizes is None
     y = x.transpose(0, 1) if batch_first else x
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
@@ -44,7 +47,7 @@ def recurrent(
         if k > 0 and dropout > 0 and training:
             y = F.dropout(y, dropout)  # time-major, as torch's is: the same mask from the same seed
         y, h, c = layer(
-            Spec(cell, bias, directions, batch_first and k == num_layers - 1),
+            Spec(cell, bias, directions, batch_first and k == num_layers - 1, batch_sizes),
             y,
             _layer_state(h0, k, num_layers, directions),
             _layer_state(c0, k, num_layers, directions),

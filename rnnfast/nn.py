@@ -1,8 +1,7 @@
 """LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
 
-A call that the kernels cover runs on them; any other (a packed sequence, a projection, half precision,
-another device, a transform, bad input) runs torch's own ``forward``, so its answers and its exceptions
-are torch's.
+A call that the kernels cover runs on them; any other (a projection, half precision, another device, a
+transform, bad input) runs torch's own ``forward``, so its answers and its exceptions are torch's.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import checks, functional
 
@@ -26,17 +25,45 @@ class _Recurrent(torch.nn.RNNBase):
     def _cell(self) -> str:
         return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}[self.mode]
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+        """As torch's ``forward``, with one more keyword.
+
+        Args:
+            input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
+            hx: as torch's.
+            lengths: ``[B]`` integers in any order, on the CPU: how many steps of each row of a padded
+                batch are real. Only they are computed; the output is zero past them, and the final
+                states are those of each row's last step (in reverse, its first).
+        """
+        if lengths is not None:
+            return self._forward_padded(input, hx, lengths)
         self._update_flat_weights()
         if not self._covers(input, hx):
             return super().forward(input, hx)
         return self._run(input, hx, fused=True)
 
+    def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
+        if input.dim() != 3:
+            raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
+        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        y, states = self.forward(packed, hx)
+        steps = input.size(1 if self.batch_first else 0)
+        return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], states
+
     def _covers(self, input: Any, hx: Any) -> bool:
-        if not isinstance(input, Tensor) or self.proj_size > 0 or not checks.plain_call():
+        if self.proj_size > 0 or not checks.plain_call():
             return False
-        dims = input.dim()
-        if dims not in (2, 3) or input.size(-1) != self.input_size:
+        if isinstance(input, PackedSequence):
+            data, batched, batch = input.data, True, int(input.batch_sizes[0])
+            right = data.dim() == 2
+        elif isinstance(input, Tensor):
+            data, batched = input, input.dim() == 3
+            batch = input.size(0 if self.batch_first else 1) if batched else 0
+            # No steps at all: torch says so.
+            right = input.dim() in (2, 3) and input.size(1 if batched and self.batch_first else 0) > 0
+        else:
+            return False
+        if not right or data.size(-1) != self.input_size:
             return False
         states: tuple[Any, ...] = ()
         if hx is not None:
@@ -44,24 +71,37 @@ class _Recurrent(torch.nn.RNNBase):
             if not isinstance(states, tuple | list) or len(states) != (2 if self.mode == "LSTM" else 1):
                 return False
             layers = self.num_layers * (2 if self.bidirectional else 1)
-            shape = [layers, self.hidden_size]
-            if dims == 3:
-                shape.insert(1, input.size(0 if self.batch_first else 1))
-            if not all(isinstance(s, Tensor) and list(s.shape) == shape for s in states):
+            shape = (layers, batch, self.hidden_size) if batched else (layers, self.hidden_size)
+            if not all(isinstance(s, Tensor) and s.shape == shape for s in states):
                 return False
-        # No steps at all: torch says so.
-        steps = input.size(1 if dims == 3 and self.batch_first else 0)
-        return steps > 0 and checks.plain_tensors(input, (*states, *self._flat_weights))
+        return checks.plain_tensors(data, (*states, *self._flat_weights))
 
-    def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
-        is_lstm = self.mode == "LSTM"
-        batched = input.dim() == 3
-        batch_dim = 0 if self.batch_first else 1
+    def _run(self, input: Any, hx: State, *, fused: bool) -> Any:
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        h0, c0 = (s if batched or s is None else s.unsqueeze(1) for s in states)
-        y, h_n, c_n = functional.recurrent(
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, back = input
+            h0, c0 = (s if s is None or order is None else s.index_select(1, order) for s in states)
+            y, h_n, c_n = self._stack(data, h0, c0, batch_sizes, fused)
+            if back is not None:
+                h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
+            y = PackedSequence(y, batch_sizes, order, back)
+        elif input.dim() == 3:
+            h0, c0 = states
+            y, h_n, c_n = self._stack(input, h0, c0, None, fused)
+        else:
+            batch_dim = 0 if self.batch_first else 1
+            h0, c0 = (s if s is None else s.unsqueeze(1) for s in states)
+            y, h_n, c_n = self._stack(input.unsqueeze(batch_dim), h0, c0, None, fused)
+            y = y.squeeze(batch_dim)
+            h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
+        return (y, (h_n, c_n)) if self.mode == "LSTM" else (y, h_n)
+
+    def _stack(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_sizes: Tensor | None, fused: bool
+    ) -> tuple[Any, Any, Any]:
+        return functional.recurrent(
             self._cell(),
-            input if batched else input.unsqueeze(batch_dim),
+            x,
             h0,
             c0,
             self._flat_weights,  # type: ignore[arg-type]
@@ -71,12 +111,9 @@ class _Recurrent(torch.nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
             fused=fused,
         )
-        if not batched:
-            y, h_n = y.squeeze(batch_dim), h_n.squeeze(1)
-            c_n = None if c_n is None else c_n.squeeze(1)
-        return (y, (h_n, c_n)) if is_lstm else (y, h_n)
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -107,23 +144,13 @@ class GRU(_Recurrent, torch.nn.GRU):
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_original"
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if self.reset_after:
-            return super().forward(input, hx)
-        self._update_flat_weights()
-        if self._covers(input, hx):
-            return self._run(input, hx, fused=True)
-        return self._original_eager(input, hx)
-
-    def _original_eager(self, input: Any, hx: Any) -> Any:
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+        """As :meth:`LSTM.forward`."""
+        if self.reset_after or lengths is not None or self._covers(input, hx):
+            return super().forward(input, hx, lengths=lengths)
         with torch.no_grad():  # torch has no such cell, but it knows what is wrong with the arguments
             torch.nn.GRU.forward(self, input, hx)
-        if not isinstance(input, PackedSequence):
-            return self._run(input, hx, fused=False)
-        raise NotImplementedError(
-            "GRU(reset_after=False) does not take a PackedSequence yet; pad it "
-            "(torch.nn.utils.rnn.pad_packed_sequence) or use reset_after=True"
-        )
+        return self._run(input, hx, fused=False)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

@@ -42,18 +42,31 @@ def rows(t: Tensor | None) -> Tensor | None:
 
 def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
     """Uninitialised memory for what backward needs of one direction."""
-    size = _C.saved_size(cell, x.dtype == torch.float64, x.size(0), x.size(1), hidden)
-    return x.new_empty(size)
+    count = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
+    return x.new_empty(_C.saved_size(cell, x.dtype == torch.float64, count, hidden))
 
 
-def forward(cell: int, reverse: bool, inputs: Inputs, outputs: Outputs, saved: Tensor | None) -> None:
-    """Run one direction of one layer; ``outputs`` and ``saved`` are written."""
-    _C.forward(cell, reverse, torch.get_num_threads(), tuple(map(rows, inputs)), (*outputs, saved))
+def forward(
+    cell: int,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+    inputs: Inputs,
+    outputs: Outputs,
+    saved: Tensor | None,
+) -> None:
+    """Run one direction of one layer; ``outputs`` and ``saved`` are written.
+
+    With ``batch_sizes`` sequences are packed: ``[sum of batch_sizes, features]``.
+    """
+    threads = torch.get_num_threads()
+    read = tuple(map(rows, inputs))
+    _C.forward(cell, reverse, threads, batch_sizes, read, (*outputs, saved))
 
 
 def backward(
     cell: int,
     reverse: bool,
+    batch_sizes: Tensor | None,
     inputs: Inputs,
     y: Tensor,
     saved: Tensor,
@@ -66,6 +79,7 @@ def backward(
         cell,
         reverse,
         torch.get_num_threads(),
+        batch_sizes,
         tuple(map(rows, inputs)),
         y,
         saved,

@@ -1,10 +1,11 @@
 // The reversed time loop over any cell, and the gradients of inputs and weights.
 //
 // A chunk of steps at a time, latest first: the loop leaves the gradients of the chunk's
-// pre-activations in d, [blocks][step, latest first][B][gates][lanes]. Read along its rows d is the
-// left side of the products that give the gradients of states and inputs; read down its rows each block
-// is a panel, and the weight gradients are "features times panel". Sums over time and batch run in one
-// fixed order, latest step first, whatever the threads and chunks.
+// pre-activations in d, [blocks][rows of the chunk][gates][lanes], and what multiplied the recurrent
+// weights in operand, [rows of the chunk][hidden]. Read along its rows d is the left side of the
+// products that give the gradients of states and inputs; read down its rows each block is a panel, and
+// the weight gradients are "features times panel". Sums over time and batch run in one fixed order, the
+// latest chunk first, whatever the threads.
 #pragma once
 
 #include "states.h"
@@ -18,15 +19,15 @@ class Backward {
   Backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* base)
       : layer_(layer), grads_(grads), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
     constexpr index rows_wanted = 256;  // makes the weight gradients' loads and stores cheap
-    chunk_ = rows_wanted / (layer.batch + 1) + 1;
-    if (chunk_ > layer.steps) chunk_ = layer.steps;
-    rows_ = chunk_ * layer.batch;
+    rows_ = layer.batch > rows_wanted ? layer.batch : rows_wanted;
+    if (rows_ > layer.steps * layer.batch) rows_ = layer.steps * layer.batch;
     const index padded = blocks_ * L, state = layer.batch * padded;
     Arena arena(base);
     for (int s = 0; s < Cell::stages; ++s) {
       stage_panels_[s] = arena.template take<T>(padded * Cell::recurrent[s].width() * padded);
       dw_hh_[s] = arena.template take<T>(
           grads.w_hh.data ? padded * Cell::recurrent[s].width() * layer.hidden : 0);
+      operand_[s] = arena.template take<T>(grads.w_hh.data ? rows_ * padded : 0);
     }
     input_panels_ = arena.template take<T>(
         grads.x.data ? padded * Cell::input.width() * blocks_of<T>(layer.inputs) * L : 0);
@@ -36,10 +37,9 @@ class Backward {
     dh_ = arena.template take<T>(state);
     dc_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
     dq_ = arena.template take<T>(Cell::stages > 1 ? state : 0);
-    operand_ = arena.template take<T>(Cell::stages > 1 ? rows_ * padded : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
     zeros_ = arena.template take<T>(padded > 4 * L ? padded : 4 * L);
-    state_ = {&layer_, zeros_, c0_, layer.saved, layer.steps};
+    state_ = {&layer_, zeros_, c0_, layer.saved, States<Cell, T>::chunk_steps(layer), true};
     scratch_ = arena.used();
   }
 
@@ -47,16 +47,18 @@ class Backward {
 
   void run() {
     const FlushDenormals guard;
-    const Part part = part_of(team_, layer_.batch, blocks_);
+    const Part part = part_of(layer_, team_, blocks_);
     prepare(part);
     wait(team_);
-    for (index t1 = layer_.steps; t1 > 0; t1 -= chunk_) {
-      const Range steps{t1 > chunk_ ? t1 - chunk_ : 0, t1};
-      for (index t = t1 - 1; t >= steps.begin; --t) step(t, t1 - 1 - t, part);
+    for (index t1 = layer_.steps; t1 > 0;) {
+      const Range steps = chunk_before(t1);
+      const index rows = state_.before(t1) - state_.before(steps.begin);
+      for (index t = t1 - 1; t >= steps.begin; --t) step(t, place(steps, t), part);
       wait(team_);
-      if (grads_.x.data) input_gradients(steps);
-      weight_gradients(steps);
+      if (grads_.x.data) input_gradients(steps, rows);
+      weight_gradients(steps, rows);
       wait(team_);
+      t1 = steps.begin;
     }
     if (grads_.h0.data)
       from_blocks(grads_.h0, dh_, layer_.batch, layer_.hidden, part.rows, part.blocks);
@@ -69,9 +71,25 @@ class Backward {
   static constexpr int L = lanes<T>;
   static constexpr int last = Cell::stages - 1;
 
-  T* d(index block, index step, index b) const {
-    return d_ + (block * rows_ + step * layer_.batch + b) * Cell::gates * L;
+  // The chunk that ends at t1: as many steps as have at most rows_ rows together, and at least one.
+  Range chunk_before(index t1) const {
+    index t0 = t1 - 1;
+    while (t0 > 0 && state_.before(t1) - state_.before(t0 - 1) <= rows_) --t0;
+    return {t0, t1};
   }
+
+  // The first row of a packed chunk in its sequences, and of step t in the chunk: in the order of
+  // memory.
+  index first_row_of(Range steps) const {
+    const index a = layer_.packed.first[steps.begin], b = layer_.packed.first[steps.end - 1];
+    return a < b ? a : b;
+  }
+  index place(Range steps, index t) const {
+    if (layer_.packed.first) return layer_.packed.first[t] - first_row_of(steps);
+    return (t - steps.begin) * layer_.batch;
+  }
+
+  T* d(index block, index row) const { return d_ + (block * rows_ + row) * Cell::gates * L; }
 
   void prepare(Part part) {
     const Range columns = share(blocks_, team_.size, team_.rank);
@@ -99,80 +117,86 @@ class Backward {
   index stage_panel(int s) const { return blocks_ * Cell::recurrent[s].width() * L * L; }
   index input_panel() const { return blocks_ * Cell::input.width() * L * L; }
 
-  void step(index t, index i, Part part) {
-    apply_all<last>(t, i, part);
+  // `row`: where the rows of step t begin in the chunk.
+  void step(index t, index row, Part part) {
+    const Range rows = present(part.rows, state_.count(t));
+    apply_all<last>(t, row, rows, part.blocks);
     if constexpr (last > 0) {
-      product<last>(i, part, dq_);
-      apply_all<last - 1>(t, i, part);
+      product<last>(row, rows, part.blocks, dq_);
+      apply_all<last - 1>(t, row, rows, part.blocks);
       static_assert(last <= 1);
     }
-    product<0>(i, part, dh_);
+    if (t > 0 || grads_.h0.data) product<0>(row, rows, part.blocks, dh_);
   }
 
   template <int s>
-  void apply_all(index t, index i, Part part) {
-    for (index block = part.blocks.begin; block < part.blocks.end; ++block)
-      for (index b = part.rows.begin; b < part.rows.end; ++b) apply<s>(t, i, block, b);
+  void apply_all(index t, index row, Range rows, Range blocks) {
+    const Slots<Cell, T> slots = state_.slots(t), previous = state_.slots(t > 0 ? t - 1 : 0);
+    for (index block = blocks.begin; block < blocks.end; ++block)
+      for (index b = rows.begin; b < rows.end; ++b) apply<s>(t, row + b, slots, previous, block, b);
   }
 
   template <int s>
-  RNNFAST_INLINE void apply(index t, index i, index block, index b) {
+  RNNFAST_INLINE void apply(index t, index row, Slots<Cell, T> slots, Slots<Cell, T> previous,
+                            index block, index b) {
     const index unit = block * L, units = layer_.hidden - unit;
     const index at = (block * layer_.batch + b) * L;
-    const T* slots = state_.slot(t, block, b);
+    const T* own = slots.at(block, b);
     Vector<T> v[Cell::slots], dv[Cell::gates];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = load(slots + slot * L);
+    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = load(own + slot * L);
     const Vector<T> h = load_some(state_.h(t, b) + unit, units);
-    const Vector<T> c = state_.c(t, block, b);
+    const Vector<T> c = state_.c(previous, t, block, b);
     Vector<T> dh = load(dh_ + at), dc{}, grad;
     if constexpr (Cell::cell_state >= 0) dc = load(dc_ + at);
-    T* out = d(block, i, b);
+    T* out = d(block, row);
     // Other threads may be reading the rest, which the last stage wrote.
-    constexpr Window own = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
+    constexpr Window written = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
     if constexpr (s == last) {
       grad = dh;
-      if (grads_.y.data)
-        grad += load_some(grads_.y.data + t * grads_.y.step + b * grads_.y.row + unit, units);
+      if (grads_.y.data) grad += load_some(state_.row(grads_.y, t, b) + unit, units);
 #pragma GCC unroll 8
       for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = Vector<T>{};
     } else {
       grad = load(dq_ + at);
 #pragma GCC unroll 8
-      for (int slot = own.begin; slot < own.end; ++slot) dv[slot] = load(out + slot * L);
-      store(operand_ + (i * layer_.batch + b) * blocks_ * L + unit, Cell::operand(v, h));
+      for (int slot = written.begin; slot < written.end; ++slot) dv[slot] = load(out + slot * L);
+    }
+    if (grads_.w_hh.data) {
+      if constexpr (s == 0) store(operand_[0] + row * blocks_ * L + unit, h);
+      if constexpr (s == last && last > 0)
+        store(operand_[last] + row * blocks_ * L + unit, Cell::operand(v, h));
     }
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
     store(dh_ + at, dh);
     if constexpr (Cell::cell_state >= 0) store(dc_ + at, dc);
 #pragma GCC unroll 8
-    for (int slot = own.begin; slot < own.end; ++slot)
+    for (int slot = written.begin; slot < written.end; ++slot)
       // Padding must stay zero: an infinite input would make it NaN, and the products would spread it.
       store(out + slot * L, units < L ? first_lanes<T>(dv[slot], units) : dv[slot]);
   }
 
   // to += the gradients of stage s's gates times its weights; a stage after the first starts from zero.
   template <int s>
-  void product(index i, Part part, T* to) {
+  void product(index first, Range rows, Range blocks, T* to) {
     constexpr Window window = Cell::recurrent[s];
     if (team_.split == Split::units) wait(team_);
     const Panels<T> panels{stage_panels_[s], stage_panel(s), L};
     const Depth depth{blocks_, rows_ * Cell::gates * L, window.width() * L, 1};
-    for_each_tile<T, 1>(
-        part.rows.size(), part.blocks, [&](index row, int R, index block, int, auto tile) {
-          const T* a[accumulators];
-          T* c[accumulators];
-          for (int r = 0; r < R; ++r) {
-            const index b = part.rows.begin + row + r;
-            a[r] = d(0, i, b) + window.begin * L;
-            c[r] = to + (block * layer_.batch + b) * L;
-          }
-          tile(a, depth, panels.from(block), c, layer_.batch * L, s == 0 ? nullptr : zeros_, 0);
-        });
+    for_each_tile<T, 1>(rows.size(), blocks, [&](index row, int R, index block, int, auto tile) {
+      const T* a[accumulators];
+      T* c[accumulators];
+      for (int r = 0; r < R; ++r) {
+        const index b = rows.begin + row + r;
+        a[r] = d(0, first + b) + window.begin * L;
+        c[r] = to + (block * layer_.batch + b) * L;
+      }
+      tile(a, depth, panels.from(block), c, layer_.batch * L, s == 0 ? nullptr : zeros_, 0);
+    });
   }
 
-  void input_gradients(Range steps) {
-    const Range rows = share(steps.size() * layer_.batch, team_.size, team_.rank);
+  void input_gradients(Range steps, index all_rows) {
+    const Range rows = share(all_rows, team_.size, team_.rank);
     const Panels<T> panels{input_panels_, input_panel(), L};
     const Depth depth{blocks_, rows_ * Cell::gates * L, Cell::input.width() * L, 1};
     const Range columns{0, blocks_of<T>(layer_.inputs)};
@@ -181,14 +205,12 @@ class Backward {
       T* c[accumulators];
       alignas(64) T result[accumulators * L];
       for (int r = 0; r < R; ++r) {
-        a[r] = d(0, 0, rows.begin + row + r) + Cell::input.begin * L;
+        a[r] = d(0, rows.begin + row + r) + Cell::input.begin * L;
         c[r] = result + r * N * L;
       }
       tile(a, depth, panels.from(block), c, L, zeros_, 0);
       for (int r = 0; r < R; ++r) {
-        const index t = steps.end - 1 - (rows.begin + row + r) / layer_.batch;
-        const index b = (rows.begin + row + r) % layer_.batch;
-        T* to = grads_.x.data + t * grads_.x.step + b * grads_.x.row + block * L;
+        T* to = input_gradient_row(steps, rows.begin + row + r) + block * L;
         for (int n = 0; n < N; ++n, to += L) {
           const index count = layer_.inputs - (block + n) * L;
           Vector<T> v = load(c[r] + n * L);
@@ -199,25 +221,33 @@ class Backward {
     });
   }
 
-  void weight_gradients(Range steps) {
-    const index n = steps.size(), B = layer_.batch;
-    if (grads_.w_ih.data)
-      accumulate<Cell::input.begin, Cell::input.width()>(
-          dw_ih_, layer_.inputs, steps.end == layer_.steps,
-          layer_.x.data + (steps.end - 1) * layer_.x.step, over(n, -layer_.x.step, layer_.x.row), 0);
+  T* input_gradient_row(Range steps, index row) const {
+    if (layer_.packed.first) return grads_.x.data + (first_row_of(steps) + row) * grads_.x.row;
+    return state_.row(grads_.x, steps.begin + row / layer_.batch, row % layer_.batch);
+  }
+
+  void weight_gradients(Range steps, index rows) {
+    const index padded = blocks_ * L;
+    const bool first = steps.end == layer_.steps;
+    if (grads_.w_ih.data) {
+      constexpr Window window = Cell::input;
+      if (layer_.packed.first)
+        accumulate<window.begin, window.width()>(dw_ih_, layer_.inputs, first,
+                                                 layer_.x.data + first_row_of(steps) * layer_.x.row,
+                                                 {1, 0, rows, layer_.x.row});
+      else
+        accumulate<window.begin, window.width()>(dw_ih_, layer_.inputs, first,
+                                                 state_.row(layer_.x, steps.begin, 0),
+                                                 over(steps.size(), layer_.x.step, layer_.x.row));
+    }
     if (grads_.w_hh.data) {
-      constexpr Window first = Cell::recurrent[0];
-      const index from_y = steps.begin == 0 ? n - 1 : n;
-      accumulate<first.begin, first.width()>(dw_hh_[0], layer_.hidden, steps.end == layer_.steps,
-                                             layer_.y.data + (steps.end - 2) * layer_.y.step,
-                                             over(from_y, -layer_.y.step, layer_.y.row), 0);
-      if (steps.begin == 0 && layer_.h0.data)
-        accumulate<first.begin, first.width()>(dw_hh_[0], layer_.hidden, false, layer_.h0.data,
-                                               over(1, 0, layer_.h0.row), from_y * B);
+      constexpr Window h = Cell::recurrent[0];
+      accumulate<h.begin, h.width()>(dw_hh_[0], layer_.hidden, first, operand_[0],
+                                     {1, 0, rows, padded});
       if constexpr (last > 0) {
-        constexpr Window second = Cell::recurrent[last];
-        accumulate<second.begin, second.width()>(dw_hh_[last], layer_.hidden, steps.end == layer_.steps,
-                                                 operand_, over(n, B * blocks_ * L, blocks_ * L), 0);
+        constexpr Window q = Cell::recurrent[last];
+        accumulate<q.begin, q.width()>(dw_hh_[last], layer_.hidden, first, operand_[last],
+                                       {1, 0, rows, padded});
       }
     }
     if (grads_.b_ih || grads_.b_hh) {
@@ -226,8 +256,8 @@ class Backward {
         for (int slot = 0; slot < Cell::gates; ++slot) {
           T* to = db_ + (block * Cell::gates + slot) * L;
           Vector<T> sum = load(static_cast<const T*>(to));
-          const T* from = d(block, 0, 0) + slot * L;
-          for (index r = 0; r < n * B; ++r) sum += load(from + r * Cell::gates * L);
+          const T* from = d(block, 0) + slot * L;
+          for (index r = 0; r < rows; ++r) sum += load(from + r * Cell::gates * L);
           store(to, sum);
         }
     }
@@ -237,11 +267,10 @@ class Backward {
     return layer_.batch == 1 ? Depth{1, 0, steps, step} : Depth{steps, step, layer_.batch, row};
   }
 
-  // to[block][feature][P][lanes] += sum over the rows k of d from `d_row` on of features[k] * d[k].
+  // to[block][feature][P][lanes] += the sum over the rows k of the chunk of features[k] * d[k].
   template <int begin, int P>
-  void accumulate(T* to, index features, bool first, const T* from, Depth depth, index d_row) {
-    const Panels<T> panels{d_ + d_row * Cell::gates * L + begin * L, rows_ * Cell::gates * L,
-                           Cell::gates * L};
+  void accumulate(T* to, index features, bool first, const T* from, Depth depth) {
+    const Panels<T> panels{d_ + begin * L, rows_ * Cell::gates * L, Cell::gates * L};
     const bool by_blocks = blocks_ >= 4 * team_.size || blocks_ % team_.size == 0;
     const Range blocks = by_blocks ? share(blocks_, team_.size, team_.rank) : Range{0, blocks_};
     const Range own = by_blocks ? Range{0, features} : share(features, team_.size, team_.rank);
@@ -280,12 +309,12 @@ class Backward {
   const Gradients<T> grads_;
   const Team team_;
   const index blocks_;
-  index chunk_, rows_, scratch_;                   // rows_: chunk_ * B
+  index rows_, scratch_;                           // rows_: the most that a chunk has
   T *stage_panels_[Cell::stages], *input_panels_;  // [blocks of columns][block, gate, lane][lanes]
   T *dw_ih_, *dw_hh_[Cell::stages];                // [blocks][features][gates of the window][lanes]
   T *db_, *d_;                                     // [blocks][gates][lanes]; see above
-  T *dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of a second stage's operand
-  T* operand_;         // [chunk][B][blocks][lanes]
+  T *dh_, *dc_, *dq_;         // [blocks][B][lanes]; dq_: of a second stage's operand
+  T* operand_[Cell::stages];  // [rows of the chunk][blocks][lanes]
   T *c0_, *zeros_;
   States<Cell, T> state_;
 };

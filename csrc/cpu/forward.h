@@ -15,8 +15,7 @@ class Forward {
   // From a null base it only counts the scratch memory.
   Forward(const Layer<T>& layer, const Team& team, void* base)
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
-    const index step_bytes = saved_step<Cell, T>(layer.batch, layer.hidden) * sizeof(T);
-    chunk_ = chunk_steps(layer, step_bytes);
+    state_.chunk = States<Cell, T>::chunk_steps(layer);
     Arena arena(base);
     const index padded = blocks_ * L;
     input_panels_ = arena.template take<T>(padded * Cell::input.width() * layer.inputs);
@@ -26,11 +25,10 @@ class Forward {
     operand_ = arena.template take<T>(Cell::stages > 1 ? layer.batch * padded : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
     zeros_ = arena.template take<T>(padded);
-    state_ = {&layer_, zeros_, c0_, layer.saved, layer.steps};
-    if (!layer.saved) {
-      state_.ring = chunk_;
-      state_.slots = arena.template take<T>(chunk_ * step_bytes / index{sizeof(T)});
-    }
+    state_ = {&layer_, zeros_, c0_, layer.saved, state_.chunk, layer.saved != nullptr};
+    if (!layer.saved)
+      state_.memory =
+          arena.template take<T>(2 * state_.chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
     scratch_ = arena.used();
   }
 
@@ -38,34 +36,24 @@ class Forward {
 
   void run() {
     const FlushDenormals guard;
-    const Part part = part_of(team_, layer_.batch, blocks_);
+    const Part part = part_of(layer_, team_, blocks_);
     prepare(part);
     wait(team_);
-    for (index t0 = 0; t0 < layer_.steps; t0 += chunk_) {
-      const index t1 = t0 + chunk_ < layer_.steps ? t0 + chunk_ : layer_.steps;
+    for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {
+      const index t1 = t0 + state_.chunk < layer_.steps ? t0 + state_.chunk : layer_.steps;
       project_inputs({t0, t1}, part);
       for (index t = t0; t < t1; ++t) {
         stage<0>(t, part);
         if constexpr (Cell::stages > 1) stage<1>(t, part);
         static_assert(Cell::stages <= 2);
+        if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
       }
     }
-    write_final_states(part);
   }
 
  private:
   static constexpr int L = lanes<T>;
   static constexpr index group = 256;  // rows whose addresses are held at once
-
-  // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay
-  // in the L2 cache until the recurrence reads them. The same for any team, as is the scratch memory.
-  static index chunk_steps(const Layer<T>& layer, index step_bytes) {
-    constexpr index l2_share = 256 * 1024, fill = 48;
-    index steps = l2_share / (step_bytes + 1);
-    const index least = fill / (layer.batch + 1) + 1;
-    if (steps < least) steps = least;
-    return steps < layer.steps ? steps : layer.steps;
-  }
 
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
@@ -83,7 +71,7 @@ class Forward {
   // Weights that are read once are not worth a packed copy of them all: a few blocks at a time are
   // packed, used while they are in the cache, and overwritten by the next.
   bool own_blocks() const { return team_.split == Split::units || team_.size == 1; }
-  bool stream_inputs() const { return own_blocks() && chunk_ == layer_.steps; }
+  bool stream_inputs() const { return own_blocks() && state_.chunk == layer_.steps; }
   bool stream_stages() const { return own_blocks() && layer_.steps == 1; }
 
   void pack(Window window, Matrix<const T> w, index depth, Range blocks, T* panels) const {
@@ -112,7 +100,8 @@ class Forward {
   // Calls f(blocks, panels) for the packed panels of the thread's blocks: once for all of them, or
   // where the weights are streamed for a few at a time, packed just before.
   template <int P, class F>
-  void for_panels(bool stream, Window window, Matrix<const T> w, index depth, T* to, Range blocks, F f) {
+  void for_panels(bool stream, Window window, Matrix<const T> w, index depth, T* to, Range blocks,
+                  F f) {
     const Panels<T> all{to, P * L * depth, P * L};
     if (!stream) return f(blocks, all);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
@@ -126,38 +115,44 @@ class Forward {
 
   void project_inputs(Range steps, Part part) {
     constexpr int P = Cell::input.width();
-    const index batch = part.rows.size(), all = steps.size() * batch;
-    const index block_stride = layer_.batch * Cell::slots * L;
-    for_panels<P>(stream_inputs(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
-                  [&](Range blocks, Panels<T> panels) {
-      for (index first = 0; first < all; first += group) {
-        const index rows = all - first < group ? all - first : group;
-        const T* x[group];
-        T* slots[group];
-        for (index r = 0; r < rows; ++r) {
-          const index t = steps.begin + (first + r) / batch, b = part.rows.begin + (first + r) % batch;
-          x[r] = layer_.x.data + t * layer_.x.step + b * layer_.x.row;
-          slots[r] = state_.slot(t, 0, b);
-        }
-        for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
-          T* c[accumulators];
-          for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
-          start_from_bias(c, R, block, N);
-          for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
-          tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
-               bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
+    const index block_stride = state_.slots(steps.begin).block;
+    for_panels<P>(
+        stream_inputs(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
+        [&](Range blocks, Panels<T> panels) {
+          const T* x[group];
+          T* slots[group];
+          index rows = 0;
+          const auto project = [&] {
+            for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
+              T* c[accumulators];
+              for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
+              start_from_bias(c, R, block_stride, block, N);
+              for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
+              tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
+                   bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
+            });
+            rows = 0;
+          };
+          for (index t = steps.begin; t < steps.end; ++t) {
+            const Slots<Cell, T> step = state_.slots(t);
+            const Range there = present(part.rows, state_.count(t));
+            for (index b = there.begin; b < there.end; ++b) {
+              x[rows] = state_.row(layer_.x, t, b);
+              slots[rows] = step.at(0, b);
+              if (++rows == group) project();
+            }
+          }
+          project();
         });
-      }
-    });
   }
 
   // Gates that the input does not feed.
-  void start_from_bias(T* const* slots, int R, index block, int N) {
+  void start_from_bias(T* const* slots, int R, index block_stride, index block, int N) {
     for (int slot = 0; slot < Cell::gates; ++slot)
       if (!Cell::input.has(slot))
         for (int n = 0; n < N; ++n)
           for (int r = 0; r < R; ++r)
-            store(slots[r] + n * layer_.batch * Cell::slots * L + slot * L,
+            store(slots[r] + n * block_stride + slot * L,
                   load(static_cast<const T*>(bias_) + ((block + n) * Cell::gates + slot) * L));
   }
 
@@ -166,61 +161,69 @@ class Forward {
     constexpr Window window = Cell::recurrent[s];
     constexpr int P = window.width();
     if (team_.split == Split::units && (t > 0 || s > 0)) wait(team_);
-    const index padded = blocks_ * L, block_stride = layer_.batch * Cell::slots * L;
-    for_panels<P>(stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
-                  [&](Range blocks, Panels<T> panels) {
-      for (index first = part.rows.begin; first < part.rows.end; first += group) {
-        const index rows = part.rows.end - first < group ? part.rows.end - first : group;
-        const T* a[group];
-        for (index r = 0; r < rows; ++r)
-          a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
-        for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
-          T* c[accumulators];
-          for (int r = 0; r < R; ++r)
-            c[r] = state_.slot(t, block, first + row + r) + window.begin * L;
-          tile(a + row, contiguous(layer_.hidden), panels.from(block), c, block_stride, nullptr, 0);
-          for (index n = block; n < block + N; ++n)
-            for (index b = first + row; b < first + row + R; ++b) apply<s>(t, n, b);
+    const index padded = blocks_ * L;
+    const Slots<Cell, T> slots = state_.slots(t), previous = state_.slots(t > 0 ? t - 1 : 0);
+    const Range there = present(part.rows, state_.count(t));
+    for_panels<P>(
+        stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
+        [&](Range blocks, Panels<T> panels) {
+          for (index first = there.begin; first < there.end; first += group) {
+            const index rows = there.end - first < group ? there.end - first : group;
+            const T* a[group];
+            for (index r = 0; r < rows; ++r)
+              a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
+            for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
+              T* c[accumulators];
+              for (int r = 0; r < R; ++r) c[r] = slots.at(block, first + row + r) + window.begin * L;
+              tile(a + row, contiguous(layer_.hidden), panels.from(block), c, slots.block, nullptr, 0);
+              for (index n = block; n < block + N; ++n)
+                for (index b = first + row; b < first + row + R; ++b)
+                  apply<s>(t, slots, previous, n, b);
+            });
+          }
         });
-      }
-    });
   }
 
   template <int s>
-  RNNFAST_INLINE void apply(index t, index block, index b) {
+  RNNFAST_INLINE void apply(index t, Slots<Cell, T> slots, Slots<Cell, T> previous, index block,
+                            index b) {
     const index unit = block * L;
-    T* slots = state_.slot(t, block, b);
+    T* own = slots.at(block, b);
     Vector<T> v[Cell::slots];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::gates; ++slot) v[slot] = load(slots + slot * L);
+    for (int slot = 0; slot < Cell::gates; ++slot) v[slot] = load(own + slot * L);
     const Vector<T> h = load_some(state_.h(t, b) + unit, layer_.hidden - unit);
-    const Vector<T> out = Cell::template forward<s>(v, h, state_.c(t, block, b));
+    const Vector<T> out = Cell::template forward<s>(v, h, state_.c(previous, t, block, b));
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) store(slots + slot * L, v[slot]);
+    for (int slot = 0; slot < Cell::slots; ++slot) store(own + slot * L, v[slot]);
     if constexpr (s + 1 < Cell::stages)
       store(operand_ + b * blocks_ * L + unit, out);
     else
-      store_some(layer_.y.data + t * layer_.y.step + b * layer_.y.row + unit, out,
-                 layer_.hidden - unit);
+      store_some(state_.row(layer_.y, t, b) + unit, out, layer_.hidden - unit);
   }
 
-  void write_final_states(Part part) {
-    for (index b = part.rows.begin; b < part.rows.end; ++b)
+  // From the last step that each row has; a row that inference no longer holds was written then.
+  void write_final_states(index t, Part part) {
+    const Range left = present(part.rows, t + 1 < layer_.steps ? state_.count(t + 1) : 0);
+    const Range there = present(part.rows, state_.count(t));
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index b = left.end > there.begin ? left.end : there.begin; b < there.end; ++b)
       for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
-        const index unit = block * L, units = layer_.hidden - unit;
+        const index unit = block * L, left_units = layer_.hidden - unit;
         if (layer_.h_n.data)
           store_some(layer_.h_n.data + b * layer_.h_n.row + unit,
-                     load_some(state_.h(layer_.steps, b) + unit, units), units);
+                     load_some(static_cast<const T*>(state_.row(layer_.y, t, b)) + unit, left_units),
+                     left_units);
         if (layer_.c_n.data)
-          store_some(layer_.c_n.data + b * layer_.c_n.row + unit, state_.c(layer_.steps, block, b),
-                     units);
+          store_some(layer_.c_n.data + b * layer_.c_n.row + unit,
+                     load(slots.at(block, b) + Cell::cell_state * L), left_units);
       }
   }
 
   const Layer<T> layer_;
   const Team team_;
   const index blocks_;
-  index chunk_, scratch_;
+  index scratch_;
   T *input_panels_, *stage_panels_[Cell::stages];  // [blocks][k][gates of the window][lanes]
   T* bias_;                                        // [blocks][gates][lanes]
   T* operand_;                                     // [B][blocks][lanes], what a second stage multiplies

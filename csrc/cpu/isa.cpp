@@ -30,7 +30,7 @@ void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team
 
 template <class T, class... Cell>
 const CellKernels<T>* kernels_of(CellList<Cell...>) {
-  static constexpr CellKernels<T> table[] = {{&saved_step<Cell, T>, &forward_scratch<Cell, T>,
+  static constexpr CellKernels<T> table[] = {{&saved_row<Cell, T>, &forward_scratch<Cell, T>,
                                               &forward<Cell, T>, &backward_scratch<Cell, T>,
                                               &backward<Cell, T>}...};
   return table;

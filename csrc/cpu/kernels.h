@@ -7,8 +7,8 @@ namespace rnnfast {
 
 template <class T>
 struct CellKernels {
-  index (*saved_step)(index batch, index hidden);  // numbers in one step of Layer::saved
-  index (*forward_scratch)(const Layer<T>&);       // bytes
+  index (*saved_row)(index hidden);           // numbers in Layer::saved for one row of x
+  index (*forward_scratch)(const Layer<T>&);  // bytes
   void (*forward)(const Layer<T>&, const Team&, void* scratch);
   index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);

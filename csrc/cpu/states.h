@@ -11,40 +11,85 @@ constexpr index blocks_of(index units) {
   return (units + lanes<T> - 1) / lanes<T>;
 }
 
-// Numbers in one step of Layer::saved: [blocks][B][slots][lanes].
+// Numbers in Layer::saved for one row of x.
 template <class Cell, class T>
-constexpr index saved_step(index batch, index hidden) {
-  return blocks_of<T>(hidden) * batch * Cell::slots * lanes<T>;
+constexpr index saved_row(index hidden) {
+  return blocks_of<T>(hidden) * Cell::slots * lanes<T>;
 }
+
+// The slots of one step.
+template <class Cell, class T>
+struct Slots {
+  T* data;
+  index block;  // from one block to the next
+
+  T* at(index n, index b) const { return data + n * block + b * Cell::slots * lanes<T>; }
+};
 
 template <class Cell, class T>
 struct States {
   const Layer<T>* layer;
   const T* zeros;  // `hidden` of them
   const T* c0;     // [blocks][B][lanes]
-  T* slots;        // [ring][blocks][B][slots][lanes]
-  index ring;      // the steps held; step t is at t % ring
+  T* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
+  index chunk;     // steps
+  bool all;        // whether all chunks are held, or only the last two
 
-  T* slot(index t, index block, index b) const {
-    return slots + t % ring * saved_step<Cell, T>(layer->batch, layer->hidden) +
-           (block * layer->batch + b) * Cell::slots * lanes<T>;
+  // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay in
+  // the L2 cache until the recurrence reads them. The same for any team, as is all memory.
+  static index chunk_steps(const Layer<T>& layer) {
+    constexpr index l2_share = 256 * 1024, fill = 48;
+    const index step_bytes = layer.batch * saved_row<Cell, T>(layer.hidden) * index{sizeof(T)};
+    index steps = l2_share / (step_bytes + 1);
+    const index least = fill / (layer.batch + 1) + 1;
+    if (steps < least) steps = least;
+    return steps < layer.steps ? steps : layer.steps;
   }
+
+  // The rows of step t, and how many come before it.
+  index count(index t) const { return layer->packed.count ? layer->packed.count[t] : layer->batch; }
+  index before(index t) const {
+    return layer->packed.before ? layer->packed.before[t] : t * layer->batch;
+  }
+
+  template <class U>
+  U* row(Sequence<U> sequence, index t, index b) const {
+    if (layer->packed.first) return sequence.data + (layer->packed.first[t] + b) * sequence.row;
+    return sequence.data + t * sequence.step + b * sequence.row;
+  }
+
+  Slots<Cell, T> slots(index t) const {
+    constexpr index size = Cell::slots * lanes<T>;
+    const index number = t / chunk, begin = number * chunk;
+    const index end = begin + chunk < layer->steps ? begin + chunk : layer->steps;
+    const index place = all ? before(begin) : number % 2 * chunk * layer->batch;
+    return {memory + (place * blocks_of<T>(layer->hidden) + before(t) - before(begin)) * size,
+            (before(end) - before(begin)) * size};
+  }
+
+  // Whether row b has a step before t; if not, its state there is the initial one.
+  bool continues(index t, index b) const { return t > 0 && b < count(t - 1); }
 
   // h before step t: a row of `hidden` numbers.
   const T* h(index t, index b) const {
-    if (t > 0) return layer->y.data + (t - 1) * layer->y.step + b * layer->y.row;
+    if (continues(t, b)) return row(layer->y, t - 1, b);
     return layer->h0.data ? layer->h0.data + b * layer->h0.row : zeros;
   }
 
-  // c before step t.
-  Vector<T> c(index t, index block, index b) const {
+  // c before step t, whose slots are `previous`.
+  Vector<T> c(Slots<Cell, T> previous, index t, index block, index b) const {
     if constexpr (Cell::cell_state < 0)
       return Vector<T>{};
     else
-      return t > 0 ? load(slot(t - 1, block, b) + Cell::cell_state * lanes<T>)
-                   : load(c0 + (block * layer->batch + b) * lanes<T>);
+      return continues(t, b) ? load(previous.at(block, b) + Cell::cell_state * lanes<T>)
+                             : load(c0 + (block * layer->batch + b) * lanes<T>);
   }
 };
+
+// The rows of `rows` that are there when a step has `count` of them.
+constexpr Range present(Range rows, index count) {
+  return {rows.begin < count ? rows.begin : count, rows.end < count ? rows.end : count};
+}
 
 // Between [B, H] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
 template <class T>
@@ -72,9 +117,24 @@ struct Part {
   Range rows, blocks;
 };
 
-inline Part part_of(const Team& team, index batch, index blocks) {
-  if (team.split == Split::rows) return {share(batch, team.size, team.rank), {0, blocks}};
-  return {{0, batch}, share(blocks, team.size, team.rank)};
+// The first row of a part, such that all parts have about equally many steps.
+template <class T>
+index first_row(const Layer<T>& layer, int parts, int part) {
+  if (!layer.packed.count) return share(layer.batch, parts, part).begin;
+  const index wanted = layer.packed.before[layer.steps] * part / parts;
+  index row = 0;
+  for (index steps = 0, t = 0; row < layer.batch && steps < wanted; ++row) {
+    // Row `row` has as many steps as there are counts above it.
+    for (t = 0; t < layer.steps; ++t) steps += layer.packed.count[t] > row;
+  }
+  return part == parts ? layer.batch : row;
+}
+
+template <class T>
+Part part_of(const Layer<T>& layer, const Team& team, index blocks) {
+  if (team.split == Split::units) return {{0, layer.batch}, share(blocks, team.size, team.rank)};
+  return {{first_row(layer, team.size, team.rank), first_row(layer, team.size, team.rank + 1)},
+          {0, blocks}};
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

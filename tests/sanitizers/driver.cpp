@@ -68,12 +68,13 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   const auto poisoned = [](std::size_t count) { return Numbers<T>(count, std::nan("")); };
   Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(h0.size());
   Numbers<T> saved =
-      poisoned(static_cast<std::size_t>(n.steps * kernel.saved_step(n.batch, n.hidden)));
+      poisoned(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)));
   const bool c = info.cell_state;
   const Layer<T> layer{n.steps,
                        n.batch,
                        n.inputs,
                        n.hidden,
+                       {},
                        {x.data(), n.batch * n.inputs, n.inputs},
                        {states ? h0.data() : nullptr, n.hidden},
                        {states && c ? c0.data() : nullptr, n.hidden},
