@@ -8,72 +8,13 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "tensor.h"
+#include "stack.h"
+#include "views.h"
 
 namespace py = pybind11;
 
 namespace rnnfast {
 namespace {
-
-// Checks views against the sizes and the dtype that the first of them sets.
-class Checker {
- public:
-  explicit Checker(const View& first) : first_(first) {
-    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64)
-      throw py::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
-                           "; expected float32 or float64");
-  }
-
-  void shape(const View& view, std::initializer_list<index> expected) const {
-    if (!view) return;
-    if (view.dtype() != first_.dtype())
-      throw py::type_error(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
-                           first_.name() + " has " + first_.dtype_name());
-    bool same = view.dims() == static_cast<int>(expected.size());
-    int dim = 0;
-    for (index size : expected) same = same && view.size(dim++) == size;
-    if (!same) {
-      std::string text;
-      for (index size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
-      throw py::value_error(std::string(view.name()) + " has shape " + view.shape_text() +
-                            "; expected (" + text + (expected.size() == 1 ? ",)" : ")"));
-    }
-    const int last = view.dims() - 1;
-    if (view.size(last) > 1 && view.stride(last) != 1)
-      throw py::value_error(std::string(view.name()) +
-                            " must have its last dimension contiguous; its stride is " +
-                            std::to_string(view.stride(last)));
-  }
-
- private:
-  const View& first_;
-};
-
-void require(const View& view) {
-  if (!view) throw py::type_error(std::string(view.name()) + " must not be None");
-}
-
-template <class T>
-T* vector(const View& view) {
-  return static_cast<T*>(view.data());
-}
-
-template <class T>
-Matrix<T> matrix(const View& view) {
-  if (!view) return {};
-  return {static_cast<T*>(view.data()), view.stride(0)};
-}
-
-// A reversed direction is the same loop over a sequence that starts at its last step.
-template <class T>
-Sequence<T> sequence(const View& view, bool reverse) {
-  if (!view) return {};
-  T* data = static_cast<T*>(view.data());
-  if (view.dims() == 2) return {data, 0, view.stride(0)};  // packed
-  const index step = view.stride(0), row = view.stride(1);
-  if (reverse && view.size(0) > 0) return {data + (view.size(0) - 1) * step, -step, row};
-  return {data, step, row};
-}
 
 // The steps of a packed layer, in the order of processing; see Steps.
 struct Packing {
@@ -321,6 +262,7 @@ PYBIND11_MODULE(_C, m) {
   kernels();  // an instruction set that RNNFAST_ISA forces in vain fails here, at import
   m.def("forward", &forward);
   m.def("backward", &backward);
+  m.def("infer", &infer);
   m.def("saved_size", &saved_size);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });

@@ -1,5 +1,6 @@
 // exp, tanh and the logistic function, written once on a number type V: a SIMD vector (cpu/vec.h) or
-// a float in a CUDA thread. The includer provides scalar_of, bits_of, splat, fma, clamp and bit_cast.
+// a float in a CUDA thread. The includer provides scalar_of, bits_of, splat, fma, clamp and
+// bit_cast.
 //
 // exp(x) = 2^n * (1 + m), with n = round(x / ln 2), r = x - n ln 2 and m = expm1(r) = r + r^2 q(r).
 // q is the Chebyshev interpolant of (expm1(r) - r) / r^2 on |r| <= ln(2)/2, of relative error below
@@ -14,7 +15,7 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr int mantissa_bits = 23;
-  static constexpr float limit = 87.0f;  // exp stays a normal number
+  static constexpr float lowest = -87.0f, overflow = 89.0f;  // exp is normal; exp is infinite
   static constexpr float log2e = 1.4426950408889634f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444005469058e-4f;
   static constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -25,7 +26,7 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr int mantissa_bits = 52;
-  static constexpr double limit = 708.0;
+  static constexpr double lowest = -708.0, overflow = 710.0;
   static constexpr double log2e = 1.4426950408889634;
   static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
@@ -40,11 +41,11 @@ struct Exp {
   V scale, m;  // exp(x) = scale * (1 + m)
 };
 
+// For lowest <= x <= overflow; there the scale becomes infinite.
 template <class V>
 RNNFAST_INLINE Exp<V> exp_parts(V x) {
   using C = ExpConstants<scalar_of<V>>;
   constexpr int degree = sizeof(C::q) / sizeof(C::q[0]) - 1;
-  x = clamp(x, splat<V>(-C::limit), splat<V>(C::limit));
   const V shifted = fma(x, splat<V>(C::log2e), splat<V>(C::round));
   const V n = shifted - splat<V>(C::round);
   const V r = fma(n, splat<V>(-C::ln2_low), fma(n, splat<V>(-C::ln2_high), x));
@@ -57,17 +58,21 @@ RNNFAST_INLINE Exp<V> exp_parts(V x) {
   return {scale, fma(q, r * r, r)};
 }
 
+// Exactly 0 and 1 where the true value rounds to them.
 template <class V>
 RNNFAST_INLINE V sigmoid(V x) {
-  const Exp<V> e = exp_parts(-x);
-  return divide(splat<V>(1), fma(e.scale, e.m, e.scale) + splat<V>(1));
+  using C = ExpConstants<scalar_of<V>>;
+  const V one = splat<V>(1);
+  const Exp<V> e = exp_parts(clamp(-x, splat<V>(C::lowest), splat<V>(C::overflow)));
+  return one / (one + e.scale * (one + e.m));
 }
 
 template <class V>
 RNNFAST_INLINE V tanh(V x) {
-  const Exp<V> e = exp_parts(x + x);
+  using C = ExpConstants<scalar_of<V>>;
+  const Exp<V> e = exp_parts(clamp(x + x, splat<V>(C::lowest), splat<V>(-C::lowest)));
   const V expm1 = fma(e.scale, e.m, e.scale - splat<V>(1));
-  return divide(expm1, expm1 + splat<V>(2));
+  return expm1 / (expm1 + splat<V>(2));
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -65,12 +65,12 @@ View::View(py::handle object, const char* name, bool writable) : name_(name) {
   if (object.is_none()) return;
   present_ = true;
   if (!read_exchange_api(object) && !read_torch_methods(object)) read_buffer(object, writable);
+  std::int64_t elements = 1;
+  for (int dim = 0; dim < dims_; ++dim) elements *= shape_[dim];
+  if (elements == 0) return;
+  if (!data_) refuse("it has no memory");
   for (int dim = 0; dim < dims_; ++dim)
     if (writable && shape_[dim] > 1 && strides_[dim] == 0) refuse("its elements share memory");
-}
-
-View::~View() {
-  if (holds_buffer_) PyBuffer_Release(&buffer_);
 }
 
 void View::refuse(const std::string& why) const {
@@ -122,23 +122,37 @@ bool View::read_torch_methods(py::handle object) {
 
 void View::read_buffer(py::handle object, bool writable) {
   const int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-  if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
-  holds_buffer_ = true;
-  if (buffer_.ndim > most_dims) refuse("it has " + std::to_string(buffer_.ndim) + " dimensions");
-  data_ = buffer_.buf;
-  dims_ = buffer_.ndim;
-  const std::string format = buffer_.format ? buffer_.format : "B";
-  if (format == "f" || format == "d") dtype_ = float_of_bytes(buffer_.itemsize);
-  if ((format == "l" || format == "q") && buffer_.itemsize == 8) dtype_ = Dtype::int64;
-  dtype_name_ = format == "f" ? "float32" : format == "d" ? "float64" : "buffer format " + format;
-  for (int dim = 0; dim < dims_; ++dim) {
-    shape_[dim] = buffer_.shape[dim];
-    if (shape_[dim] > 1 && buffer_.strides[dim] % buffer_.itemsize != 0)
-      refuse("its strides are no multiple of its item size");
-    strides_[dim] = buffer_.strides[dim] / buffer_.itemsize;
+  Py_buffer& view = buffer_.view;
+  if (PyObject_GetBuffer(object.ptr(), &view, flags) != 0) throw py::error_already_set();
+  buffer_.held = true;
+  if (view.ndim > most_dims) refuse("it has " + std::to_string(view.ndim) + " dimensions");
+  data_ = view.buf;
+  dims_ = view.ndim;
+  const std::string format = view.format ? view.format : "B";
+  const std::string bits = std::to_string(8 * view.itemsize);
+  if (format == "e" || format == "f" || format == "d") {
+    dtype_ = float_of_bytes(view.itemsize);
+    dtype_name_ = "float" + bits;
+  } else if (format.size() == 1 && std::string("bhilq").find(format) != std::string::npos) {
+    dtype_ = view.itemsize == 8 ? Dtype::int64 : Dtype::other;
+    dtype_name_ = "int" + bits;
+  } else {
+    dtype_name_ = "buffer format " + format;
   }
-  if (reinterpret_cast<std::uintptr_t>(data_) % static_cast<std::uintptr_t>(buffer_.itemsize) != 0)
+  for (int dim = 0; dim < dims_; ++dim) {
+    shape_[dim] = view.shape[dim];
+    if (shape_[dim] > 1 && view.strides[dim] % view.itemsize != 0)
+      refuse("its strides are no multiple of its item size");
+    strides_[dim] = view.strides[dim] / view.itemsize;
+  }
+  if (reinterpret_cast<std::uintptr_t>(data_) % static_cast<std::uintptr_t>(view.itemsize) != 0)
     refuse("its memory is not aligned to its item size");
+}
+
+bool View::has_contiguous_rows() const {
+  for (int dim = 0; dim < dims_; ++dim)
+    if (shape_[dim] == 0) return true;
+  return dims_ == 0 || shape_[dims_ - 1] == 1 || strides_[dims_ - 1] == 1;
 }
 
 std::string View::shape_text() const {

@@ -18,9 +18,7 @@ class View {
  public:
   static constexpr int most_dims = 3;
 
-  View() = default;  // null
   View(pybind11::handle object, const char* name, bool writable);
-  ~View();
   View(const View&) = delete;
   View& operator=(const View&) = delete;
 
@@ -33,6 +31,8 @@ class View {
   std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
   void* data() const { return data_; }
   std::string shape_text() const;
+  // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
+  bool has_contiguous_rows() const;
 
  private:
   bool read_exchange_api(pybind11::handle object);
@@ -40,9 +40,16 @@ class View {
   void read_buffer(pybind11::handle object, bool writable);
   [[noreturn]] void refuse(const std::string& why) const;
 
-  const char* name_ = "";
-  bool present_ = false, holds_buffer_ = false;
-  Py_buffer buffer_{};
+  const char* name_;
+  bool present_ = false;
+  struct Buffer {
+    Buffer() = default;
+    ~Buffer() {
+      if (held) PyBuffer_Release(&view);
+    }
+    Py_buffer view{};
+    bool held = false;
+  } buffer_;
   void* data_ = nullptr;
   Dtype dtype_ = Dtype::other;
   std::string dtype_name_;

@@ -1,4 +1,4 @@
-"""The extension module. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
+"""The extension. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
 
 from typing import Any
 
@@ -26,6 +26,23 @@ def backward(
     accumulate_dx: bool,
     /,
 ) -> None: ...
+def infer(
+    types: tuple[type, ...],
+    cell: int,
+    layers: int,
+    directions: int,
+    bias: bool,
+    batch_first: bool,
+    threads: int,
+    x: Memory,
+    h0: Memory | None,
+    c0: Memory | None,
+    weights: list[Any],
+    y: Memory,
+    h_n: Memory | None,
+    c_n: Memory | None,
+    /,
+) -> bool: ...
 def saved_size(cell: int, float64: bool, rows: int, hidden: int, /) -> int: ...
 def cells() -> list[str]: ...
 def isa() -> str: ...

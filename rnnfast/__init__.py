@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
-# torch before the extension: its wheel brings the OpenMP runtime that the two then share.
-if importlib.util.find_spec("torch") is not None:
-    import torch as _torch  # noqa: F401
-
-from . import arrays
-
 if TYPE_CHECKING:
+    from . import arrays
     from .convert import Report, accelerate, restore
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-_TORCH_NAMES = {
+# Loaded when they are first used: torch and the extension take a second.
+_FROM_TORCH_MODULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"), "nn"),
     **dict.fromkeys(("Report", "accelerate", "restore"), "convert"),
 }
@@ -39,7 +34,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    module = _TORCH_NAMES.get(name)
+    if name == "arrays":
+        return importlib.import_module(".arrays", __name__)
+    if name == "_C":
+        return importlib.import_module("._native", __name__)._C
+    module = _FROM_TORCH_MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -52,3 +51,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

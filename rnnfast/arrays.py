@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import _C
+from ._native import _C
 
 __all__ = ["CELLS", "Forward", "Gradients", "forward"]
 

@@ -98,19 +98,27 @@ class _Layer(torch.autograd.Function):
         y, h_n, c_n = _forward(spec, x, h0, c0, weights, saved)
         ctx.spec = spec
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, y, *saved, *weights)
+        ctx.save_for_backward(x, h0, c0, *saved, *weights)
+        # Not saved: torch would refuse a backward after y was changed in place, which users of
+        # torch.nn may do. An alias without a graph, so that y and its graph do not hold each other.
+        ctx.y, ctx.y_version = y.detach(), y._version
         return y, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         spec: Spec = ctx.spec
-        x, h0, c0, y, *rest = ctx.saved_tensors
+        x, h0, c0, *rest = ctx.saved_tensors
         saved, weights = rest[: spec.directions], rest[spec.directions :]
         wanted = ctx.needs_input_grad[1:]
         if all(g is None for g in grads):
             return (None,) * (len(wanted) + 1)
-        if torch.is_grad_enabled():  # a graph of this backward is wanted
+        batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
+        if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
             return (None, *_differentiable(spec, x, h0, c0, weights, grads, wanted))
+        y = ctx.y
+        if y._version != ctx.y_version:  # changed in place since
+            saved = []
+            y, _, _ = _forward(spec, x, h0, c0, weights, saved)
         return (None, *_backward(spec, x, h0, c0, weights, y, saved, grads, wanted))
 
 
@@ -158,7 +166,9 @@ def _differentiable(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The same gradients as differentiable functions of the inputs and of ``grads``."""
-    outputs = eager_layer(spec, x, h0, c0, weights)
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = eager_layer(spec, x, h0, c0, weights)
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
     tensors = (x, h0, c0, *weights)
     inputs = [t for t, w in zip(tensors, wanted, strict=True) if w and t is not None]
@@ -167,7 +177,7 @@ def _differentiable(
             [o for o, _ in pairs],
             inputs,
             [g for _, g in pairs],
-            create_graph=True,
+            create_graph=graph,
             allow_unused=True,
         )
     )

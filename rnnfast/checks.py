@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+#: The types that the kernels take; a subclass may mean something else by its data.
+PLAIN_TYPES = (Tensor, Parameter)
+
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -28,20 +31,16 @@ def plain_call() -> bool:
 
 def plain_tensors(first: Tensor, others: Sequence[Tensor | None]) -> bool:
     """Whether all are dense CPU tensors of one dtype that the kernels know, and no subclass."""
-    if not (
-        type(first) in (Tensor, Parameter)
-        and first.dtype in _DTYPES
-        and first.device.type == "cpu"
-        and first.layout == torch.strided
-    ):
-        return False
-    return all(
-        t is None
-        or (
-            type(t) in (Tensor, Parameter)
-            and t.dtype == first.dtype
-            and t.device.type == "cpu"
-            and t.layout == torch.strided
-        )
-        for t in others
+    return first.dtype in _DTYPES and all(
+        t is None or (type(t) in PLAIN_TYPES and t.dtype == first.dtype and _has_memory(t))
+        for t in (first, *others)
     )
+
+
+def _has_memory(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.layout == torch.strided and not t.is_nested
+
+
+def lazy(t: Tensor) -> bool:
+    """Whether the tensor's memory is not, or not yet, its values."""
+    return t.is_neg() or t._is_zerotensor()

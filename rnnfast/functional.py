@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import autograd
+from . import autograd, ops
 from .autograd import Outputs, Spec
 
 
@@ -59,6 +60,27 @@ def recurrent(
     if batch_first:
         y = y.transpose(0, 1)
     return y, _joined(h_n), _joined(c_n) if c_n else None
+
+
+def infer(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+    *,
+    bias: bool,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> Outputs | None:
+    """What :func:`recurrent` returns, without gradients or dropout, at the least cost of a call.
+
+    None where an argument is not what the kernels take: then :func:`recurrent` or torch must decide.
+    ``x [B, I]`` is one step of one layer, with states ``[B, H]``.
+    """
+    directions = 2 if bidirectional else 1
+    return ops.infer(ops.CELLS[cell], num_layers, directions, bias, batch_first, x, h0, c0, weights)
 
 
 def _layer_state(state: Tensor | None, k: int, layers: int, directions: int) -> Tensor | None:

@@ -37,15 +37,53 @@ class _Recurrent(torch.nn.RNNBase):
         """
         if lengths is not None:
             return self._forward_padded(input, hx, lengths)
+        if not torch.is_grad_enabled() and type(input) is Tensor and checks.plain_call():
+            outputs = self._infer(input, hx)
+            if outputs is not None:
+                return outputs
         self._update_flat_weights()
         if not self._covers(input, hx):
             return super().forward(input, hx)
         return self._run(input, hx, fused=True)
 
+    def _infer(self, input: Tensor, hx: Any) -> Any:
+        """The whole module in one call, or None where that does not cover the call."""
+        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        if input.dim() != 3 or input.size(2) != self.input_size or drops or self.proj_size > 0:
+            return None
+        is_lstm = self.mode == "LSTM"
+        pair = hx if is_lstm else (hx, None)
+        if hx is None:
+            pair = (None, None)
+        elif not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] is None:
+            return None
+        parameters = self._parameters
+        weights = [parameters.get(name) for name in self._flat_weights_names]
+        if any(w is None for w in weights):  # computed at each access (a parametrization)
+            return None
+        outputs = functional.infer(
+            self._cell(),
+            input,
+            pair[0],
+            pair[1],
+            weights,
+            bias=self.bias,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+        )
+        if outputs is None:
+            return None
+        y, h_n, c_n = outputs
+        return (y, (h_n, c_n)) if is_lstm else (y, h_n)
+
     def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
         if input.dim() != 3:
             raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        batch = input.size(0 if self.batch_first else 1)
+        if len(lengths) != batch:  # torch would drop the rows that have none
+            raise ValueError(f"lengths has {len(lengths)} entries; the batch has {batch} rows")
         y, states = self.forward(packed, hx)
         steps = input.size(1 if self.batch_first else 0)
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], states
@@ -168,14 +206,36 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         raise NotImplementedError
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch's ``forward``."""
+        if not torch.is_grad_enabled() and type(input) is Tensor and checks.plain_call():
+            outputs = self._infer(input, hx)
+            if outputs is not None:
+                return outputs
         if not self._covers(input, hx):
             return super().forward(input, hx)
         return self._run(input, hx, fused=True)
 
+    def _infer(self, input: Tensor, hx: Any) -> Any:
+        """The step in one call, or None where that does not cover the call."""
+        cell = self._cell()
+        is_lstm = cell == "lstm"
+        if input.dim() != 2 or input.size(1) != self.input_size or self.hidden_size < 1:
+            return None
+        pair = hx if is_lstm else (hx, None)
+        if hx is None:
+            pair = (None, None)
+        elif not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] is None:
+            return None
+        outputs = functional.infer(cell, input, pair[0], pair[1], self._weights(), bias=self.bias)
+        if outputs is None:
+            return None
+        _, h1, c1 = outputs
+        return (h1, c1) if is_lstm else h1
+
     def _covers(self, input: Any, hx: Any) -> bool:
         if not isinstance(input, Tensor) or not checks.plain_call():
             return False
-        if input.dim() not in (1, 2) or input.size(-1) != self.input_size:
+        if input.dim() not in (1, 2) or input.size(-1) != self.input_size or self.hidden_size < 1:
             return False
         states: tuple[Any, ...] = ()
         if hx is not None:
@@ -191,7 +251,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
     def _has_c(self) -> bool:
         return self._cell() == "lstm"
 
-    def _weights(self) -> list[Tensor]:
+    def _weights(self) -> list[Any]:
         weights = [self.weight_ih, self.weight_hh]
         return [*weights, self.bias_ih, self.bias_hh] if self.bias else weights
 

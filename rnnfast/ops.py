@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _C
+from . import checks
+from ._native import _C
 
 #: A cell's number in the extension's table, by name.
 CELLS: dict[str, int] = {name: number for number, name in enumerate(_C.cells())}
+_LSTM = CELLS["lstm"]
 
 
 class Inputs(NamedTuple):
@@ -35,9 +37,11 @@ class Outputs(NamedTuple):
 
 def rows(t: Tensor | None) -> Tensor | None:
     """A tensor that the kernels can read: its last dimension contiguous. Copies only if it must."""
-    if t is None or t.stride(-1) == 1 or t.size(-1) <= 1:
-        return t
-    return t.contiguous()
+    if t is None:
+        return None
+    if checks.lazy(t):
+        t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype)
+    return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
 def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
@@ -87,3 +91,40 @@ def backward(
         grad_inputs,
         accumulate_dx,
     )
+
+
+def infer(
+    cell: int,
+    layers: int,
+    directions: int,
+    bias: bool,
+    batch_first: bool,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """A whole stack ``[T, B, I]``, or one step of one layer ``[B, I]``, without gradients, in one call.
+
+    Returns ``y``, ``h_n`` (``y`` itself for a step) and ``c_n``; None, having done nothing, where an
+    argument is not what the kernels take. ``weights`` is flat, in torch's order.
+    """
+    for t in (x, h0, c0, *weights):
+        if t is not None and (type(t) not in checks.PLAIN_TYPES or checks.lazy(t)):
+            return None
+    hidden = weights[1].shape[-1]
+    shape = x.shape
+    if len(shape) == 2:
+        y = x.new_empty((shape[0], hidden))
+        h_n, c_n = None, torch.empty_like(y) if cell == _LSTM else None
+    else:
+        y = x.new_empty((shape[0], shape[1], directions * hidden))
+        h_n = x.new_empty((layers * directions, shape[0 if batch_first else 1], hidden))
+        c_n = torch.empty_like(h_n) if cell == _LSTM else None
+    threads = torch.get_num_threads()
+    if not _C.infer(
+        *(checks.PLAIN_TYPES, cell, layers, directions, bias, batch_first, threads),
+        *(x, h0, c0, weights, y, h_n, c_n),
+    ):
+        return None
+    return y, y if h_n is None else h_n, c_n

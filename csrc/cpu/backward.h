@@ -255,10 +255,13 @@ class Backward {
       for (index block = blocks.begin; block < blocks.end; ++block)
         for (int slot = 0; slot < Cell::gates; ++slot) {
           T* to = db_ + (block * Cell::gates + slot) * L;
-          Vector<T> sum = load(static_cast<const T*>(to));
           const T* from = d(block, 0) + slot * L;
-          for (index r = 0; r < rows; ++r) sum += load(from + r * Cell::gates * L);
-          store(to, sum);
+          for (index r = 0; r < rows;) {  // in slices, as the products
+            const index end = r + slice < rows ? r + slice : rows;
+            Vector<T> sum{};
+            for (; r < end; ++r) sum += load(from + r * Cell::gates * L);
+            store(to, load(static_cast<const T*>(to)) + sum);
+          }
         }
     }
   }

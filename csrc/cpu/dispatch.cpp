@@ -79,7 +79,8 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
           index item, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
   constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
-  constexpr double barrier = 0.3e-6, region = 3e-6;
+  constexpr double barrier = 0.3e-6, region = 5e-6;
+  constexpr double worth = 0.8;  // other processes may want the other cores
   const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
   const auto seconds = [&](double rows, double units, double barriers) {
     const double flops = 2 * rows * gates * units * static_cast<double>(inputs + hidden);
@@ -93,7 +94,7 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
   const double one = seconds(b, blocks * lanes, 0);
   const double rows = seconds(part(b), blocks * lanes, 0) + region;
   const double units = seconds(b, part(blocks) * lanes, stages) + region;
-  if (threads == 1 || one <= std::min(rows, units)) return {1, Split::rows};
+  if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows};
   return {threads, rows <= units ? Split::rows : Split::units};
 }
 

@@ -37,54 +37,72 @@ struct Panels {
   constexpr Panels from(index n) const { return {data + n * panel, panel, step}; }
 };
 
+// A sum is added up in slices, each from zero, and then the slices: rounding errors grow with the
+// square root of the longest chain, and one chain of 1024 is worse than what BLAS libraries do.
+inline constexpr index slice = fused ? 64 : 32;
+
 // Each of R rows (addresses in a) times N panels of P vectors. Row r's result in panel n is at
 // c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from c.
-// Every element is one chain of fused multiply-adds in the order of k, whatever R and N.
+// Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
 template <class T, int R, int N, int P>
 void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_panel, const T* init,
           index init_panel) {
   using V = Vector<T>;
   constexpr int L = lanes<T>;
-  V acc[R][N][P];
-#pragma GCC unroll 32
-  for (int r = 0; r < R; ++r) {
-    const T* from = init ? init : c[r];
-    const index panel = init ? init_panel : c_panel;
-#pragma GCC unroll 32
-    for (int n = 0; n < N; ++n)
-#pragma GCC unroll 32
-      for (int p = 0; p < P; ++p) acc[r][n][p] = load(from + n * panel + p * L);
-  }
   const T* row[R];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r) row[r] = a[r];
   const T* panel = b.data;
-  for (index outer = 0; outer < depth.outer; ++outer) {
-    index offset = outer * depth.outer_stride;
-    for (index inner = 0; inner < depth.inner; ++inner) {
-      V w[N][P];
+  // Slices run along the inner index where there is one outer step, otherwise over whole outer steps.
+  const bool along_inner = depth.outer == 1;
+  const index whole = along_inner ? depth.inner : depth.outer;
+  index part = along_inner ? slice : slice / (depth.inner + 1) + 1;
+  if (part > whole) part = whole;
+  index begin = 0;
+  do {
+    const index end = begin + part < whole ? begin + part : whole;
+    V acc[R][N][P];
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-        for (int p = 0; p < P; ++p) w[n][p] = load(panel + n * b.panel + p * L);
-#pragma GCC unroll 32
-      for (int r = 0; r < R; ++r) {
-        const V x = splat<V>(row[r][offset]);
+        for (int p = 0; p < P; ++p) acc[r][n][p] = V{};
+    const index outer_end = along_inner ? 1 : end, inner_begin = along_inner ? begin : 0;
+    const index inner_end = along_inner ? end : depth.inner;
+    for (index outer = along_inner ? 0 : begin; outer < outer_end; ++outer) {
+      index offset = outer * depth.outer_stride + inner_begin * depth.inner_stride;
+      for (index inner = inner_begin; inner < inner_end; ++inner) {
+        V w[N][P];
 #pragma GCC unroll 32
         for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-          for (int p = 0; p < P; ++p) acc[r][n][p] = fma(x, w[n][p], acc[r][n][p]);
+          for (int p = 0; p < P; ++p) w[n][p] = load(panel + n * b.panel + p * L);
+#pragma GCC unroll 32
+        for (int r = 0; r < R; ++r) {
+          const V x = splat<V>(row[r][offset]);
+#pragma GCC unroll 32
+          for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p) acc[r][n][p] = fma(x, w[n][p], acc[r][n][p]);
+        }
+        offset += depth.inner_stride;
+        panel += b.step;
       }
-      offset += depth.inner_stride;
-      panel += b.step;
     }
-  }
+    const bool from_init = init && begin == 0;
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      const T* from = from_init ? init : c[r];
+      const index from_panel = from_init ? init_panel : c_panel;
 #pragma GCC unroll 32
-    for (int n = 0; n < N; ++n)
+      for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-      for (int p = 0; p < P; ++p) store(c[r] + n * c_panel + p * L, acc[r][n][p]);
+        for (int p = 0; p < P; ++p)
+          store(c[r] + n * c_panel + p * L, load(from + n * from_panel + p * L) + acc[r][n][p]);
+    }
+    begin = end;
+  } while (begin < whole);
 }
 
 template <class T>

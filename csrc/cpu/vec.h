@@ -5,6 +5,12 @@
 
 #include <utility>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "../layer.h"
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
@@ -49,16 +55,41 @@ RNNFAST_INLINE V splat(scalar_of<V> x) {
   return x - V{};  // not x + V{}: that would turn -0 into +0
 }
 
-// The build contracts a * b + c to a fused operation where the instruction set has one.
+// a * b + c in one rounding where the instruction set can. Spelled out, since the compiler's own
+// contraction may fuse either product of a * b + c * d, and not the same one in every copy of a
+// function.
+#if defined(__FMA__) || defined(__aarch64__)
+inline constexpr bool fused = true;
+#else
+inline constexpr bool fused = false;
+#endif
+#if defined(__AVX512F__)
+RNNFAST_INLINE Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+RNNFAST_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+#elif defined(__FMA__)
+RNNFAST_INLINE Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+RNNFAST_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#elif defined(__aarch64__)
+RNNFAST_INLINE Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return (Vector<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+RNNFAST_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return (Vector<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+#else
 template <class V>
 RNNFAST_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
-
-template <class V>
-RNNFAST_INLINE V divide(V a, V b) {
-  return a / b;
-}
+#endif
 
 // A NaN stays a NaN.
 template <class V>

@@ -67,8 +67,7 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   Numbers<T> dy = numbers(rows * n.hidden), dh_n = numbers(state), dc_n = numbers(state);
   const auto poisoned = [](std::size_t count) { return Numbers<T>(count, std::nan("")); };
   Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(h0.size());
-  Numbers<T> saved =
-      poisoned(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)));
+  Numbers<T> saved = poisoned(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)));
   const bool c = info.cell_state;
   const Layer<T> layer{n.steps,
                        n.batch,
@@ -148,8 +147,9 @@ int check(int cell, Sizes n) {
 int main() {
   using namespace rnnfast;
   int failures = 0, calls = 0;
-  const Sizes sizes[] = {{1, 1, 1, 1},   {5, 3, 4, 3},   {4, 2, 17, 65},  {3, 1, 3, 257},
-                         {6, 33, 5, 17}, {3, 40, 33, 48}, {60, 2, 10, 20}, {2, 300, 7, 40}, {3, 0, 4, 5}};
+  const Sizes sizes[] = {{1, 1, 1, 1},    {5, 3, 4, 3},    {4, 2, 17, 65},
+                         {3, 1, 3, 257},  {6, 33, 5, 17},  {3, 40, 33, 48},
+                         {60, 2, 10, 20}, {2, 300, 7, 40}, {3, 0, 4, 5}};
   for (int cell = 0; cell < table.cells; ++cell)
     for (const Sizes& n : sizes) {
       failures += check<float>(cell, n) + check<double>(cell, n);

@@ -1,0 +1,70 @@
+// From views of tensors to the structs of layer.h, once their sizes are checked.
+#pragma once
+
+#include <initializer_list>
+
+#include "layer.h"
+#include "tensor.h"
+
+namespace rnnfast {
+
+// Checks views against the sizes and the dtype that the first of them sets.
+class Checker {
+ public:
+  explicit Checker(const View& first) : first_(first) {
+    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64)
+      throw pybind11::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
+                                 "; expected float32 or float64");
+  }
+
+  void shape(const View& view, std::initializer_list<index> expected) const {
+    if (!view) return;
+    if (view.dtype() != first_.dtype())
+      throw pybind11::type_error(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
+                                 first_.name() + " has " + first_.dtype_name());
+    bool same = view.dims() == static_cast<int>(expected.size());
+    int dim = 0;
+    for (index size : expected) same = same && view.size(dim++) == size;
+    if (!same) {
+      std::string text;
+      for (index size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
+      throw pybind11::value_error(std::string(view.name()) + " has shape " + view.shape_text() +
+                                  "; expected (" + text + (expected.size() == 1 ? ",)" : ")"));
+    }
+    if (!view.has_contiguous_rows())
+      throw pybind11::value_error(std::string(view.name()) +
+                                  " must have its last dimension contiguous; its stride is " +
+                                  std::to_string(view.stride(view.dims() - 1)));
+  }
+
+ private:
+  const View& first_;
+};
+
+inline void require(const View& view) {
+  if (!view) throw pybind11::type_error(std::string(view.name()) + " must not be None");
+}
+
+template <class T>
+T* vector(const View& view) {
+  return static_cast<T*>(view.data());
+}
+
+template <class T>
+Matrix<T> matrix(const View& view) {
+  if (!view) return {};
+  return {static_cast<T*>(view.data()), view.stride(0)};
+}
+
+// A reversed direction is the same loop over a sequence that starts at its last step.
+template <class T>
+Sequence<T> sequence(const View& view, bool reverse) {
+  if (!view) return {};
+  T* data = static_cast<T*>(view.data());
+  if (view.dims() == 2) return {data, 0, view.stride(0)};  // packed
+  const index step = view.stride(0), row = view.stride(1);
+  if (reverse && view.size(0) > 0) return {data + (view.size(0) - 1) * step, -step, row};
+  return {data, step, row};
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,56 @@
+"""The command line: rnnfast info, check, bench and demo.
+
+Each command is a module of this package with add_arguments(parser) and run(args) -> exit status.
+Only the module of the command that was asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from rnnfast.cli.common import CommandError
+
+COMMANDS = {
+    "info": "say what is installed and what it runs on",
+    "check": "compare every cell with torch.nn, outputs and gradients, on this machine",
+    "bench": "time rnnfast beside torch.nn",
+    "demo": "check, then train a small language model with torch.nn and with rnnfast",
+}
+EXTRAS = ("torch", "rich", "matplotlib")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="rnnfast", description="Fused CPU kernels for RNN, LSTM and GRU: torch.nn's, faster."
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()
+    }
+    # The parser has no options with a value of their own, so the first plain word is the command.
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    if chosen not in COMMANDS:
+        parser.parse_args(argv)  # --help or an error: exits
+        return 2
+    try:
+        command = importlib.import_module(f"rnnfast.cli.{chosen}")
+        command.add_arguments(parsers[chosen])
+        return int(command.run(parser.parse_args(argv)))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        return complain(chosen, f'needs {missing}: pip install "rnnfast[demo]"')
+    except CommandError as error:
+        return complain(chosen, str(error))
+    except KeyboardInterrupt:
+        return complain(chosen, "interrupted", status=130)
+
+
+def complain(command: str, text: str, status: int = 2) -> int:
+    print(f"rnnfast {command}: {text}", file=sys.stderr)
+    return status

@@ -1,0 +1,204 @@
+"""rnnfast bench: rnnfast beside torch.nn, and beside what this machine could do at most."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rnnfast import _C
+from rnnfast.cli import common
+from rnnfast.cli.common import CommandError, duration, output_file, picture_file, positive, writing
+from rnnfast.cli.info import facts
+from rnnfast.cli.measure import FORWARD, GATES, PEERS, SAME, TRAIN, Case, Result, measure
+from rnnfast.cli.neighbours import Neighbours
+
+Shape = tuple[int, int, int, int]
+
+SHAPES: tuple[Shape, ...] = (
+    (100, 1, 128, 128),
+    (100, 8, 128, 128),
+    (100, 32, 128, 128),
+    (50, 128, 128, 128),
+    (50, 32, 256, 256),
+)
+STEP: Shape = (1, 1, 256, 256)
+QUICK = (
+    Case("GRU", 100, 32, 128, 128, TRAIN),
+    Case("LSTM", 50, 128, 128, 128, TRAIN),
+    Case("LSTM", *STEP, FORWARD),
+)
+
+
+def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, quick: bool) -> list[Case]:
+    if quick and not shapes:
+        return [case for case in QUICK if case.cell in cells]
+    steps = [] if shapes else [Case(cell, *STEP, FORWARD) for cell in cells]
+    both = [
+        Case(cell, *shape, mode)
+        for mode in (FORWARD, TRAIN)
+        for cell in cells
+        for shape in shapes or SHAPES
+    ]
+    return steps + both
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=positive, help="default: torch.get_num_threads()")
+    parser.add_argument("--cell", choices=list(GATES), action="append", help="repeatable")
+    parser.add_argument(
+        "--shape", type=shape, action="append", metavar="T,B,I,H", help="your own; repeatable"
+    )
+    parser.add_argument("--quick", action="store_true", help="three cases, less time for each")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every sample")
+    parser.add_argument("--picture", type=picture_file, metavar="FILE", help="draw the ratios")
+
+
+def shape(text: str) -> Shape:
+    sizes = [positive(word) for word in text.split(",")]
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"expected four sizes T,B,I,H, got {text!r}")
+    return sizes[0], sizes[1], sizes[2], sizes[3]
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    threads = torch.get_num_threads()
+    chosen = cases(args.cell or list(GATES), args.shape, args.quick)
+    if not chosen:
+        raise CommandError(f"--quick has no case for {', '.join(args.cell)}")
+    console = Console(highlight=False)
+    dtypes = sorted({case.dtype for case in chosen})
+    before = {dtype: peak(dtype, threads) for dtype in dtypes}
+    neighbours = Neighbours()
+    seconds = 1.0 if args.quick else 1.8
+    results = [
+        measure(case, PEERS, seconds)
+        for case in track(chosen, "measuring", console=console, transient=True)
+    ]
+    others = neighbours.cores()
+    warning = neighbours.warning()
+    peaks = {dtype: max(before[dtype], peak(dtype, threads)) for dtype in dtypes}
+    console.print(table(results, peaks, threads))
+    if warning:
+        console.print(f"[yellow]{warning}[/]")
+    if args.json:
+        measured = record(results, peaks, threads) | {"cores_used_by_others": others}
+        with writing(args.json):
+            args.json.write_text(json.dumps(measured, indent=1) + "\n")
+        console.print(f"samples: {args.json}", soft_wrap=True)
+    if args.picture:
+        with writing(args.picture):
+            draw(results, threads, args.picture)
+        console.print(f"picture: {args.picture}", soft_wrap=True)
+    different = [result for result in results if not result.same]
+    for result in different:
+        console.print(f"[red]not timed, results differ:[/] {name(result.case)}")
+    return 1 if different else 0
+
+
+def peak(dtype: str, threads: int) -> float:
+    """The best of several: whatever else the machine does can only lower it."""
+    return max(_C.peak_flops(dtype, threads, 0.1) for _ in range(5))
+
+
+def name(case: Case) -> str:
+    sizes = f"T={case.T} B={case.B} I={case.I} H={case.H}"
+    return f"{case.cell} {case.mode} {sizes} {case.dtype}".removesuffix(" float32")
+
+
+def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> Table:
+    worst = max(max(result.differences.values()) for result in results)
+    limits = ", ".join(f"{SAME[dtype]:g} in {dtype}" for dtype in peaks)
+    measured = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
+    made = Table(
+        title=f"rnnfast beside torch.nn, {common.threads(threads)}",
+        caption="Median of one run (half the spread of the middle 50%); ratio: torch.nn's time "
+        f"over rnnfast's; peak: rnnfast's share of the measured {measured}. "
+        "Peers took turns on the same input, state and weights; before timing, their outputs and "
+        f"gradients differed by at most {worst:.0e} (limit {limits}).",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("cell", "T,B,I,H", "mode"):
+        made.add_column(heading, no_wrap=True)
+    for heading in ("rnnfast", "torch.nn", "ratio", "peak"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    previous = None
+    for result in results:
+        case = result.case
+        if previous not in (None, (case.cell, case.mode)):
+            made.add_section()
+        previous = (case.cell, case.mode)
+        row = [case.cell, f"{case.T},{case.B},{case.I},{case.H}", case.mode]
+        if result.timings:
+            share = case.flops / result.timings["rnnfast"].median / peaks[case.dtype]
+            row += [spread(result, "rnnfast"), spread(result, "torch.nn")]
+            row += [f"{result.ratio():.2f}x", f"{share:.0%}"]
+        else:
+            row += ["differs"]
+        made.add_row(*row)
+    return made
+
+
+def spread(result: Result, peer: str) -> str:
+    timing = result.timings[peer]
+    first, third = timing.quartiles
+    return f"{duration(timing.median)} ({(third - first) / 2 / timing.median:.0%})"
+
+
+def record(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> dict[str, Any]:
+    return {
+        "machine": dict(facts()),
+        "threads": threads,
+        "peak_flops": dict(peaks),
+        "results": [
+            {
+                "case": asdict(result.case),
+                "flops": result.case.flops,
+                "differences": dict(result.differences),
+                "seconds": {peer: timing.samples for peer, timing in result.timings.items()},
+            }
+            for result in results
+        ],
+    }
+
+
+def draw(results: Sequence[Result], threads: int, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    timed = [result for result in results if result.timings]
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(timed)), layout="constrained")
+    axes = figure.add_subplot()
+    ratios = [result.ratio() for result in timed]
+    rows = range(len(timed))
+    axes.hlines(rows, 1, ratios, color="0.8", linewidth=3)
+    for mode, color in ((FORWARD, "tab:blue"), (TRAIN, "tab:orange")):
+        chosen = [k for k in rows if timed[k].case.mode == mode]
+        axes.plot([ratios[k] for k in chosen], chosen, "o", color=color, label=mode)
+    for k in rows:
+        axes.annotate(
+            f"{ratios[k]:.1f}", (ratios[k], k), (7, 0), textcoords="offset points", va="center"
+        )
+    axes.axvline(1, color="0.3", linewidth=1)
+    axes.set_yticks(rows, [name(result.case) for result in timed])
+    axes.set_ylim(len(timed) - 0.5, -0.5)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(0.7, *ratios) / 1.2, max(2.0, *ratios) * 1.3)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"times as fast as torch.nn ({common.threads(threads)}, medians)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,105 @@
+"""rnnfast info: what is installed and what it runs on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+
+import rnnfast
+from rnnfast import _C
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
+    show(facts())
+    if len(openmp_runtimes()) > 1:
+        print(
+            "Several OpenMP runtimes share this process and compete for its cores: import torch "
+            "before the library that brings the other one, or install both from one source."
+        )
+    return 0
+
+
+def show(found: Mapping[str, str]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:  # a bug report must not need an extra
+        print("\n".join(f"{name:24}{value}" for name, value in found.items()))
+        return
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in found.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table, markup=False)
+
+
+def facts() -> Mapping[str, str]:
+    """Everything a measurement or a bug report should say about where it was made."""
+    build = _C.build_info()
+    forced = os.environ.get("RNNFAST_ISA")
+    found = {
+        "rnnfast": rnnfast.__version__,
+        "compiler": text(build.get("compiler", "unknown")),
+        "flags": text(build.get("flags", "")),
+        "instruction sets built": text(build.get("isas", "unknown")),
+        "usable here": text(_C.supported_isas()),
+        "chosen": _C.isa() + (f" (RNNFAST_ISA={forced})" if forced else ""),
+        "CPU": cpu_model(),
+        "cores": f"{usable_cores()} usable",
+        "threads": f"{_C.max_threads()} by default",
+        "OpenMP": text(build.get("openmp", "unknown")),
+        "OpenMP runtimes mapped": "\n".join(openmp_runtimes()) or "unknown",
+        "torch": torch_version(),
+        "numpy": numpy.__version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": platform.platform(),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def torch_version() -> str:
+    try:
+        import torch
+    except ImportError:
+        return 'not installed: pip install "rnnfast[torch]" for rnnfast.LSTM and its kin'
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
+    return match.group(1) if match else platform.processor() or platform.machine()
+
+
+def openmp_runtimes() -> list[str]:
+    """Paths of the OpenMP runtimes mapped into this process; empty where /proc does not say."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    names = re.findall(r"(/.*/lib(?:gomp|iomp5|omp)\b[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
+    return sorted(set(names))

@@ -1,0 +1,210 @@
+"""Tensors and calls that are not plain: traced, compiled, batched, lazy, of a subclass.
+
+Whatever torch.nn's classes take, ours take, and what neither takes must not crash the process.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import reference
+import rnnfast
+from reference import CELLS
+from test_errors import raised
+from twins import LAYERS, flatten, make, twins
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_layer = pytest.mark.parametrize("cell", LAYERS)
+every_suffix = pytest.mark.parametrize("suffix", ["", "Cell"], ids=["layer", "cell"])
+
+
+def input_for(suffix, *options, steps=4, **kwargs):
+    return torch.randn(*(() if suffix else (steps,)), 3, 5, *options, **kwargs)
+
+
+@every_cell
+@every_suffix
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traced(cell, suffix):
+    """A trace that recorded the kernel's answer as a constant would be right only once."""
+    module = make(rnnfast, cell, 5, 17, suffix=suffix)
+    traced = torch.jit.trace(module, input_for(suffix))
+    x = input_for(suffix)
+    torch.testing.assert_close(flatten(traced(x))[0], flatten(module(x))[0])
+
+
+@every_cell
+def test_compiled(cell):
+    torch._dynamo.reset()
+    module = make(rnnfast, cell, 5, 17)
+    compiled = torch.compile(module, backend="eager")
+    for x in (input_for(""), input_for("", steps=6)):
+        x.requires_grad_()
+        got, want = compiled(x)[0], module(x)[0]
+        torch.testing.assert_close(got, want)
+        got, want = (torch.autograd.grad(y.square().sum(), x)[0] for y in (got, want))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.filterwarnings("ignore:The tensor attributes? self._flat_weights")
+def test_exported(cell):
+    module, x = make(rnnfast, cell, 5, 17), input_for("")
+    exported = torch.export.export(module, (input_for(""),)).module()
+    torch.testing.assert_close(exported(x)[0], module(x)[0])
+
+
+@every_cell
+@every_suffix
+def test_fake_tensors(cell, suffix):
+    """They have shapes and no memory."""
+    with FakeTensorMode():
+        y = flatten(make(rnnfast, cell, 5, 17, suffix=suffix)(input_for(suffix)))[0]
+    assert y.shape == (*(() if suffix else (4,)), 3, 17)
+
+
+@every_layer
+def test_dispatch_modes_see_the_operators(cell):
+    ours, theirs = twins(cell, 5, 17)
+    x, flops = input_for(""), []
+    for module in (ours, theirs):
+        with FlopCounterMode(display=False) as counter:
+            module(x)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1]
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        ours(x)
+    assert seen
+
+
+@every_cell
+@every_suffix
+def test_tensor_subclasses_stay(cell, suffix):
+    class Mine(torch.Tensor):
+        pass
+
+    module, x = make(rnnfast, cell, 5, 17, suffix=suffix), input_for(suffix)
+    y = flatten(module(x.as_subclass(Mine)))[0]
+    assert type(y) is Mine
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), flatten(module(x))[0])
+
+
+@every_cell
+@every_suffix
+@pytest.mark.parametrize("size", [1, 5])
+def test_negated_views(cell, suffix, size):
+    """Memory that holds the negative of what the tensor means: the imaginary part of a conj()."""
+    module = make(rnnfast, cell, size, 17, suffix=suffix)
+    shape = (*(() if suffix else (4,)), 3, size)
+    for x in (
+        torch.randn(shape, dtype=torch.complex64).conj().imag,
+        torch._neg_view(torch.randn(shape)),
+    ):
+        assert x.is_neg()
+        assert torch.equal(flatten(module(x))[0], flatten(module(x.clone().resolve_neg()))[0])
+
+
+@every_cell
+@every_suffix
+def test_tensors_without_memory(cell, suffix):
+    """Autograd makes such zeros in forward mode; a kernel would read from address 0."""
+    module, shape = make(rnnfast, cell, 5, 17, suffix=suffix), input_for(suffix).shape
+    x = torch._efficientzerotensor(shape)
+    assert torch.equal(flatten(module(x))[0], flatten(module(torch.zeros(shape)))[0])
+    y = flatten(module(torch.zeros(shape)))[0]
+    grads = torch.autograd.grad(
+        y, list(module.parameters()), torch._efficientzerotensor(y.shape), allow_unused=True
+    )
+    assert all(g is None or not g.any() for g in grads)
+
+
+@every_cell
+def test_batched_gradients(cell):
+    """Rows of a Jacobian at once: is_grads_batched, jacobian(vectorize=True)."""
+    module = make(rnnfast, cell, 5, 17, dtype=torch.float64)
+    x = input_for("", dtype=torch.float64).requires_grad_()
+    y, inputs = module(x)[0], [x, *module.parameters()]
+    rows = torch.randn(3, *y.shape, dtype=torch.float64)
+    got = torch.autograd.grad(y, inputs, rows, is_grads_batched=True, retain_graph=True)
+    for index, row in enumerate(rows):
+        want = torch.autograd.grad(y, inputs, row, retain_graph=True)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a[index], b, rtol=1e-11, atol=1e-12)
+
+
+@every_layer
+def test_jacobians_and_hessians(cell):
+    ours, theirs = twins(cell, 2, 3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    for transform in (
+        lambda m: torch.autograd.functional.jacobian(lambda x: m(x)[0].sum(0), x, vectorize=True),
+        lambda m: torch.autograd.functional.hessian(lambda x: m(x)[0].square().sum(), x),
+        lambda m: torch.func.jacrev(lambda x: m(x)[0].sum(0))(x),
+        lambda m: torch.func.jacfwd(lambda x: m(x)[0].sum(0))(x),
+    ):
+        torch.testing.assert_close(transform(ours), transform(theirs), rtol=1e-11, atol=1e-12)
+
+
+@every_cell
+def test_forward_mode_of_weights(cell):
+    """Dual numbers may come in through any argument."""
+    module = make(rnnfast, cell, 5, 17, dtype=torch.float64)
+    x, w = input_for("", dtype=torch.float64), module.weight_hh_l0.detach()
+    v = torch.randn_like(w)
+
+    def ours(w):
+        return torch.func.functional_call(module, {"weight_hh_l0": w}, (x,))[0]
+
+    def formula(w):
+        weights = module.weight_ih_l0, w, module.bias_ih_l0, module.bias_hh_l0
+        zeros = torch.zeros(3, 17, dtype=torch.float64)
+        return reference.layer(cell, x, zeros, zeros, *weights)[0]
+
+    got, want = (torch.func.jvp(f, (w,), (v,))[1] for f in (ours, formula))
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+STRANGE = {
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(4, 5), torch.ones(4, 5)]),
+    "ragged": lambda: torch.nested.nested_tensor([torch.ones(4, 5), torch.ones(3, 5)]),
+    "mkldnn": lambda: torch.ones(4, 3, 5).to_mkldnn(),
+    "sparse": lambda: torch.ones(4, 3, 5).to_sparse(),
+    "sparse csr": lambda: torch.ones(4, 5).to_sparse_csr(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(4, 3, 5), 0.1, 0, torch.qint8),
+    "complex": lambda: torch.ones(4, 3, 5, dtype=torch.complex64),
+}
+
+
+@every_layer
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:.*[Ss]parse CSR", "ignore:.*quint8")
+def test_strange_tensors(cell, kind):
+    """As torch.nn: the same answer, or an exception of the same type."""
+    ours, theirs = twins(cell, 5, 17)
+    x = STRANGE[kind]()
+    want = raised(lambda: theirs(x))
+    got = raised(lambda: ours(x))
+    assert (got and got[0]) == (want and want[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 4), (0, 0)], ids=str)
+def test_cells_of_no_size(cell, sizes):
+    """Cells, unlike layers, may have no inputs or no units in torch.nn."""
+    module = make(rnnfast, cell, *sizes, suffix="Cell")
+    x = torch.zeros(2, sizes[0], requires_grad=True)
+    h = flatten(module(x))[0]
+    assert h.shape == (2, sizes[1])
+    h.sum().backward()
+    assert x.grad.shape == x.shape

@@ -1,0 +1,65 @@
+"""A module of rnnfast and the one of torch.nn with the same weights, and how to compare them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+import rnnfast
+from reference import CELLS
+
+LAYERS = [name for name, cell in CELLS.items() if cell.in_torch]
+
+# torch.nn itself differs from the float64 truth by about as much
+CLOSE = {
+    torch.float32: {"rtol": 1e-5, "atol": 2e-6},
+    torch.float64: {"rtol": 1e-11, "atol": 1e-12},
+}
+
+
+def make(package, cell, *sizes, suffix="", **options):
+    """A module of `package`, from seed 0."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dropout with one layer
+        kind = getattr(package, CELLS[cell].layer + suffix)
+        return kind(*sizes, **dict(CELLS[cell].options), **options)
+
+
+def twins(cell, *sizes, **options):
+    return make(rnnfast, cell, *sizes, **options), make(torch.nn, cell, *sizes, **options)
+
+
+def flatten(out):
+    """All the tensors of a module's output, in order."""
+    return (out,) if torch.is_tensor(out) else tuple(o for part in out for o in flatten(part))
+
+
+def states(cell, *shape, dtype=torch.float32):
+    """A state as the module takes it."""
+    h, c = torch.randn(2, *shape, dtype=dtype)
+    return (h, c) if CELLS[cell].has_c else h
+
+
+def gradients(module, loss):
+    return torch.autograd.grad(loss, list(module.parameters()))
+
+
+def assert_twins_agree(ours, theirs, *args):
+    """The same outputs, of the same shape, dtype and strides' order, and the same gradients."""
+    torch.manual_seed(1)
+    got = flatten(ours(*args))
+    torch.manual_seed(1)
+    want = flatten(theirs(*args))
+    assert len(got) == len(want)
+    weights = [torch.randn(w.shape).to(w) for w in want]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE[b.dtype])
+    pairs = zip((got, want), (ours, theirs), strict=True)
+    (a, b) = (
+        gradients(module, sum((o * w).sum() for o, w in zip(out, weights, strict=True)))
+        for out, module in pairs
+    )
+    for got, want in zip(a, b, strict=True):
+        torch.testing.assert_close(got, want, **CLOSE[want.dtype])
