@@ -1,6 +1,6 @@
-// exp, tanh and the logistic function, written once on a number type V: a SIMD vector (cpu/vec.h) or
-// a float in a CUDA thread. The includer provides scalar_of, bits_of, splat, fma, clamp and
-// bit_cast.
+// exp, tanh and the logistic function, written once on a number type V: one or two SIMD
+// vectors (cpu/vec.h, cpu/pack.h) or a float in a CUDA thread. The includer provides scalar_of,
+// bits_of, splat, fma, clamp and bit_cast.
 //
 // exp(x) = 2^n * (1 + m), with n = round(x / ln 2), r = x - n ln 2 and m = expm1(r) = r + r^2 q(r).
 // q is the Chebyshev interpolant of (expm1(r) - r) / r^2 on |r| <= ln(2)/2, of relative error below
@@ -73,6 +73,11 @@ RNNFAST_INLINE V tanh(V x) {
   const Exp<V> e = exp_parts(clamp(x + x, splat<V>(C::lowest), splat<V>(-C::lowest)));
   const V expm1 = fma(e.scale, e.m, e.scale - splat<V>(1));
   return expm1 / (expm1 + splat<V>(2));
+}
+
+template <class V>
+RNNFAST_INLINE V relu(V x) {
+  return clamp(x, splat<V>(0), splat<V>(__builtin_inff()));
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

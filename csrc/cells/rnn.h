@@ -39,11 +39,11 @@ struct Tanh {
 struct Relu {
   template <class V>
   static RNNFAST_INLINE V value(V a) {
-    return a < splat<V>(0) ? splat<V>(0) : a;
+    return relu(a);
   }
   template <class V>
   static RNNFAST_INLINE V derivative(V y, V grad) {
-    return y > splat<V>(0) ? grad : splat<V>(0);
+    return where_positive(y, grad);
   }
 };
 

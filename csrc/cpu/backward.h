@@ -130,50 +130,88 @@ class Backward {
   }
 
   template <int s>
-  void apply_all(index t, index row, Range rows, Range blocks) {
-    const Slots<Cell, T> slots = state_.slots(t), previous = state_.slots(t > 0 ? t - 1 : 0);
-    for (index block = blocks.begin; block < blocks.end; ++block)
-      for (index b = rows.begin; b < rows.end; ++b) apply<s>(t, row + b, slots, previous, block, b);
+  void apply_all(index t, index place, Range rows, Range blocks) {
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index first = rows.begin; first < rows.end; first += group) {
+      const index count = rows.end - first < group ? rows.end - first : group;
+      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, first, count);
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        const index at = (block * layer_.batch + first) * L, chunk_row = place + first;
+        const bool keeps = grads_.w_hh.data != nullptr;
+        const Local local{
+            slots.at(block, first),
+            d(block, chunk_row),
+            dh_ + at,
+            Cell::cell_state < 0 ? nullptr : dc_ + at,
+            last > 0 ? dq_ + at : nullptr,
+            keeps && s == 0 ? operand_[0] + chunk_row * blocks_ * L : nullptr,
+            keeps && s == last && last > 0 ? operand_[last] + chunk_row * blocks_ * L : nullptr,
+            blocks_ * L,
+            block,
+            layer_.hidden - block * L,
+            grads_.y.data != nullptr};
+        index row = 0;
+        for (; row + 2 <= count; row += 2) apply<s, Pack<Vector<T>>>(step, local, row);
+        for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);
+      }
+    }
   }
 
-  template <int s>
-  RNNFAST_INLINE void apply(index t, index row, Slots<Cell, T> slots, Slots<Cell, T> previous,
-                            index block, index b) {
-    const index unit = block * L, units = layer_.hidden - unit;
-    const index at = (block * layer_.batch + b) * L;
-    const T* own = slots.at(block, b);
-    Vector<T> v[Cell::slots], dv[Cell::gates];
+  // What apply needs of this object, for one block: by value, since the compiler must assume that any
+  // store of numbers changes the object.
+  struct Local {
+    const T* slots;
+    T *d, *dh, *dc, *dq, *h_operand, *q_operand;
+    index padded, block, units;
+    bool has_dy;
+  };
+
+  // The cell's formula for one row, or for two (V a Pack).
+  template <int s, class V>
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local of,
+                                   index row) {
+    constexpr index d_size = Cell::gates * L, slot_size = Cell::slots * L;
+    const index unit = of.block * L;
+    const auto read = [&](const T* from, index size) {
+      return gather<V>([&](int r) { return load(from + (row + r) * size); });
+    };
+    const auto write = [&](T* to, index size, V x) {
+      scatter(x, [&](int r, Vector<T> part) { store(to + (row + r) * size, part); });
+    };
+    V v[Cell::slots], dv[Cell::gates];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = load(own + slot * L);
-    const Vector<T> h = load_some(state_.h(t, b) + unit, units);
-    const Vector<T> c = state_.c(previous, t, block, b);
-    Vector<T> dh = load(dh_ + at), dc{}, grad;
-    if constexpr (Cell::cell_state >= 0) dc = load(dc_ + at);
-    T* out = d(block, row);
+    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = read(of.slots + slot * L, slot_size);
+    const V h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
+    const V c =
+        gather<V>([&](int r) { return load(step.c[row + r].data + of.block * step.c[row + r].block); });
+    V dh = read(of.dh, L), dc = splat<V>(0), grad;
+    if constexpr (Cell::cell_state >= 0) dc = read(of.dc, L);
     // Other threads may be reading the rest, which the last stage wrote.
     constexpr Window written = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
     if constexpr (s == last) {
       grad = dh;
-      if (grads_.y.data) grad += load_some(state_.row(grads_.y, t, b) + unit, units);
+      if (of.has_dy)
+        grad = grad + gather<V>([&](int r) { return load_some(step.y[row + r] + unit, of.units); });
 #pragma GCC unroll 8
-      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = Vector<T>{};
+      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = splat<V>(0);
     } else {
-      grad = load(dq_ + at);
+      grad = read(of.dq, L);
 #pragma GCC unroll 8
-      for (int slot = written.begin; slot < written.end; ++slot) dv[slot] = load(out + slot * L);
+      for (int slot = written.begin; slot < written.end; ++slot)
+        dv[slot] = read(of.d + slot * L, d_size);
     }
-    if (grads_.w_hh.data) {
-      if constexpr (s == 0) store(operand_[0] + row * blocks_ * L + unit, h);
-      if constexpr (s == last && last > 0)
-        store(operand_[last] + row * blocks_ * L + unit, Cell::operand(v, h));
-    }
+    if (of.h_operand) write(of.h_operand + unit, of.padded, h);
+    if constexpr (s == last && last > 0)
+      if (of.q_operand) write(of.q_operand + unit, of.padded, Cell::operand(v, h));
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
-    store(dh_ + at, dh);
-    if constexpr (Cell::cell_state >= 0) store(dc_ + at, dc);
+    write(of.dh, L, dh);
+    if constexpr (Cell::cell_state >= 0) write(of.dc, L, dc);
 #pragma GCC unroll 8
     for (int slot = written.begin; slot < written.end; ++slot)
-      // Padding must stay zero: an infinite input would make it NaN, and the products would spread it.
-      store(out + slot * L, units < L ? first_lanes<T>(dv[slot], units) : dv[slot]);
+      scatter(dv[slot], [&](int r, Vector<T> x) {
+        // Padding must stay zero: an infinite input would make it NaN, and the products spread it.
+        store(of.d + (row + r) * d_size + slot * L, of.units < L ? first_lanes<T>(x, of.units) : x);
+      });
   }
 
   // to += the gradients of stage s's gates times its weights; a stage after the first starts from zero.
@@ -253,16 +291,22 @@ class Backward {
     if (grads_.b_ih || grads_.b_hh) {
       const Range blocks = share(blocks_, team_.size, team_.rank);
       for (index block = blocks.begin; block < blocks.end; ++block)
-        for (int slot = 0; slot < Cell::gates; ++slot) {
-          T* to = db_ + (block * Cell::gates + slot) * L;
-          const T* from = d(block, 0) + slot * L;
-          for (index r = 0; r < rows;) {  // in slices, as the products
-            const index end = r + slice < rows ? r + slice : rows;
-            Vector<T> sum{};
-            for (; r < end; ++r) sum += load(from + r * Cell::gates * L);
-            store(to, load(static_cast<const T*>(to)) + sum);
-          }
-        }
+        sum_rows(db_ + block * Cell::gates * L, d(block, 0), rows);
+    }
+  }
+
+  // to += the sum of all rows, in slices as in the products; all gates at once.
+  static void sum_rows(T* to, const T* from, index rows) {
+    for (index r = 0; r < rows;) {
+      const index end = r + slice < rows ? r + slice : rows;
+      Vector<T> sum[Cell::gates] = {};
+      for (; r < end; ++r)
+#pragma GCC unroll 8
+        for (int slot = 0; slot < Cell::gates; ++slot)
+          sum[slot] += load(from + (r * Cell::gates + slot) * L);
+#pragma GCC unroll 8
+      for (int slot = 0; slot < Cell::gates; ++slot)
+        store(to + slot * L, load(static_cast<const T*>(to) + slot * L) + sum[slot]);
     }
   }
 

@@ -53,7 +53,6 @@ class Forward {
 
  private:
   static constexpr int L = lanes<T>;
-  static constexpr index group = 256;  // rows whose addresses are held at once
 
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
@@ -162,44 +161,64 @@ class Forward {
     constexpr int P = window.width();
     if (team_.split == Split::units && (t > 0 || s > 0)) wait(team_);
     const index padded = blocks_ * L;
-    const Slots<Cell, T> slots = state_.slots(t), previous = state_.slots(t > 0 ? t - 1 : 0);
+    const Slots<Cell, T> slots = state_.slots(t);
     const Range there = present(part.rows, state_.count(t));
-    for_panels<P>(
-        stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
-        [&](Range blocks, Panels<T> panels) {
-          for (index first = there.begin; first < there.end; first += group) {
-            const index rows = there.end - first < group ? there.end - first : group;
-            const T* a[group];
-            for (index r = 0; r < rows; ++r)
-              a[r] = s == 0 ? state_.h(t, first + r) : operand_ + (first + r) * padded;
+    for (index first = there.begin; first < there.end; first += group) {
+      const index rows = there.end - first < group ? there.end - first : group;
+      const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
+      const T* a[group];
+      for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
+      for_panels<P>(
+          stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
+          [&](Range blocks, Panels<T> panels) {
             for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
               T* c[accumulators];
               for (int r = 0; r < R; ++r) c[r] = slots.at(block, first + row + r) + window.begin * L;
               tile(a + row, contiguous(layer_.hidden), panels.from(block), c, slots.block, nullptr, 0);
-              for (index n = block; n < block + N; ++n)
-                for (index b = first + row; b < first + row + R; ++b)
-                  apply<s>(t, slots, previous, n, b);
+              for (int n = 0; n < N; ++n) apply_to<s>(step, slots, block + n, first, row, row + R);
             });
-          }
-        });
+          });
+    }
   }
 
+  // The cell's formula for one block of rows [begin, end) of the group of rows from `first`.
   template <int s>
-  RNNFAST_INLINE void apply(index t, Slots<Cell, T> slots, Slots<Cell, T> previous, index block,
-                            index b) {
+  void apply_to(const RowsOfStep<Cell, T, T>& step, Slots<Cell, T> slots, index block, index first,
+                index begin, index end) {
+    const index units = layer_.hidden - block * L;
+    T* const operand = operand_ ? operand_ + first * blocks_ * L : nullptr;
+    const index padded = blocks_ * L;
+    T* const own = slots.at(block, first);
+    index row = begin;
+    for (; row + 2 <= end; row += 2)
+      apply<s, Pack<Vector<T>>>(step, own, operand, padded, block, units, row);
+    for (; row < end; ++row) apply<s, Vector<T>>(step, own, operand, padded, block, units, row);
+  }
+
+  // For one row, or for two (V a Pack).
+  template <int s, class V>
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* own, T* operand, index padded,
+                                   index block, index units, index row) {
+    constexpr index size = Cell::slots * L;
     const index unit = block * L;
-    T* own = slots.at(block, b);
-    Vector<T> v[Cell::slots];
+    V v[Cell::slots];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::gates; ++slot) v[slot] = load(own + slot * L);
-    const Vector<T> h = load_some(state_.h(t, b) + unit, layer_.hidden - unit);
-    const Vector<T> out = Cell::template forward<s>(v, h, state_.c(previous, t, block, b));
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      v[slot] = gather<V>(
+          [&](int r) { return load(static_cast<const T*>(own) + (row + r) * size + slot * L); });
+    const V h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
+    const V c =
+        gather<V>([&](int r) { return load(step.c[row + r].data + block * step.c[row + r].block); });
+    const V out = Cell::template forward<s>(v, h, c);
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) store(own + slot * L, v[slot]);
-    if constexpr (s + 1 < Cell::stages)
-      store(operand_ + b * blocks_ * L + unit, out);
-    else
-      store_some(state_.row(layer_.y, t, b) + unit, out, layer_.hidden - unit);
+    for (int slot = 0; slot < Cell::slots; ++slot)
+      scatter(v[slot], [&](int r, Vector<T> x) { store(own + (row + r) * size + slot * L, x); });
+    scatter(out, [&](int r, Vector<T> x) {
+      if constexpr (s + 1 < Cell::stages)
+        store(operand + (row + r) * padded + unit, x);
+      else
+        store_some(step.y[row + r] + unit, x, units);
+    });
   }
 
   // From the last step that each row has; a row that inference no longer holds was written then.

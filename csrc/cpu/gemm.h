@@ -7,10 +7,12 @@
 // hidden units, so that a tile of c holds all gates of its units.
 #pragma once
 
+#include "pack.h"
 #include "parallel.h"
 #include "vec.h"
 
-#include "../cells.h"  // after the number type it is written on
+#include "../math.h"  // after the number types they are written on
+#include "../cells.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 

@@ -76,14 +76,39 @@ struct States {
     return layer->h0.data ? layer->h0.data + b * layer->h0.row : zeros;
   }
 
-  // c before step t, whose slots are `previous`.
-  Vector<T> c(Slots<Cell, T> previous, index t, index block, index b) const {
+  // c before step t: where that of block 0 lies, and how far it is from one block to the next.
+  struct C {
+    const T* data;
+    index block;
+  };
+  C c(Slots<Cell, T> previous, index t, index b) const {
     if constexpr (Cell::cell_state < 0)
-      return Vector<T>{};
+      return {zeros, 0};
     else
-      return continues(t, b) ? load(previous.at(block, b) + Cell::cell_state * lanes<T>)
-                             : load(c0 + (block * layer->batch + b) * lanes<T>);
+      return continues(t, b) ? C{previous.at(0, b) + Cell::cell_state * lanes<T>, previous.block}
+                             : C{c0 + b * lanes<T>, layer->batch * lanes<T>};
   }
+};
+
+// Rows whose addresses are held at once.
+inline constexpr index group = 256;
+
+// The states before a step and its outputs (or their gradients), for a group of rows. Gathered once, so
+// that the loops over the blocks of units find no branches.
+template <class Cell, class T, class Y>
+struct RowsOfStep {
+  RowsOfStep(const States<Cell, T>& states, Sequence<Y> y_of, index t, index first, index rows) {
+    const Slots<Cell, T> previous = states.slots(t > 0 ? t - 1 : 0);
+    for (index r = 0; r < rows; ++r) {
+      h[r] = states.h(t, first + r);
+      c[r] = states.c(previous, t, first + r);
+      y[r] = y_of.data ? states.row(y_of, t, first + r) : nullptr;
+    }
+  }
+
+  const T* h[group];
+  typename States<Cell, T>::C c[group];
+  Y* y[group];
 };
 
 // The rows of `rows` that are there when a step has `count` of them.

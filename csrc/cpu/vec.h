@@ -33,11 +33,13 @@ template <>
 struct Traits<Vector<float>> {
   using scalar = float;
   using bits = Vector<int>;
+  static constexpr int vectors = 1;
 };
 template <>
 struct Traits<Vector<double>> {
   using scalar = double;
   using bits = Vector<long long>;
+  static constexpr int vectors = 1;
 };
 template <class V>
 using scalar_of = typename Traits<V>::scalar;
@@ -46,13 +48,15 @@ using bits_of = typename Traits<V>::bits;
 
 template <class To, class From>
 RNNFAST_INLINE To bit_cast(From v) {
-  static_assert(sizeof(To) == sizeof(From));
-  return (To)v;
+  return __builtin_bit_cast(To, v);
 }
 
 template <class V>
 RNNFAST_INLINE V splat(scalar_of<V> x) {
-  return x - V{};  // not x + V{}: that would turn -0 into +0
+  if constexpr (Traits<V>::vectors == 2)
+    return {splat<decltype(V::a)>(x), splat<decltype(V::a)>(x)};
+  else
+    return x - V{};  // not x + V{}: that would turn -0 into +0
 }
 
 // a * b + c in one rounding where the instruction set can. Spelled out, since the compiler's own
@@ -91,11 +95,27 @@ RNNFAST_INLINE V fma(V a, V b, V c) {
 }
 #endif
 
-// A NaN stays a NaN.
+// A NaN stays a NaN: these instructions return their second operand where either is one. The language's
+// own `x < low ? low : x` becomes a comparison and a blend, with a detour through mask registers.
+#if defined(__AVX512F__)
+RNNFAST_INLINE Vector<float> clamp(Vector<float> x, Vector<float> low, Vector<float> high) {
+  return _mm512_min_ps(high, _mm512_max_ps(low, x));
+}
+RNNFAST_INLINE Vector<double> clamp(Vector<double> x, Vector<double> low, Vector<double> high) {
+  return _mm512_min_pd(high, _mm512_max_pd(low, x));
+}
+#else
 template <class V>
 RNNFAST_INLINE V clamp(V x, V low, V high) {
   x = x < low ? low : x;
   return x > high ? high : x;
+}
+#endif
+
+// x where test is positive, elsewhere zero.
+template <class V>
+RNNFAST_INLINE V where_positive(V test, V x) {
+  return test > V{} ? x : V{};
 }
 
 template <class T>
@@ -171,5 +191,3 @@ RNNFAST_INLINE void transpose(Vector<T> (&v)[lanes<T>]) {
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET
-
-#include "../math.h"
