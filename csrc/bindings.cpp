@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/run.h"
 #include "stack.h"
 #include "views.h"
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/run.h"
 #include "views.h"
 
 namespace py = pybind11;

@@ -1,12 +1,6 @@
 #include "dispatch.h"
 
-#include <omp.h>
-
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdlib>
-#include <new>
 #include <stdexcept>
 
 namespace rnnfast {
@@ -67,95 +61,6 @@ const Kernels& choose() {
   return *chosen;
 }
 
-struct Plan {
-  int threads;
-  Split split;
-};
-
-// The cost model: seconds for one call, one thread against rows against units, from rough figures of a
-// current core. Only their proportions matter, and a wrong guess costs time, never a bit.
-Plan plan(index steps, index batch, index inputs, index hidden, int weight_blocks, int stages,
-          index item, int threads) {
-  constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
-  constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
-  constexpr double barrier = 0.3e-6, region = 5e-6;
-  constexpr double worth = 0.8;  // other processes may want the other cores
-  const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
-  const auto seconds = [&](double rows, double units, double barriers) {
-    const double flops = 2 * rows * gates * units * static_cast<double>(inputs + hidden);
-    const double bytes = gates * units * static_cast<double>(hidden * item);
-    return static_cast<double>(steps) * (std::max(flops * static_cast<double>(item) / peak_bytes,
-                                                  bytes / (bytes < l2_bytes ? l2_rate : l3_rate)) +
-                                         barriers * barrier);
-  };
-  const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
-  const double b = static_cast<double>(batch), blocks = std::ceil(static_cast<double>(hidden) / lanes);
-  const double one = seconds(b, blocks * lanes, 0);
-  const double rows = seconds(part(b), blocks * lanes, 0) + region;
-  const double units = seconds(b, part(blocks) * lanes, stages) + region;
-  if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows};
-  return {threads, rows <= units ? Split::rows : Split::units};
-}
-
-struct Piece {
-  ~Piece() { free(); }
-  void free() {
-    std::free(data);
-    data = nullptr;
-    bytes = 0;
-  }
-  void* data = nullptr;
-  index bytes = 0;
-};
-
-// Scratch memory. A thread keeps its last piece, since memory fresh from the system costs a page fault
-// for every 4 KiB, which is as much as the arithmetic of a small call; a large piece goes back after
-// the call.
-class Scratch {
- public:
-  explicit Scratch(index bytes) {
-    if (bytes > kept_.bytes) {
-      kept_.free();
-      const std::size_t rounded = (static_cast<std::size_t>(bytes) / 64 + 1) * 64;
-      kept_.data = std::aligned_alloc(64, rounded);
-      if (!kept_.data) throw std::bad_alloc();
-      kept_.bytes = bytes;
-    }
-    data_ = kept_.data;
-  }
-  ~Scratch() {
-    if (kept_.bytes > most_kept) kept_.free();
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  void* get() const { return data_; }  // other threads have pieces of their own
-
- private:
-  static constexpr index most_kept = 16 << 20;
-
-  static inline thread_local Piece kept_;
-  void* data_;
-};
-
-template <class Work>
-void run_team(const Plan& plan, Work work) {
-  Barrier barrier{};
-  if (plan.threads == 1) {
-    work(Team{0, 1, plan.split, &barrier});
-    return;
-  }
-#pragma omp parallel num_threads(plan.threads)
-  work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, &barrier});
-}
-
-template <class T>
-Plan plan_of(int cell, const Layer<T>& layer, int threads) {
-  const CellInfo& info = kernels().info[cell];
-  return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
-              sizeof(T), std::max(1, threads));
-}
-
 }  // namespace
 
 template <>
@@ -183,41 +88,6 @@ std::vector<std::string> supported_isas() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
-}
-
-int max_threads() { return omp_get_max_threads(); }
-
-template <class T>
-void run_forward(int cell, const Layer<T>& layer, int threads) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Scratch scratch(kernel.forward_scratch(layer));
-  run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.forward(layer, team, scratch.get()); });
-}
-
-template <class T>
-void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Scratch scratch(kernel.backward_scratch(layer, grads));
-  run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.backward(layer, grads, team, scratch.get()); });
-}
-
-template void run_forward(int, const Layer<float>&, int);
-template void run_forward(int, const Layer<double>&, int);
-template void run_backward(int, const Layer<float>&, const Gradients<float>&, int);
-template void run_backward(int, const Layer<double>&, const Gradients<double>&, int);
-
-double peak_flops(bool float64, int threads, double seconds) {
-  const auto run = float64 ? kernels().peak_float64 : kernels().peak_float32;
-  double flops = 0;
-  const auto start = std::chrono::steady_clock::now();
-  const auto elapsed = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-#pragma omp parallel num_threads(threads) reduction(+ : flops)
-  while (elapsed() < seconds) flops += run(2000);
-  return flops / elapsed();
 }
 
 }  // namespace rnnfast
