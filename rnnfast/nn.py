@@ -199,6 +199,9 @@ def _check_reset_after(reset_after: object) -> None:
         raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
 
 
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class _RecurrentCell(torch.nn.RNNCellBase):
     """What the three cells share: one step, ``[B, I]`` or ``[I]``."""
 
@@ -226,7 +229,12 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             pair = (None, None)
         elif not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] is None:
             return None
-        outputs = functional.infer(cell, input, pair[0], pair[1], self._weights(), bias=self.bias)
+        parameters = self._parameters  # attributes of a module cost ten times as much
+        names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
+        weights = [parameters.get(name) for name in names]
+        if any(w is None for w in weights):  # computed at each access (a parametrization)
+            return None
+        outputs = functional.infer(cell, input, pair[0], pair[1], weights, bias=self.bias)
         if outputs is None:
             return None
         _, h1, c1 = outputs
@@ -252,8 +260,9 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return self._cell() == "lstm"
 
     def _weights(self) -> list[Any]:
-        weights = [self.weight_ih, self.weight_hh]
-        return [*weights, self.bias_ih, self.bias_hh] if self.bias else weights
+        if self.bias:
+            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        return [self.weight_ih, self.weight_hh]
 
     def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
         batched = input.dim() == 2

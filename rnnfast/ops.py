@@ -109,8 +109,16 @@ def infer(
     Returns ``y``, ``h_n`` (``y`` itself for a step) and ``c_n``; None, having done nothing, where an
     argument is not what the kernels take. ``weights`` is flat, in torch's order.
     """
-    for t in (x, h0, c0, *weights):
-        if t is not None and (type(t) not in checks.PLAIN_TYPES or checks.lazy(t)):
+    # Written out: at this size of call a loop over a helper costs as much as the kernel.
+    if x.is_neg() or x._is_zerotensor():
+        return None
+    for state in (h0, c0):
+        if state is not None and (
+            type(state) not in checks.PLAIN_TYPES or state.is_neg() or state._is_zerotensor()
+        ):
+            return None
+    for weight in weights:
+        if weight.is_neg():
             return None
     hidden = weights[1].shape[-1]
     shape = x.shape
