@@ -27,13 +27,13 @@ struct Packing {
     const auto* sizes = static_cast<const std::int64_t*>(batch_sizes.data());
     for (index t = 0; t < steps; ++t) {
       count.push_back(sizes[t * batch_sizes.stride(0)]);
-      first.push_back(t == 0 ? 0 : first[t - 1] + count[t - 1]);
-      if (count[t] < 1 || (t > 0 && count[t] > count[t - 1]))
+      first.push_back(rows);
+      if (count[t] < 1 || (t > 0 && count[t] > count[t - 1]) ||
+          __builtin_add_overflow(rows, count[t], &rows))
         throw py::value_error("batch_sizes must be positive and never grow; entry " +
                               std::to_string(t) + " is " + std::to_string(count[t]));
     }
     batch = count[0];
-    rows = first.back() + count.back();
     if (reverse) {
       std::reverse(count.begin(), count.end());
       std::reverse(first.begin(), first.end());
@@ -72,6 +72,7 @@ struct LayerViews {
       : cell(number),
         reverse(reversed),
         is_packed(!batch_sizes.is_none()),
+        info(cell_info(cell)),
         packing(View(batch_sizes, "batch_sizes", false), reverse),
         x(in[0], "x", false),
         h0(in[1], "h0", false),
@@ -86,7 +87,6 @@ struct LayerViews {
         saved(out[3], "saved", true) {
     for (const View* view : {&x, &w_ih, &w_hh, &y}) require(*view);
     const Checker check(x);
-    const CellInfo& info = kernels().info[cell];
     const int dims = is_packed ? 2 : 3;
     if (x.dims() != dims)
       throw py::value_error("x has shape " + x.shape_text() + "; expected " +
@@ -147,6 +147,7 @@ struct LayerViews {
 
   int cell;
   bool reverse, is_packed;
+  const CellInfo& info;
   Packing packing;
   View x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n, saved;
   index steps, batch, inputs, hidden;
@@ -178,7 +179,7 @@ struct GradientViews {
 
   void check(const LayerViews& layer) const {
     const Checker check(layer.x);
-    const CellInfo& info = kernels().info[layer.cell];
+    const CellInfo& info = layer.info;
     const index gates = info.weight_blocks * layer.hidden;
     layer.check_sequence(check, y, layer.hidden);
     layer.check_sequence(check, x, layer.inputs);
@@ -228,9 +229,12 @@ void backward(int cell, bool reverse, int threads, py::handle batch_sizes, const
 
 // Numbers to allocate for `saved` of `rows` rows of x.
 index saved_size(int cell, bool float64, index rows, index hidden) {
-  if (cell < 0 || cell >= kernels().cells || rows < 0 || hidden < 0)
+  cell_info(cell);
+  index size;
+  if (rows < 0 || hidden < 0 || hidden > (index{1} << 40) ||
+      __builtin_mul_overflow(rows, saved_row(cell, float64, hidden), &size))
     throw py::value_error("saved_size: an argument is out of range");
-  return rows * saved_row(cell, float64, hidden);
+  return size;
 }
 
 py::dict build_info() {
@@ -250,6 +254,7 @@ std::vector<std::string> cells() {
 double measure_peak(const std::string& dtype, int threads, double seconds) {
   if (dtype != "float32" && dtype != "float64")
     throw py::value_error("dtype is '" + dtype + "'; expected 'float32' or 'float64'");
+  if (!(seconds >= 0)) throw py::value_error("seconds must not be negative");
   if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected >= 1");
   const py::gil_scoped_release release;
   return peak_flops(dtype == "float64", threads, seconds);

@@ -125,17 +125,21 @@ void run(const Shape& n, int threads, const InputViews& in,
 bool infer(const py::tuple& types, int cell, int layers, int directions, bool bias, bool batch_first,
            int threads, py::handle x, py::handle h0, py::handle c0, const py::list& weights,
            py::handle y, py::handle h_n, py::handle c_n) {
-  const int each = bias ? 4 : 2;
-  if (cell < 0 || cell >= kernels().cells || layers < 1 || directions < 1 || directions > 2 ||
-      static_cast<int>(weights.size()) != layers * directions * each)
+  const std::size_t each = bias ? 4 : 2, count = weights.size();
+  const CellInfo& info = cell_info(cell);
+  if (layers < 1 || directions < 1 || directions > 2 || count % (each * directions) != 0 ||
+      count / (each * directions) != static_cast<std::size_t>(layers))
     throw py::value_error("infer: the module's description does not fit its weights");
   for (py::handle object : {x, h0, c0})
     if (!is_one_of(object, types)) return false;
   for (py::handle object : weights)
     if (object.is_none() || !is_one_of(object, types)) return false;
   std::optional<InputViews> in;
+  std::vector<std::unique_ptr<DirectionViews>> views;
   try {
     in.emplace(x, h0, c0);
+    for (std::size_t k = 0; k < count; k += each)
+      views.push_back(std::make_unique<DirectionViews>(weights, k, bias));
   } catch (const py::value_error&) {  // another device, too many dimensions
     return false;
   } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
@@ -145,12 +149,11 @@ bool infer(const py::tuple& types, int cell, int layers, int directions, bool bi
   if (!input || (input.dims() != 2 && input.dims() != 3) || !input.has_contiguous_rows() ||
       (input.dtype() != Dtype::float32 && input.dtype() != Dtype::float64))
     return false;
-  std::vector<std::unique_ptr<DirectionViews>> views;
-  for (int k = 0; k < layers * directions; ++k)
-    views.push_back(
-        std::make_unique<DirectionViews>(weights, static_cast<std::size_t>(k * each), bias));
+  for (const auto& w : views)
+    for (const View* view : {&w->w_ih, &w->w_hh, &w->b_ih, &w->b_hh})
+      if (*view && (view->dtype() != input.dtype() || !view->has_contiguous_rows())) return false;
   const View& w_hh = views[0]->w_hh;
-  if (w_hh.dims() != 2 || w_hh.dtype() != input.dtype()) return false;
+  if (w_hh.dims() != 2) return false;
 
   const bool step = input.dims() == 2;
   if (step && layers * directions != 1) return false;
@@ -160,7 +163,6 @@ bool infer(const py::tuple& types, int cell, int layers, int directions, bool bi
     n.steps = input.size(batch_first ? 1 : 0);
     n.batch = input.size(batch_first ? 0 : 1);
   }
-  const CellInfo& info = kernels().info[cell];
   if (n.steps < 1 || n.hidden < 1 || !is_state(in->h0, input, n) || !is_state(in->c0, input, n) ||
       (in->c0 && !info.cell_state))
     return false;

@@ -106,6 +106,7 @@ bool View::read_torch_methods(py::handle object) {
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();
   if (shape.size() > most_dims) refuse("it has " + std::to_string(shape.size()) + " dimensions");
+  if (strides.size() != shape.size()) refuse("its shape and its strides differ in length");
   dims_ = static_cast<int>(shape.size());
   for (int dim = 0; dim < dims_; ++dim) {
     shape_[dim] = shape[dim];
@@ -125,6 +126,7 @@ void View::read_buffer(py::handle object, bool writable) {
   Py_buffer& view = buffer_.view;
   if (PyObject_GetBuffer(object.ptr(), &view, flags) != 0) throw py::error_already_set();
   buffer_.held = true;
+  if (view.itemsize < 1) refuse("its items have no size");
   if (view.ndim > most_dims) refuse("it has " + std::to_string(view.ndim) + " dimensions");
   data_ = view.buf;
   dims_ = view.ndim;

@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "cpu/dispatch.h"
 #include "layer.h"
 #include "tensor.h"
 
@@ -40,6 +41,13 @@ class Checker {
  private:
   const View& first_;
 };
+
+inline const CellInfo& cell_info(int cell) {
+  if (cell < 0 || cell >= kernels().cells)
+    throw pybind11::value_error("cell " + std::to_string(cell) + " is not in the table of " +
+                                std::to_string(kernels().cells) + " cells");
+  return kernels().info[cell];
+}
 
 inline void require(const View& view) {
   if (!view) throw pybind11::type_error(std::string(view.name()) + " must not be None");

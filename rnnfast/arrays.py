@@ -95,6 +95,8 @@ def _rows(a: Array | None) -> Array | None:
     if a is None:
         return None
     a = np.asarray(a)
+    if a.dtype.kind != "f":
+        return a  # the kernels will say so
     strides_fit = all(s % a.itemsize == 0 for s in a.strides) and a.flags.aligned
     if a.ndim == 0 or (strides_fit and (a.shape[-1] <= 1 or a.strides[-1] == a.itemsize)):
         return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))

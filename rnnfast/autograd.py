@@ -19,8 +19,12 @@ class Spec(NamedTuple):
     cell: str
     bias: bool
     directions: int
-    batch_first: bool  # of the memory of y; tensors here are always [T, B, features]
+    batch_first: bool  # y is [B, T, D * H]; x is [T, B, I] whatever this says
     batch_sizes: Tensor | None = None  # of a packed sequence: tensors are [rows, features]
+
+    def time_major(self, y: Tensor) -> Tensor:
+        """``y`` or its gradient as the kernels see it, or back."""
+        return y.transpose(0, 1) if self.batch_first else y
 
     def weights(self, tensors: Sequence[Any], direction: int) -> tuple[Any, Any, Any, Any]:
         """The four entries of one direction in a flat list of weights (or of their gradients)."""
@@ -34,13 +38,15 @@ def layer(
 ) -> Outputs:
     """Run a layer: ``x [T, B, I]`` and states ``[D, B, H]`` to ``y [T, B, D * H]`` and states.
 
+    ``y`` is ``[B, T, D * H]`` where ``spec.batch_first``.
+
     Where ``spec.batch_sizes`` is given, ``x`` and ``y`` are packed: ``[sum of batch_sizes, features]``.
     ``weights`` is flat, direction by direction, in torch's order. A state that is None means zeros;
     ``c_n`` is None for cells without a cell state.
     """
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, h0, c0, *weights)
-    ):
+    tensors = (x, h0, c0, *weights)
+    differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    if differentiable and any(t is not None and t.requires_grad for t in tensors):
         outputs: Outputs = _Layer.apply(spec, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         return outputs
     return _forward(spec, x, h0, c0, weights, None)
@@ -61,17 +67,15 @@ def _forward(
         y, batch = x.new_empty(x.size(0), features), int(spec.batch_sizes[0])
     else:
         steps, batch, _ = x.shape
-        if spec.batch_first:
-            y = x.new_empty(batch, steps, features).transpose(0, 1)
-        else:
-            y = x.new_empty(steps, batch, features)
+        y = x.new_empty((batch, steps, features) if spec.batch_first else (steps, batch, features))
     h_n = x.new_empty(spec.directions, batch, hidden)
     c_n = torch.empty_like(h_n) if has_c else None
+    sequence = spec.time_major(y)
     for d in range(spec.directions):
         if saved is not None:
             saved.append(ops.new_saved(cell, x, hidden))
         inputs = ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d))
-        outputs = ops.Outputs(_half(y, d, hidden), _of(h_n, d), _of(c_n, d))
+        outputs = ops.Outputs(_half(sequence, d, hidden), _of(h_n, d), _of(c_n, d))
         ops.forward(cell, d == 1, spec.batch_sizes, inputs, outputs, saved[d] if saved else None)
     return y, h_n, c_n
 
@@ -140,6 +144,7 @@ def _backward(
 
     hidden = weights[1].size(1)
     dy, dh_n, dc_n = grads
+    y, dy = spec.time_major(y), None if dy is None else spec.time_major(dy)
     dx, dh0, dc0, *dweights = map(empty, (x, h0, c0, *weights), wanted)
     for d in range(spec.directions):
         ops.backward(
@@ -167,11 +172,16 @@ def _differentiable(
 ) -> tuple[Tensor | None, ...]:
     """The same gradients as differentiable functions of the inputs and of ``grads``."""
     graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        outputs = eager_layer(spec, x, h0, c0, weights)
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
     tensors = (x, h0, c0, *weights)
-    inputs = [t for t, w in zip(tensors, wanted, strict=True) if w and t is not None]
+    with torch.enable_grad():
+        # Aliases: no gradient may follow a path from one input to another (h0 = f(x), tied weights).
+        own = [
+            t if t is None else t.view_as(t) if graph else t.detach().requires_grad_(wants)
+            for t, wants in zip(tensors, wanted, strict=True)
+        ]
+        outputs = eager_layer(spec, own[0], own[1], own[2], own[3:])  # type: ignore[arg-type]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
+    inputs = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(
         torch.autograd.grad(
             [o for o, _ in pairs],
@@ -204,8 +214,9 @@ def eager_layer(
         )
         for d in range(spec.directions)
     ]
+    y = spec.time_major(torch.cat([y for y, _, _ in runs], -1))  # its own inverse
     return (
-        torch.cat([y for y, _, _ in runs], -1),
+        y.contiguous() if spec.batch_first else y,
         torch.stack([h for _, h, _ in runs]),
         torch.stack([c for _, _, c in runs if c is not None]) if has_c else None,
     )

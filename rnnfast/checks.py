@@ -44,3 +44,11 @@ def _has_memory(t: Tensor) -> bool:
 def lazy(t: Tensor) -> bool:
     """Whether the tensor's memory is not, or not yet, its values."""
     return t.is_neg() or t._is_zerotensor()
+
+
+def packs(batch_sizes: Tensor, rows: int) -> bool:
+    """Whether these are the batch sizes of a packed sequence of so many rows."""
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.is_cuda:
+        return False
+    sizes = batch_sizes.tolist()
+    return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import nn
 
@@ -89,9 +90,16 @@ def restore(model: Model) -> Model:
     A ``GRU`` or ``GRUCell`` with ``reset_after=False`` has no counterpart in torch.nn.
 
     Raises:
-        ValueError: such a module is in the model; nothing is changed.
+        ValueError: such a module is in the model, or one that was parametrized since; nothing is
+            changed.
 
     """
+    for name, module in model.named_modules():
+        if is_parametrized(module) and isinstance(module, tuple(_ORIGINALS)):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, parametrized since; remove its "
+                "parametrizations first"
+            )
     modules = [(name, m) for name, m in model.named_modules() if type(m) in _ORIGINALS]
     for name, module in modules:
         if getattr(module, "reset_after", True) is False:

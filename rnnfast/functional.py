@@ -57,8 +57,6 @@ def recurrent(
         h_n.append(h)
         if c is not None:
             c_n.append(c)
-    if batch_first:
-        y = y.transpose(0, 1)
     return y, _joined(h_n), _joined(c_n) if c_n else None
 
 

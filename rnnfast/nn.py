@@ -19,6 +19,16 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 State = Tensor | tuple[Tensor, Tensor] | None
 
 
+def _states(hx: Any, is_lstm: bool) -> Any:
+    """``h0`` and ``c0``, or None where ``hx`` is not of the kind that it must be."""
+    if hx is None:
+        return None, None
+    if not is_lstm:
+        return hx, None
+    fits = isinstance(hx, tuple | list) and len(hx) == 2
+    return hx if fits and hx[0] is not None and hx[1] is not None else None
+
+
 class _Recurrent(torch.nn.RNNBase):
     """What the three modules share. It adds no state: a torch.nn module can become one in place."""
 
@@ -52,10 +62,8 @@ class _Recurrent(torch.nn.RNNBase):
         if input.dim() != 3 or input.size(2) != self.input_size or drops or self.proj_size > 0:
             return None
         is_lstm = self.mode == "LSTM"
-        pair = hx if is_lstm else (hx, None)
-        if hx is None:
-            pair = (None, None)
-        elif not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] is None:
+        pair = _states(hx, is_lstm)
+        if pair is None:
             return None
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
@@ -80,12 +88,17 @@ class _Recurrent(torch.nn.RNNBase):
     def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
         if input.dim() != 3:
             raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
+        lengths = torch.as_tensor(lengths)
+        if lengths.is_floating_point() or lengths.is_complex():
+            raise TypeError(f"lengths must be integers, got {lengths.dtype}")
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         batch = input.size(0 if self.batch_first else 1)
         if len(lengths) != batch:  # torch would drop the rows that have none
             raise ValueError(f"lengths has {len(lengths)} entries; the batch has {batch} rows")
-        y, states = self.forward(packed, hx)
         steps = input.size(1 if self.batch_first else 0)
+        if packed.batch_sizes.numel() > steps:
+            raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
+        y, states = self.forward(packed, hx)
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], states
 
     def _covers(self, input: Any, hx: Any) -> bool:
@@ -93,7 +106,7 @@ class _Recurrent(torch.nn.RNNBase):
             return False
         if isinstance(input, PackedSequence):
             data, batched, batch = input.data, True, int(input.batch_sizes[0])
-            right = data.dim() == 2
+            right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
             data, batched = input, input.dim() == 3
             batch = input.size(0 if self.batch_first else 1) if batched else 0
@@ -224,10 +237,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         is_lstm = cell == "lstm"
         if input.dim() != 2 or input.size(1) != self.input_size or self.hidden_size < 1:
             return None
-        pair = hx if is_lstm else (hx, None)
-        if hx is None:
-            pair = (None, None)
-        elif not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] is None:
+        pair = _states(hx, is_lstm)
+        if pair is None:
             return None
         parameters = self._parameters  # attributes of a module cost ten times as much
         names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]

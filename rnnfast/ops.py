@@ -64,7 +64,10 @@ def forward(
     """
     threads = torch.get_num_threads()
     read = tuple(map(rows, inputs))
-    _C.forward(cell, reverse, threads, batch_sizes, read, (*outputs, saved))
+    try:
+        _C.forward(cell, reverse, threads, batch_sizes, read, (*outputs, saved))
+    except ValueError as error:  # weights of another shape: torch raises RuntimeError
+        raise RuntimeError(str(error)) from None
 
 
 def backward(

@@ -50,7 +50,11 @@ class Backward {
     const Part part = part_of(layer_, team_, blocks_);
     prepare(part);
     wait(team_);
-    for (index t1 = layer_.steps; t1 > 0;) {
+    if (layer_.batch == 0) {  // the weight gradients are zero
+      weight_gradients({layer_.steps - 1, layer_.steps}, 0);
+      wait(team_);
+    }
+    for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
       const Range steps = chunk_before(t1);
       const index rows = state_.before(t1) - state_.before(steps.begin);
       for (index t = t1 - 1; t >= steps.begin; --t) step(t, place(steps, t), part);

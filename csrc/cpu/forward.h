@@ -36,6 +36,7 @@ class Forward {
 
   void run() {
     const FlushDenormals guard;
+    if (layer_.batch == 0) return;
     const Part part = part_of(layer_, team_, blocks_);
     prepare(part);
     wait(team_);

@@ -115,6 +115,8 @@ void run_team(const Plan& plan, Work work) {
 template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
+  // More threads than some multiple of the processors are never of use; far more cannot be started.
+  threads = std::min(threads, 4 * omp_get_num_procs());
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
               sizeof(T), std::max(1, threads));
 }
@@ -145,6 +147,7 @@ template void run_backward(int, const Layer<float>&, const Gradients<float>&, in
 template void run_backward(int, const Layer<double>&, const Gradients<double>&, int);
 
 double peak_flops(bool float64, int threads, double seconds) {
+  threads = std::min(threads, 4 * omp_get_num_procs());
   const auto run = float64 ? kernels().peak_float64 : kernels().peak_float32;
   double flops = 0;
   const auto start = std::chrono::steady_clock::now();

@@ -146,13 +146,16 @@ struct Part {
 template <class T>
 index first_row(const Layer<T>& layer, int parts, int part) {
   if (!layer.packed.count) return share(layer.batch, parts, part).begin;
+  if (part == parts) return layer.batch;
+  const index* count = layer.packed.count;
+  const bool grows = count[0] < count[layer.steps - 1];  // a reversed direction
   const index wanted = layer.packed.before[layer.steps] * part / parts;
-  index row = 0;
-  for (index steps = 0, t = 0; row < layer.batch && steps < wanted; ++row) {
-    // Row `row` has as many steps as there are counts above it.
-    for (t = 0; t < layer.steps; ++t) steps += layer.packed.count[t] > row;
+  index row = 0, length = layer.steps;  // of the row: the counts above it, fewer for each next row
+  for (index steps = 0; row < layer.batch && steps < wanted; ++row) {
+    while (length > 0 && count[grows ? layer.steps - length : length - 1] <= row) --length;
+    steps += length;
   }
-  return part == parts ? layer.batch : row;
+  return row;
 }
 
 template <class T>
