@@ -72,7 +72,9 @@ struct Barrier {
 struct Team {
   int rank, size;
   Split split;
-  Barrier* barrier;
+  Barrier* barrier;  // the team's own, and one more for each half of it
 };
+
+inline constexpr int barriers = 3;
 
 }  // namespace rnnfast

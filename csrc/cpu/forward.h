@@ -15,7 +15,7 @@ class Forward {
   // From a null base it only counts the scratch memory.
   Forward(const Layer<T>& layer, const Team& team, void* base)
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
-    state_.chunk = States<Cell, T>::chunk_steps(layer);
+    state_.chunk = States<Cell, T>::chunk_steps(layer, layer.batch);
     Arena arena(base);
     const index padded = blocks_ * L;
     input_panels_ = arena.template take<T>(padded * Cell::input.width() * layer.inputs);
@@ -25,7 +25,7 @@ class Forward {
     operand_ = arena.template take<T>(Cell::stages > 1 ? layer.batch * padded : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
     zeros_ = arena.template take<T>(padded);
-    state_ = {&layer_, zeros_, c0_, layer.saved, state_.chunk, layer.saved != nullptr};
+    state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, state_.chunk, layer.saved != nullptr};
     if (!layer.saved)
       state_.memory =
           arena.template take<T>(2 * state_.chunk * layer.batch * saved_row<Cell, T>(layer.hidden));

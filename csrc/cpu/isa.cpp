@@ -20,12 +20,12 @@ void forward(const Layer<T>& layer, const Team& team, void* scratch) {
 
 template <class Cell, class T>
 index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
-  return Backward<Cell, T>(layer, grads, {}, nullptr).scratch();
+  return Backward<Cell, T>(layer, grads, nullptr).scratch();
 }
 
 template <class Cell, class T>
 void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* scratch) {
-  Backward<Cell, T>(layer, grads, team, scratch).run();
+  Backward<Cell, T>(layer, grads, scratch).run(team);
 }
 
 template <class T, class... Cell>

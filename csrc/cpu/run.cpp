@@ -101,14 +101,14 @@ void run_where_openmp_works(Region region) {
 
 template <class Work>
 void run_team(const Plan& plan, Work work) {
-  Barrier barrier{};
+  Barrier barrier[barriers]{};
   if (plan.threads == 1) {
-    work(Team{0, 1, plan.split, &barrier});
+    work(Team{0, 1, plan.split, barrier});
     return;
   }
   run_where_openmp_works([&] {
 #pragma omp parallel num_threads(plan.threads)
-    work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, &barrier});
+    work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
   });
 }
 

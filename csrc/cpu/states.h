@@ -32,16 +32,17 @@ struct States {
   const T* zeros;  // `hidden` of them
   const T* c0;     // [blocks][B][lanes]
   T* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
+  index batch;     // the rows of a step there, of which the layer may be a part
   index chunk;     // steps
   bool all;        // whether all chunks are held, or only the last two
 
   // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay in
   // the L2 cache until the recurrence reads them. The same for any team, as is all memory.
-  static index chunk_steps(const Layer<T>& layer) {
+  static index chunk_steps(const Layer<T>& layer, index batch) {
     constexpr index l2_share = 256 * 1024, fill = 48;
-    const index step_bytes = layer.batch * saved_row<Cell, T>(layer.hidden) * index{sizeof(T)};
+    const index step_bytes = batch * saved_row<Cell, T>(layer.hidden) * index{sizeof(T)};
     index steps = l2_share / (step_bytes + 1);
-    const index least = fill / (layer.batch + 1) + 1;
+    const index least = fill / (batch + 1) + 1;
     if (steps < least) steps = least;
     return steps < layer.steps ? steps : layer.steps;
   }
@@ -62,9 +63,10 @@ struct States {
     constexpr index size = Cell::slots * lanes<T>;
     const index number = t / chunk, begin = number * chunk;
     const index end = begin + chunk < layer->steps ? begin + chunk : layer->steps;
-    const index place = all ? before(begin) : number % 2 * chunk * layer->batch;
-    return {memory + (place * blocks_of<T>(layer->hidden) + before(t) - before(begin)) * size,
-            (before(end) - before(begin)) * size};
+    const auto rows_before = [&](index s) { return layer->packed.before ? before(s) : s * batch; };
+    const index place = all ? rows_before(begin) : number % 2 * chunk * batch;
+    return {memory + (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
+            (rows_before(end) - rows_before(begin)) * size};
   }
 
   // Whether row b has a step before t; if not, its state there is the initial one.
