@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/run.h"
+#include "memory.h"
 #include "stack.h"
 #include "views.h"
 
@@ -227,14 +229,14 @@ void backward(int cell, bool reverse, int threads, py::handle batch_sizes, const
     run_backward(cell, layer.layer<double>(), grads.gradients<double>(reverse, accumulate_dx), threads);
 }
 
-// Numbers to allocate for `saved` of `rows` rows of x.
-index saved_size(int cell, bool float64, index rows, index hidden) {
+// `saved` for `rows` rows of x.
+std::unique_ptr<Memory> new_saved(int cell, bool float64, index rows, index hidden) {
   cell_info(cell);
-  index size;
+  index bytes;
   if (rows < 0 || hidden < 0 || hidden > (index{1} << 40) ||
-      __builtin_mul_overflow(rows, saved_row(cell, float64, hidden), &size))
-    throw py::value_error("saved_size: an argument is out of range");
-  return size;
+      __builtin_mul_overflow(rows, saved_row(cell, float64, hidden) * (float64 ? 8 : 4), &bytes))
+    throw py::value_error("new_saved: an argument is out of range");
+  return std::make_unique<Memory>(static_cast<std::size_t>(bytes));
 }
 
 py::dict build_info() {
@@ -269,7 +271,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("infer", &infer);
-  m.def("saved_size", &saved_size);
+  m.def("new_saved", &new_saved);
+  m.def("release_memory", &release_memory);
+  py::class_<Memory>(m, "Memory", py::buffer_protocol()).def_buffer([](Memory& memory) {
+    return py::buffer_info(static_cast<unsigned char*>(memory.data()),
+                           static_cast<py::ssize_t>(memory.size()));
+  });
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("supported_isas", &supported_isas);

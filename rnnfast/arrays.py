@@ -164,7 +164,8 @@ def forward(
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:
-        saved = np.empty(_C.saved_size(number, dtype == np.float64, steps * batch, hidden), dtype)
+        memory = _C.new_saved(number, dtype == np.float64, steps * batch, hidden)
+        saved = np.frombuffer(memory, dtype)
     _C.forward(number, reverse, threads, None, inputs, (y, h_n, c_n, saved))
     call = None if saved is None else _Call(number, reverse, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)

@@ -47,7 +47,8 @@ def rows(t: Tensor | None) -> Tensor | None:
 def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
     """Uninitialised memory for what backward needs of one direction."""
     count = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-    return x.new_empty(_C.saved_size(cell, x.dtype == torch.float64, count, hidden))
+    memory = _C.new_saved(cell, x.dtype == torch.float64, count, hidden)
+    return torch.frombuffer(memory, dtype=x.dtype) if count else x.new_empty(0)
 
 
 def forward(

@@ -1,0 +1,90 @@
+#include "memory.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace rnnfast {
+namespace {
+
+constexpr std::size_t line = 64, most_kept = std::size_t{256} << 20;
+
+struct Block {
+  void* data;
+  std::size_t room;
+};
+
+// The oldest first. A lock that is taken is not waited for, it might have been held when this process
+// forked; the system's allocator then does.
+std::mutex lock;
+std::vector<Block>& kept() {
+  static auto* blocks = new std::vector<Block>;  // never destroyed: tensors may outlive the module
+  return *blocks;
+}
+
+Block take(std::size_t bytes) {
+  const std::unique_lock guard(lock, std::try_to_lock);
+  if (!guard) return {};
+  std::vector<Block>& blocks = kept();
+  auto best = blocks.end();
+  for (auto block = blocks.begin(); block != blocks.end(); ++block)
+    if (block->room >= bytes && block->room / 2 <= bytes &&
+        (best == blocks.end() || block->room < best->room))
+      best = block;
+  if (best == blocks.end()) return {};
+  const Block taken = *best;
+  blocks.erase(best);
+  return taken;
+}
+
+void give(Block block) {
+  if (block.room <= most_kept) {
+    const std::unique_lock guard(lock, std::try_to_lock);
+    if (guard) {
+      std::vector<Block>& blocks = kept();
+      std::size_t total = block.room;
+      for (const Block& other : blocks) total += other.room;
+      auto oldest = blocks.begin();
+      for (; total > most_kept; ++oldest) {
+        total -= oldest->room;
+        std::free(oldest->data);
+      }
+      blocks.erase(blocks.begin(), oldest);
+      blocks.push_back(block);
+      return;
+    }
+  }
+  std::free(block.data);
+}
+
+}  // namespace
+
+Memory::Memory(std::size_t bytes) : bytes_(bytes) {
+  Block block = take(bytes);
+  if (!block.data) {
+    if (bytes > SIZE_MAX - line) throw std::bad_alloc();
+    block.room = (bytes / line + 1) * line;
+    block.data = std::aligned_alloc(line, block.room);
+    if (!block.data) {
+      release_memory();
+      block.data = std::aligned_alloc(line, block.room);
+    }
+    if (!block.data) throw std::bad_alloc();
+  }
+  data_ = block.data;
+  room_ = block.room;
+}
+
+Memory::~Memory() { give({data_, room_}); }
+
+void release_memory() {
+  const std::unique_lock guard(lock, std::try_to_lock);
+  if (!guard) return;
+  for (const Block& block : kept()) std::free(block.data);
+  kept().clear();
+}
+
+}  // namespace rnnfast
