@@ -10,6 +10,7 @@
 #include <new>
 #include <thread>
 
+#include "crowd.h"
 #include "dispatch.h"
 
 namespace rnnfast {
@@ -18,7 +19,10 @@ namespace {
 struct Plan {
   int threads;
   Split split;
+  double seconds;
 };
+
+Crowd crowd;
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
@@ -41,8 +45,8 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
   const double one = seconds(b, blocks * lanes, 0);
   const double rows = seconds(part(b), blocks * lanes, 0) + region;
   const double units = seconds(b, part(blocks) * lanes, stages) + region;
-  if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows};
-  return {threads, rows <= units ? Split::rows : Split::units};
+  if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows, one};
+  return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
 
 struct Piece {
@@ -106,17 +110,22 @@ void run_team(const Plan& plan, Work work) {
     work(Team{0, 1, plan.split, barrier});
     return;
   }
+  Crowd::Call call(plan.seconds > 50e-6);
   run_where_openmp_works([&] {
 #pragma omp parallel num_threads(plan.threads)
-    work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
+    {
+      const Crowd::Share share(call);
+      work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
+    }
   });
+  crowd.learn(call, plan.threads);
 }
 
 template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
   // More threads than some multiple of the processors are never of use; far more cannot be started.
-  threads = std::min(threads, 4 * omp_get_num_procs());
+  threads = crowd.limit(std::min(threads, 4 * omp_get_num_procs()));
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
               sizeof(T), std::max(1, threads));
 }
