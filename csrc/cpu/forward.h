@@ -6,6 +6,7 @@
 #pragma once
 
 #include "states.h"
+#include "unpacked.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -58,8 +59,9 @@ class Forward {
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
     const Range blocks = share(blocks_, team_.size, team_.rank);
-    if (!stream_inputs()) pack(Cell::input, layer_.w_ih, layer_.inputs, blocks, input_panels_);
-    for (int s = 0; s < Cell::stages && !stream_stages(); ++s)
+    if (!stream_inputs() && !unpacked())
+      pack(Cell::input, layer_.w_ih, layer_.inputs, blocks, input_panels_);
+    for (int s = 0; s < Cell::stages && !stream_stages() && !unpacked(); ++s)
       pack(Cell::recurrent[s], layer_.w_hh, layer_.hidden, blocks, stage_panels_[s]);
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
@@ -97,13 +99,31 @@ class Forward {
     }
   }
 
+  // A few rows and a single step: not even that.
+  bool unpacked() const { return layer_.steps == 1 && layer_.batch <= most_unpacked_rows; }
+
+  // for_each_tile, or where weights are not packed at all the like with tiles of one block.
+  template <int P, class F>
+  void for_tiles(Window window, Matrix<const T> w, index rows, Range blocks, F f) {
+    if (!unpacked()) {
+      for_each_tile<T, P>(rows, blocks,
+                          [&](index row, int R, index block, int N, TileFunction<T> tile) {
+                            f(row, R, block, N, Tile<Cell, T, P>{tile, R, w, layer_.hidden, 0, 0});
+                          });
+    } else if (rows > 0) {
+      const int R = static_cast<int>(rows);
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        f(0, R, block, 1, Tile<Cell, T, P>{nullptr, R, w, layer_.hidden, block * L, window.begin});
+    }
+  }
+
   // Calls f(blocks, panels) for the packed panels of the thread's blocks: once for all of them, or
   // where the weights are streamed for a few at a time, packed just before.
   template <int P, class F>
   void for_panels(bool stream, Window window, Matrix<const T> w, index depth, T* to, Range blocks,
                   F f) {
     const Panels<T> all{to, P * L * depth, P * L};
-    if (!stream) return f(blocks, all);
+    if (!stream || unpacked()) return f(blocks, all);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
       const Range few{block, end < blocks.end ? end : blocks.end};
@@ -123,14 +143,15 @@ class Forward {
           T* slots[group];
           index rows = 0;
           const auto project = [&] {
-            for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
-              T* c[accumulators];
-              for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
-              start_from_bias(c, R, block_stride, block, N);
-              for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
-              tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
-                   bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
-            });
+            for_tiles<P>(Cell::input, layer_.w_ih, rows, blocks,
+                         [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                           T* c[accumulators];
+                           for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
+                           start_from_bias(c, R, block_stride, block, N);
+                           for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
+                           tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
+                                bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
+                         });
             rows = 0;
           };
           for (index t = steps.begin; t < steps.end; ++t) {
@@ -169,16 +190,20 @@ class Forward {
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
-      for_panels<P>(
-          stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
-          [&](Range blocks, Panels<T> panels) {
-            for_each_tile<T, P>(rows, blocks, [&](index row, int R, index block, int N, auto tile) {
-              T* c[accumulators];
-              for (int r = 0; r < R; ++r) c[r] = slots.at(block, first + row + r) + window.begin * L;
-              tile(a + row, contiguous(layer_.hidden), panels.from(block), c, slots.block, nullptr, 0);
-              for (int n = 0; n < N; ++n) apply_to<s>(step, slots, block + n, first, row, row + R);
-            });
-          });
+      for_panels<P>(stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
+                    [&](Range blocks, Panels<T> panels) {
+                      for_tiles<P>(
+                          window, layer_.w_hh, rows, blocks,
+                          [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                            T* c[accumulators];
+                            for (int r = 0; r < R; ++r)
+                              c[r] = slots.at(block, first + row + r) + window.begin * L;
+                            tile(a + row, contiguous(layer_.hidden), panels.from(block), c, slots.block,
+                                 nullptr, 0);
+                            for (int n = 0; n < N; ++n)
+                              apply_to<s>(step, slots, block + n, first, row, row + R);
+                          });
+                    });
     }
   }
 

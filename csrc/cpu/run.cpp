@@ -30,7 +30,7 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
           index item, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
   constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
-  constexpr double barrier = 0.3e-6, region = 5e-6;
+  constexpr double pack_rate = 40e9, barrier = 0.3e-6, region = 5e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
   const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
   const auto seconds = [&](double rows, double units, double barriers) {
@@ -42,9 +42,10 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
   };
   const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
   const double b = static_cast<double>(batch), blocks = std::ceil(static_cast<double>(hidden) / lanes);
-  const double one = seconds(b, blocks * lanes, 0);
-  const double rows = seconds(part(b), blocks * lanes, 0) + region;
-  const double units = seconds(b, part(blocks) * lanes, stages) + region;
+  const double pack = gates * static_cast<double>(hidden * (inputs + hidden) * item) / pack_rate;
+  const double one = pack + seconds(b, blocks * lanes, 0);
+  const double rows = pack / threads + seconds(part(b), blocks * lanes, 0) + region;
+  const double units = pack / threads + seconds(b, part(blocks) * lanes, stages) + region;
   if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows, one};
   return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
