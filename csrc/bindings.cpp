@@ -268,15 +268,15 @@ double measure_peak(const std::string& dtype, int threads, double seconds) {
 PYBIND11_MODULE(_C, m) {
   using namespace rnnfast;
   kernels();  // an instruction set that RNNFAST_ISA forces in vain fails here, at import
+  py::class_<Memory>(m, "Block", py::buffer_protocol()).def_buffer([](Memory& memory) {
+    return py::buffer_info(static_cast<unsigned char*>(memory.data()),
+                           static_cast<py::ssize_t>(memory.size()));
+  });
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("infer", &infer);
   m.def("new_saved", &new_saved);
   m.def("release_memory", &release_memory);
-  py::class_<Memory>(m, "Memory", py::buffer_protocol()).def_buffer([](Memory& memory) {
-    return py::buffer_info(static_cast<unsigned char*>(memory.data()),
-                           static_cast<py::ssize_t>(memory.size()));
-  });
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("supported_isas", &supported_isas);

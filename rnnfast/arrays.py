@@ -165,7 +165,7 @@ def forward(
     saved: Array | None = None
     if save:
         memory = _C.new_saved(number, dtype == np.float64, steps * batch, hidden)
-        saved = np.frombuffer(memory, dtype)
+        saved = np.frombuffer(memoryview(memory), dtype)
     _C.forward(number, reverse, threads, None, inputs, (y, h_n, c_n, saved))
     call = None if saved is None else _Call(number, reverse, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)
