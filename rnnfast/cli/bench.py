@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,38 +19,21 @@ from rich.table import Table
 from rnnfast import _C
 from rnnfast.cli import common
 from rnnfast.cli.common import CommandError, duration, output_file, picture_file, positive, writing
+from rnnfast.cli.grids import GRIDS
 from rnnfast.cli.info import facts
-from rnnfast.cli.measure import FORWARD, GATES, PEERS, SAME, TRAIN, Case, Result, measure
+from rnnfast.cli.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.neighbours import Neighbours
+from rnnfast.cli.peers import PEERS
 
 Shape = tuple[int, int, int, int]
 
-SHAPES: tuple[Shape, ...] = (
-    (100, 1, 128, 128),
-    (100, 8, 128, 128),
-    (100, 32, 128, 128),
-    (50, 128, 128, 128),
-    (50, 32, 256, 256),
-)
-STEP: Shape = (1, 1, 256, 256)
-QUICK = (
-    Case("GRU", 100, 32, 128, 128, TRAIN),
-    Case("LSTM", 50, 128, 128, 128, TRAIN),
-    Case("LSTM", *STEP, FORWARD),
-)
 
-
-def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, quick: bool) -> list[Case]:
-    if quick and not shapes:
-        return [case for case in QUICK if case.cell in cells]
-    steps = [] if shapes else [Case(cell, *STEP, FORWARD) for cell in cells]
-    both = [
-        Case(cell, *shape, mode)
-        for mode in (FORWARD, TRAIN)
-        for cell in cells
-        for shape in shapes or SHAPES
-    ]
-    return steps + both
+def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str) -> list[Case]:
+    if shapes:
+        return [
+            Case(cell, *shape, mode) for mode in (FORWARD, TRAIN) for cell in cells for shape in shapes
+        ]
+    return [case for case in GRIDS[grid]() if case.cell in cells]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", type=shape, action="append", metavar="T,B,I,H", help="your own; repeatable"
     )
-    parser.add_argument("--quick", action="store_true", help="three cases, less time for each")
+    parser.add_argument("--grid", choices=list(GRIDS), default="default", help="which cases")
+    parser.add_argument(
+        "--quick",
+        action="store_const",
+        const="quick",
+        dest="grid",
+        help="four cases, less time for each",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every sample")
     parser.add_argument("--picture", type=picture_file, metavar="FILE", help="draw the ratios")
 
@@ -74,14 +65,16 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
-    chosen = cases(args.cell or list(GATES), args.shape, args.quick)
+    chosen = cases(args.cell or list(GATES), args.shape, args.grid)
     if not chosen:
-        raise CommandError(f"--quick has no case for {', '.join(args.cell)}")
+        raise CommandError(f"{args.grid} has no case for {', '.join(args.cell)}")
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 130
     dtypes = sorted({case.dtype for case in chosen})
     before = {dtype: peak(dtype, threads) for dtype in dtypes}
     neighbours = Neighbours()
-    seconds = 1.0 if args.quick else 1.8
+    seconds = 1.0 if args.grid == "quick" else 1.8
     results = [
         measure(case, PEERS, seconds)
         for case in track(chosen, "measuring", console=console, transient=True)
@@ -90,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     warning = neighbours.warning()
     peaks = {dtype: max(before[dtype], peak(dtype, threads)) for dtype in dtypes}
     console.print(table(results, peaks, threads))
+    console.print(summary(results), highlight=False)
     if warning:
         console.print(f"[yellow]{warning}[/]")
     if args.json:
@@ -114,13 +108,48 @@ def peak(dtype: str, threads: int) -> float:
 
 def name(case: Case) -> str:
     sizes = f"T={case.T} B={case.B} I={case.I} H={case.H}"
-    return f"{case.cell} {case.mode} {sizes} {case.dtype}".removesuffix(" float32")
+    return f"{case.cell} {case.mode} {sizes} {kind(case)}".strip()
+
+
+def kind(case: Case) -> str:
+    """What there is to say beside the sizes."""
+    words = [
+        case.name,
+        f"{case.layers} layers" if case.layers > 1 else "",
+        "bidirectional" if case.bidirectional else "",
+        f"proj {case.proj}" if case.proj else "",
+        "packed" if case.packed else "",
+        "on data" if not case.dx else "",
+        case.dtype if case.dtype != "float32" else "",
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Geometric means and the least ratio of each cell and mode."""
+    lines = []
+    for mode in (FORWARD, TRAIN):
+        for cell in GATES:
+            timed = [r for r in results if r.timings and (r.case.cell, r.case.mode) == (cell, mode)]
+            if len(timed) < 2:
+                continue
+            parts = []
+            others = {peer for r in timed for peer in r.timings} - {"rnnfast"}
+            for title, ratios in (
+                ("torch.nn", [r.ratio() for r in timed]),
+                ("the fastest other", [r.ratio_to_best for r in timed]),
+            )[: len(others)]:
+                mean = statistics.geometric_mean(ratios)
+                parts.append(f"{mean:.2f} times {title} (least {min(ratios):.2f})")
+            lines.append(f"{cell} {mode}: {', '.join(parts)}")
+    return "\n".join(["geometric means:", *lines]) if lines else ""
 
 
 def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> Table:
     worst = max(max(result.differences.values()) for result in results)
     limits = ", ".join(f"{SAME[dtype]:g} in {dtype}" for dtype in peaks)
     measured = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
+    peers = [peer for peer in PEERS if any(peer in result.timings for result in results)]
     made = Table(
         title=f"rnnfast beside torch.nn, {common.threads(threads)}",
         caption="Median of one run (half the spread of the middle 50%); ratio: torch.nn's time "
@@ -132,9 +161,10 @@ def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("cell", "T,B,I,H", "mode"):
+    kinds = any(kind(result.case) for result in results)
+    for heading in ("cell", "T,B,I,H", *(["kind"] if kinds else []), "mode"):
         made.add_column(heading, no_wrap=True)
-    for heading in ("rnnfast", "torch.nn", "ratio", "peak"):
+    for heading in (*peers, "ratio", "peak"):
         made.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for result in results:
@@ -142,10 +172,12 @@ def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -
         if previous not in (None, (case.cell, case.mode)):
             made.add_section()
         previous = (case.cell, case.mode)
-        row = [case.cell, f"{case.T},{case.B},{case.I},{case.H}", case.mode]
+        row = [case.cell, f"{case.T},{case.B},{case.I},{case.H}"]
+        row += [kind(case)] if kinds else []
+        row.append(case.mode)
         if result.timings:
             share = case.flops / result.timings["rnnfast"].median / peaks[case.dtype]
-            row += [spread(result, "rnnfast"), spread(result, "torch.nn")]
+            row += [spread(result, peer) if peer in result.timings else "" for peer in peers]
             row += [f"{result.ratio():.2f}x", f"{share:.0%}"]
         else:
             row += ["differs"]

@@ -1,25 +1,21 @@
-"""Measuring without rendering: cases, the peers that run them, and interleaved timing.
-
-A peer is a function that prepares a case and returns a job; a job runs the case once and returns
-what it computed, so that peers are compared before they are timed. A new peer is one function and
-one row in PEERS; None from it means that it does not do this case.
-"""
+"""Measuring without rendering: cases, what every peer is given, and interleaved timing."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-import rnnfast
+if TYPE_CHECKING:
+    from rnnfast.cli.peers import Job, Peer
 
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 FORWARD = "forward"  # under no_grad
@@ -29,6 +25,8 @@ TRAIN = "train"  # forward, and the gradients of the input and of every weight
 SAME = {"float32": 1e-4, "float64": 1e-10}
 BATCH_SECONDS = 2e-3  # quick jobs are timed several to a sample
 LEAST_SAMPLES = 5
+SETTLE_SECONDS = 0.05
+TURN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,67 +38,73 @@ class Case:
     H: int
     mode: str
     dtype: str = "float32"
+    layers: int = 1
+    bidirectional: bool = False
+    proj: int = 0
+    packed: bool = False  # rows of 1 to T steps, uniformly
+    dx: bool = True  # whether training computes the gradient of the input
+    name: str = ""
+
+    def on_data(self) -> Case:
+        """The same, of an input that needs no gradient."""
+        return dataclasses.replace(self, dx=False)
+
+    def lengths(self) -> Tensor:
+        if not self.packed:
+            return torch.full((self.B,), self.T)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(1, self.T + 1, (self.B,), generator=generator).sort(descending=True).values
 
     @property
     def flops(self) -> float:
-        """Of the matrix products; the gradients cost twice the forward pass."""
-        forward = 2.0 * self.T * self.B * GATES[self.cell] * self.H * (self.I + self.H)
-        return forward * (3 if self.mode == TRAIN else 1)
+        """Of the matrix products; each gradient costs as much as the forward pass."""
+        directions = 2 if self.bidirectional else 1
+        output = self.proj or self.H
+        inputs = [self.I] + [directions * output] * (self.layers - 1)
+        passes = [1 if self.mode == FORWARD else 3] * self.layers
+        flops = 0.0
+        for layer, (features, times) in enumerate(zip(inputs, passes, strict=True)):
+            gates = GATES[self.cell] * self.H
+            forward = gates * (features + output) + self.H * self.proj
+            spared = gates * features if layer == 0 and times == 3 and not self.dx else 0
+            flops += 2.0 * directions * (times * forward - spared)
+        return flops * float(self.lengths().sum())
 
 
 @dataclass(frozen=True)
 class Problem:
     """What every peer is given: the same input, state, weights and gradient of the output."""
 
-    x: Tensor
+    options: Mapping[str, Any]  # of the module's constructor
+    x: Tensor  # [T, B, I], or packed [rows, I]
+    batch_sizes: Tensor | None
     states: tuple[Tensor, ...]
     weights: Mapping[str, Tensor]
     dy: Tensor
 
 
-Job = Callable[[], Sequence[Tensor]]
-Peer = Callable[[Case, Problem], Job | None]
-
-
 def problem(case: Case, seed: int = 0) -> Problem:
     dtype = getattr(torch, case.dtype)
+    options: dict[str, Any] = {
+        "num_layers": case.layers,
+        "bidirectional": case.bidirectional,
+        "dtype": dtype,
+    }
+    if case.proj:
+        options["proj_size"] = case.proj
+    directions = 2 if case.bidirectional else 1
+    lengths = case.lengths()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = getattr(nn, case.cell)(case.I, case.H, dtype=dtype).state_dict()
-        x = torch.randn(case.T, case.B, case.I, dtype=dtype)
-        dy = torch.randn(case.T, case.B, case.H, dtype=dtype)
-        count = 2 if case.cell == "LSTM" else 1
-        states = tuple(torch.randn(1, case.B, case.H, dtype=dtype) for _ in range(count))
-    return Problem(x, states, weights, dy)
-
-
-def module_peer(package: ModuleType) -> Peer:
-    """A peer whose package has classes like those of torch.nn."""
-
-    def prepare(case: Case, given: Problem) -> Job:
-        training = case.mode == TRAIN
-        module: nn.Module = getattr(package, case.cell)(case.I, case.H, dtype=given.x.dtype)
-        module.load_state_dict(given.weights)
-        module.train(training)
-        x = given.x.clone().requires_grad_(training)
-        hx: Any = given.states if len(given.states) == 2 else given.states[0]
-        wanted = [x, *module.parameters()]
-
-        def forward() -> Sequence[Tensor]:
-            with torch.no_grad():
-                y, _ = module(x, hx)
-            return [y]
-
-        def train() -> Sequence[Tensor]:
-            y, _ = module(x, hx)
-            return [y.detach(), *torch.autograd.grad(y, wanted, given.dy)]
-
-        return train if training else forward
-
-    return prepare
-
-
-PEERS: dict[str, Peer] = {"rnnfast": module_peer(rnnfast), "torch.nn": module_peer(nn)}
+        weights = getattr(nn, case.cell)(case.I, case.H, **options).state_dict()
+        leading = (int(lengths.sum()),) if case.packed else (case.T, case.B)
+        x = torch.randn(*leading, case.I, dtype=dtype)
+        dy = torch.randn(*leading, directions * (case.proj or case.H), dtype=dtype)
+        sizes = [case.proj or case.H, case.H] if case.cell == "LSTM" else [case.H]
+        states = tuple(torch.randn(case.layers * directions, case.B, n, dtype=dtype) for n in sizes)
+    steps = torch.arange(int(lengths[0]))
+    batch_sizes = (lengths > steps[:, None]).sum(1) if case.packed else None
+    return Problem(options, x, batch_sizes, states, weights, dy)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,11 @@ class Result:
         return self.timings[to].median / self.timings[peer].median
 
     @property
+    def ratio_to_best(self) -> float:
+        """Against the fastest of the others."""
+        return min(self.ratio(to=peer) for peer in self.timings if peer != "rnnfast")
+
+    @property
     def same(self) -> bool:
         return all(each <= SAME[self.case.dtype] for each in self.differences.values())
 
@@ -151,7 +160,7 @@ def difference(values: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
 
 
 def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
-    """A B A B ... in one process, so that a change of the machine's speed meets every peer."""
+    """In short turns in one process, so that a change of the machine's speed meets every peer."""
     repeats = {name: warm_up(job, seconds / 10) for name, job in jobs.items()}
     samples: dict[str, list[float]] = {name: [] for name in jobs}
     gc.collect()
@@ -160,11 +169,22 @@ def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(samples[next(iter(jobs))]) < LEAST_SAMPLES:
             for name, job in jobs.items():
-                job()  # the first run after another peer's pays for its caches
+                settle(job)
+                turn = time.perf_counter() + TURN_SECONDS
                 samples[name].append(clock(job, repeats[name]))
+                while time.perf_counter() < turn:
+                    samples[name].append(clock(job, repeats[name]))
     finally:
         gc.enable()
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def settle(job: Job) -> None:
+    """Until the caches are this peer's, and the other's threads have stopped spinning."""
+    end = time.perf_counter() + SETTLE_SECONDS
+    job()
+    while time.perf_counter() < end:
+        job()
 
 
 def warm_up(job: Job, seconds: float) -> int:
