@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 #include "cpu/run.h"
-#include "memory.h"
 #include "stack.h"
 #include "views.h"
 

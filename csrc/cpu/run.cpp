@@ -6,12 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
-#include <new>
 #include <thread>
 
 #include "crowd.h"
 #include "dispatch.h"
+#include "memory.h"
 
 namespace rnnfast {
 namespace {
@@ -54,47 +53,6 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
   return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
 
-struct Piece {
-  ~Piece() { free(); }
-  void free() {
-    std::free(data);
-    data = nullptr;
-    bytes = 0;
-  }
-  void* data = nullptr;
-  index bytes = 0;
-};
-
-// Scratch memory. A thread keeps its last piece, since memory fresh from the system costs a page fault
-// for every 4 KiB, which is as much as the arithmetic of a small call; a large piece goes back after
-// the call.
-class Scratch {
- public:
-  explicit Scratch(index bytes) {
-    if (bytes > kept_.bytes) {
-      kept_.free();
-      const std::size_t rounded = (static_cast<std::size_t>(bytes) / 64 + 1) * 64;
-      kept_.data = std::aligned_alloc(64, rounded);
-      if (!kept_.data) throw std::bad_alloc();
-      kept_.bytes = bytes;
-    }
-    data_ = kept_.data;
-  }
-  ~Scratch() {
-    if (kept_.bytes > most_kept) kept_.free();
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  void* get() const { return data_; }  // other threads have pieces of their own
-
- private:
-  static constexpr index most_kept = 16 << 20;
-
-  static inline thread_local Piece kept_;
-  void* data_;
-};
-
 // OpenMP's threads do not survive a fork, and a parallel region in the child would wait for them for
 // ever. A thread that the child starts has none yet, and can have a team of its own.
 bool forked = false;
@@ -126,6 +84,8 @@ void run_team(const Plan& plan, Work work) {
   crowd.learn(call, plan.threads);
 }
 
+std::size_t bytes_of(index size) { return static_cast<std::size_t>(size); }
+
 template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
@@ -142,17 +102,17 @@ int max_threads() { return omp_get_max_threads(); }
 template <class T>
 void run_forward(int cell, const Layer<T>& layer, int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Scratch scratch(kernel.forward_scratch(layer));
+  const Memory scratch(bytes_of(kernel.forward_scratch(layer)));
   run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.forward(layer, team, scratch.get()); });
+           [&](const Team& team) { kernel.forward(layer, team, scratch.data()); });
 }
 
 template <class T>
 void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Scratch scratch(kernel.backward_scratch(layer, grads));
+  const Memory scratch(bytes_of(kernel.backward_scratch(layer, grads)));
   run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.backward(layer, grads, team, scratch.get()); });
+           [&](const Team& team) { kernel.backward(layer, grads, team, scratch.data()); });
 }
 
 template void run_forward(int, const Layer<float>&, int);

@@ -11,6 +11,7 @@ namespace rnnfast {
 namespace {
 
 constexpr std::size_t line = 64, most_kept = std::size_t{256} << 20;
+constexpr std::ptrdiff_t most_blocks = 32;  // they are searched
 
 struct Block {
   void* data;
@@ -48,7 +49,7 @@ void give(Block block) {
       std::size_t total = block.room;
       for (const Block& other : blocks) total += other.room;
       auto oldest = blocks.begin();
-      for (; total > most_kept; ++oldest) {
+      for (; total > most_kept || blocks.end() - oldest >= most_blocks; ++oldest) {
         total -= oldest->room;
         std::free(oldest->data);
       }

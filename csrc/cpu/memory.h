@@ -1,7 +1,7 @@
-// Memory for what goes from forward to backward. A block that is given back is kept for the next taker:
-// memory fresh from the system costs a page fault for every 4 KiB, and allocators hand large blocks
-// back at once, so that every step of a training loop would pay as much for its pages as for a fifth of
-// its arithmetic.
+// Memory for scratch and for what goes from forward to backward. A block that is given back is kept for
+// the next taker: memory fresh from the system costs a page fault for every 4 KiB, and allocators hand
+// large blocks back at once, so that every step of a training loop would pay as much for its pages as
+// for a fifth of its arithmetic.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,121 @@
+"""The commands: what they print, write, refuse and return."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rnnfast import cli
+from rnnfast.cli import grids, measure, peers
+from rnnfast.cli.measure import FORWARD, TRAIN, Case
+
+
+def test_info_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "rnnfast", "info"], capture_output=True, text=True, check=True
+    )
+    for word in ("compiler", "OpenMP", "torch"):
+        assert word in done.stdout
+
+
+def test_check_agrees_on_this_machine(capsys):
+    assert cli.main(["check"]) == 0
+    assert "LSTM" in capsys.readouterr().out
+
+
+def test_bench_writes_every_sample_and_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    samples, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = [
+        "--shape",
+        "3,2,5,7",
+        "--cell",
+        "GRU",
+        "--json",
+        str(samples),
+        "--picture",
+        str(picture),
+    ]
+    assert cli.main(["bench", *arguments]) == 0
+    assert "GRU" in capsys.readouterr().out
+    results = json.loads(samples.read_text())["results"]
+    assert [r["case"]["mode"] for r in results] == [FORWARD, TRAIN]
+    for result in results:
+        assert len(result["seconds"]["rnnfast"]) >= measure.LEAST_SAMPLES
+        assert min(result["seconds"]["torch.nn"]) > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--shape", "3,2,5"], ["--threads", "0"], ["--json", "/no/such/folder/f"], ["--grid", "none"]],
+    ids=str,
+)
+def test_bench_refuses(arguments, capsys):
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["bench", *arguments])
+    assert refused.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_bench_does_not_time_peers_that_differ(monkeypatch, capsys):
+    def wrong(case, given):
+        job = peers.PEERS["torch.nn"](case, given)
+        return lambda: [value + 1 for value in job()]
+
+    given = {"rnnfast": wrong, "torch.nn": peers.PEERS["torch.nn"]}
+    result = measure.measure(Case("GRU", 2, 2, 3, 4, FORWARD), given, 0.01)
+    assert not result.same
+    assert not result.timings
+
+
+@pytest.mark.parametrize("grid", list(grids.GRIDS))
+def test_grids_name_cases_that_torch_can_run(grid):
+    cases = grids.GRIDS[grid]()
+    assert cases
+    assert len(set(cases)) == len(cases)
+    for case in cases:
+        assert case.flops > 0
+        assert case.lengths().max() <= case.T
+
+
+VARIANTS = [
+    Case("LSTM", 4, 3, 5, 6, TRAIN),
+    Case("GRU", 4, 3, 5, 6, TRAIN, layers=2, bidirectional=True),
+    Case("RNN", 4, 3, 5, 6, TRAIN, packed=True).on_data(),
+    Case("LSTM", 4, 3, 5, 6, TRAIN, proj=2),
+    Case("LSTM", 4, 3, 5, 6, FORWARD, layers=2, bidirectional=True),
+    Case("GRU", 4, 3, 5, 6, FORWARD),
+    Case("RNN", 4, 3, 5, 6, FORWARD),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_all_peers_that_are_here_compute_the_same(case):
+    given = measure.problem(case)
+    truth = peers.PEERS["torch.nn"](case, given)()
+    for peer in peers.PEERS.values():
+        job = peer(case, given)
+        if job is not None:
+            assert measure.difference(job(), truth) < 1e-5
+
+
+def test_flops_count_what_is_there():
+    full = Case("LSTM", 10, 4, 8, 8, FORWARD)
+    assert full.flops == 2 * 10 * 4 * 4 * 8 * 16
+    trained = Case("LSTM", 10, 4, 8, 8, TRAIN)
+    assert trained.flops == 3 * full.flops
+    assert trained.on_data().flops == 3 * full.flops - full.flops / 2
+    packed = Case("LSTM", 10, 4, 8, 8, FORWARD, packed=True)
+    assert packed.flops == full.flops * int(packed.lengths().sum()) / 40
+
+
+def test_seeds_give_the_same_problem():
+    case = Case("GRU", 3, 2, 4, 5, TRAIN)
+    first, second = measure.problem(case), measure.problem(case)
+    assert torch.equal(first.x, second.x)
+    assert all(torch.equal(a, b) for a, b in zip(first.states, second.states, strict=True))
