@@ -1,6 +1,8 @@
 """Memory that goes from forward to backward is recycled, and never shared."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -78,3 +80,46 @@ def test_bad_sizes():
             _C.new_saved(ops.CELLS["gru"], False, rows, hidden)
     with pytest.raises(MemoryError):
         _C.new_saved(ops.CELLS["gru"], False, 1 << 50, 16)
+
+
+PEAK = """
+import sys
+import torch
+import rnnfast
+
+package = {"rnnfast": rnnfast, "torch": torch.nn}[sys.argv[1]]
+T, B, H = map(int, sys.argv[3:])
+module = getattr(package, sys.argv[2])(H, H)
+torch.set_num_threads(2)
+
+def step(T, B):
+    x = torch.randn(T, B, H, requires_grad=True)
+    module(x)[0].sum().backward()
+    module.zero_grad()
+
+def read(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key))
+
+step(2, 1)  # what is loaded once
+before = read("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew
+for _ in range(3):
+    step(T, B)
+print(read("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
+@pytest.mark.parametrize(
+    "case", ["LSTM 60 128 256", "GRU 60 128 256", "LSTM 20 16 768", "RNN 200 64 128"]
+)
+def test_a_training_step_needs_no_more_than_torch(case):
+    def peak(package: str) -> int:
+        command = [sys.executable, "-c", PEAK, package, *case.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    # 2 MiB for what allocators round up.
+    assert peak("rnnfast") <= peak("torch") + 2048

@@ -26,16 +26,23 @@ std::vector<Block>& kept() {
   return *blocks;
 }
 
-Block take(std::size_t bytes) {
+Block take(std::size_t bytes, std::size_t waste) {
   const std::unique_lock guard(lock, std::try_to_lock);
   if (!guard) return {};
   std::vector<Block>& blocks = kept();
   auto best = blocks.end();
   for (auto block = blocks.begin(); block != blocks.end(); ++block)
-    if (block->room >= bytes && block->room / 2 <= bytes &&
+    if (block->room >= bytes && block->room / waste <= bytes &&
         (best == blocks.end() || block->room < best->room))
       best = block;
-  if (best == blocks.end()) return {};
+  if (best == blocks.end()) {  // the peak should not hold both what was too small and what is new
+    std::erase_if(blocks, [&](const Block& block) {
+      const bool small = block.room < bytes;
+      if (small) std::free(block.data);
+      return small;
+    });
+    return {};
+  }
   const Block taken = *best;
   blocks.erase(best);
   return taken;
@@ -63,8 +70,8 @@ void give(Block block) {
 
 }  // namespace
 
-Memory::Memory(std::size_t bytes) : bytes_(bytes) {
-  Block block = take(bytes);
+Memory::Memory(std::size_t bytes, std::size_t waste) : bytes_(bytes) {
+  Block block = take(bytes, waste);
   if (!block.data) {
     if (bytes > SIZE_MAX - line) throw std::bad_alloc();
     block.room = (bytes / line + 1) * line;

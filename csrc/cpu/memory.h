@@ -10,7 +10,8 @@ namespace rnnfast {
 
 class Memory {
  public:
-  explicit Memory(std::size_t bytes);  // throws std::bad_alloc
+  // A kept block may be `waste` times as large as what is asked for. Throws std::bad_alloc.
+  explicit Memory(std::size_t bytes, std::size_t waste = 2);
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;

@@ -84,6 +84,8 @@ void run_team(const Plan& plan, Work work) {
   crowd.learn(call, plan.threads);
 }
 
+constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
+
 std::size_t bytes_of(index size) { return static_cast<std::size_t>(size); }
 
 template <class T>
@@ -102,7 +104,7 @@ int max_threads() { return omp_get_max_threads(); }
 template <class T>
 void run_forward(int cell, const Layer<T>& layer, int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Memory scratch(bytes_of(kernel.forward_scratch(layer)));
+  const Memory scratch(bytes_of(kernel.forward_scratch(layer)), scratch_waste);
   run_team(plan_of(cell, layer, threads),
            [&](const Team& team) { kernel.forward(layer, team, scratch.data()); });
 }
@@ -110,7 +112,7 @@ void run_forward(int cell, const Layer<T>& layer, int threads) {
 template <class T>
 void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Memory scratch(bytes_of(kernel.backward_scratch(layer, grads)));
+  const Memory scratch(bytes_of(kernel.backward_scratch(layer, grads)), scratch_waste);
   run_team(plan_of(cell, layer, threads),
            [&](const Team& team) { kernel.backward(layer, grads, team, scratch.data()); });
 }
