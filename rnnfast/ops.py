@@ -47,7 +47,12 @@ def rows(t: Tensor | None) -> Tensor | None:
 def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
     """Uninitialised memory for what backward needs of one direction."""
     count = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
-    memory = _C.new_saved(cell, x.dtype == torch.float64, count, hidden)
+    try:
+        memory = _C.new_saved(cell, x.dtype == torch.float64, count, hidden)
+    except MemoryError:  # torch raises RuntimeError, and programs that try a smaller batch catch that
+        raise RuntimeError(
+            f"can't allocate memory: what backward needs of {count} rows of {hidden} hidden units"
+        ) from None
     return torch.frombuffer(memory, dtype=x.dtype) if count else x.new_empty(0)
 
 

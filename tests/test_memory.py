@@ -82,6 +82,12 @@ def test_bad_sizes():
         _C.new_saved(ops.CELLS["gru"], False, 1 << 50, 16)
 
 
+def test_out_of_memory_is_the_error_that_torch_raises():
+    x = torch.empty(1, 5).expand(1 << 40, 5)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        ops.new_saved(ops.CELLS["lstm"], x, 64)
+
+
 PEAK = """
 import sys
 import torch

@@ -72,12 +72,16 @@ class Crowd {
     const int kept_off = call.kept_off_.load(std::memory_order_relaxed);
     const nanoseconds now = clock_of(CLOCK_MONOTONIC);
     if (kept_off == 0) return;
+    const nanoseconds until = until_.load(std::memory_order_relaxed);
+    const bool resting = now < until;  // another caller's call, or one of fewer threads
     // Again, soon after the last rest: longer. Once in a while every machine stops a thread.
-    const bool again = now - until_.load(std::memory_order_relaxed) < soon;
-    const int patience = again ? std::min(2 * patience_.load(std::memory_order_relaxed), 64) : 2;
+    int patience = patience_.load(std::memory_order_relaxed);
+    if (!resting) patience = now - until < soon ? std::min(2 * patience, 64) : 2;
     const nanoseconds rest = std::min(most_rest, patience * call.lost_.load(std::memory_order_relaxed));
-    limit_.store(std::max(1, threads - kept_off), std::memory_order_relaxed);
-    until_.store(now + rest, std::memory_order_relaxed);
+    const int fewer = std::max(1, threads - kept_off);
+    limit_.store(resting ? std::min(fewer, limit_.load(std::memory_order_relaxed)) : fewer,
+                 std::memory_order_relaxed);
+    until_.store(std::max(until, now + rest), std::memory_order_relaxed);
     patience_.store(patience, std::memory_order_relaxed);
   }
 

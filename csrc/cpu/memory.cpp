@@ -22,7 +22,11 @@ struct Block {
 // forked; the system's allocator then does.
 std::mutex lock;
 std::vector<Block>& kept() {
-  static auto* blocks = new std::vector<Block>;  // never destroyed: tensors may outlive the module
+  static auto* blocks = [] {  // never destroyed: tensors may outlive the module
+    auto* made = new std::vector<Block>;
+    made->reserve(most_blocks);
+    return made;
+  }();
   return *blocks;
 }
 

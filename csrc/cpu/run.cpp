@@ -74,14 +74,16 @@ void run_team(const Plan& plan, Work work) {
     return;
   }
   Crowd::Call call(plan.seconds > 50e-6);
+  int size = 1;  // OpenMP may give fewer than were asked for
   run_where_openmp_works([&] {
 #pragma omp parallel num_threads(plan.threads)
     {
       const Crowd::Share share(call);
+      if (omp_get_thread_num() == 0) size = omp_get_num_threads();
       work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
     }
   });
-  crowd.learn(call, plan.threads);
+  if (size <= omp_get_num_procs()) crowd.learn(call, size);
 }
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
