@@ -3,9 +3,9 @@
 //
 // A large batch is cut into two groups, which share nothing until their weight gradients are added at
 // the end. Two threads then meet once a call rather than twice a chunk, and no gradient of a gate has
-// to travel from one core's cache to another's, which costs a sixth of the time where the cores share
-// no cache. Weights too large for two copies of their gradients to stay in the caches are not worth it.
-// The cut depends on the layer's sizes alone, so that sums have one order for any team.
+// to travel from one core's cache to another's. Weights too large for two copies of their gradients to
+// stay in the caches are not worth it. The cut depends on the layer's sizes alone, so that sums have
+// one order for any team.
 #pragma once
 
 #include "backward_loop.h"
@@ -66,24 +66,24 @@ class Backward {
     const int n = groups(layer_);
     Arena none(nullptr);
     const Range rows = share(layer_.batch, n, k < n ? k : 0);
-    const auto sequence = [&](auto s) {
+    const auto own = [&](auto s) {
       if (s.data) s.data += rows.begin * s.row;
       return s;
     };
     Layer<T> layer = layer_;
     layer.batch = rows.size();
-    layer.x = sequence(layer.x);
-    layer.y = sequence(layer.y);
-    layer.h0 = sequence(layer.h0);
-    layer.c0 = sequence(layer.c0);
+    layer.x = own(layer.x);
+    layer.y = own(layer.y);
+    layer.h0 = own(layer.h0);
+    layer.c0 = own(layer.c0);
     layer.saved += rows.begin * Cell::slots * L;
     Gradients<T> grads = grads_;
-    grads.y = sequence(grads.y);
-    grads.x = sequence(grads.x);
-    grads.h_n = sequence(grads.h_n);
-    grads.c_n = sequence(grads.c_n);
-    grads.h0 = sequence(grads.h0);
-    grads.c0 = sequence(grads.c0);
+    grads.y = own(grads.y);
+    grads.x = own(grads.x);
+    grads.h_n = own(grads.h_n);
+    grads.c_n = own(grads.c_n);
+    grads.h0 = own(grads.h0);
+    grads.c0 = own(grads.c0);
     return {layer, grads, layer_.batch, panels_, k < n ? arena_ : none};
   }
 

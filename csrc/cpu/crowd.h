@@ -38,6 +38,8 @@ class Crowd {
     // `is_long`: worth asking for processor time, which costs a third of a microsecond.
     explicit Call(bool is_long) : is_long_(is_long), start_(clock_of(CLOCK_MONOTONIC)) {}
 
+    bool was_crowded() const { return kept_off_.load(std::memory_order_relaxed) > 0; }
+
    private:
     friend class Crowd;
     const bool is_long_;
@@ -71,7 +73,6 @@ class Crowd {
   void learn(const Call& call, int threads) {
     const int kept_off = call.kept_off_.load(std::memory_order_relaxed);
     const nanoseconds now = clock_of(CLOCK_MONOTONIC);
-    if (kept_off == 0) return;
     const nanoseconds until = until_.load(std::memory_order_relaxed);
     const bool resting = now < until;  // another caller's call, or one of fewer threads
     // Again, soon after the last rest: longer. Once in a while every machine stops a thread.

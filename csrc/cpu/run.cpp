@@ -83,18 +83,24 @@ void run_team(const Plan& plan, Work work) {
       work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
     }
   });
-  if (size <= omp_get_num_procs()) crowd.learn(call, size);
+  // Threads beyond the processors keep each other off.
+  if (call.was_crowded() && size <= omp_get_num_procs()) crowd.learn(call, size);
 }
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
 
 std::size_t bytes_of(index size) { return static_cast<std::size_t>(size); }
 
+// More threads than some multiple of the processors are never of use; far more cannot be started. To
+// count the processors is a system call, and there is at least one.
+int startable(int threads) {
+  return threads <= 4 ? threads : std::min(threads, 4 * omp_get_num_procs());
+}
+
 template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
-  // More threads than some multiple of the processors are never of use; far more cannot be started.
-  threads = crowd.limit(std::min(threads, 4 * omp_get_num_procs()));
+  threads = crowd.limit(startable(threads));
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
               sizeof(T), std::max(1, threads));
 }
@@ -125,7 +131,7 @@ template void run_backward(int, const Layer<float>&, const Gradients<float>&, in
 template void run_backward(int, const Layer<double>&, const Gradients<double>&, int);
 
 double peak_flops(bool float64, int threads, double seconds) {
-  threads = std::min(threads, 4 * omp_get_num_procs());
+  threads = startable(threads);
   const auto run = float64 ? kernels().peak_float64 : kernels().peak_float32;
   double flops = 0;
   const auto start = std::chrono::steady_clock::now();
