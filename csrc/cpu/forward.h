@@ -59,9 +59,9 @@ class Forward {
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
     const Range blocks = share(blocks_, team_.size, team_.rank);
-    if (!stream_inputs() && !unpacked())
+    if (inputs_use() == Use::packed)
       pack(Cell::input, layer_.w_ih, layer_.inputs, blocks, input_panels_);
-    for (int s = 0; s < Cell::stages && !stream_stages() && !unpacked(); ++s)
+    for (int s = 0; s < Cell::stages && stages_use() == Use::packed; ++s)
       pack(Cell::recurrent[s], layer_.w_hh, layer_.hidden, blocks, stage_panels_[s]);
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
@@ -70,11 +70,18 @@ class Forward {
       for (index k = 0; k < blocks_ * L; ++k) zeros_[k] = 0;
   }
 
-  // Weights that are read once are not worth a packed copy of them all: a few blocks at a time are
-  // packed, used while they are in the cache, and overwritten by the next.
-  bool own_blocks() const { return team_.split == Split::units || team_.size == 1; }
-  bool stream_inputs() const { return own_blocks() && state_.chunk == layer_.steps; }
-  bool stream_stages() const { return own_blocks() && layer_.steps == 1; }
+  // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
+  // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
+  // that, for a few rows and a single step.
+  enum class Use { packed, streamed, unpacked };
+
+  Use use(bool once) const {
+    if (layer_.steps == 1 && layer_.batch <= most_unpacked_rows) return Use::unpacked;
+    const bool own_blocks = team_.split == Split::units || team_.size == 1;
+    return once && own_blocks ? Use::streamed : Use::packed;
+  }
+  Use inputs_use() const { return use(state_.chunk == layer_.steps); }
+  Use stages_use() const { return use(layer_.steps == 1); }
 
   void pack(Window window, Matrix<const T> w, index depth, Range blocks, T* panels) const {
     for (index block = blocks.begin; block < blocks.end; ++block)
@@ -99,13 +106,10 @@ class Forward {
     }
   }
 
-  // A few rows and a single step: not even that.
-  bool unpacked() const { return layer_.steps == 1 && layer_.batch <= most_unpacked_rows; }
-
   // for_each_tile, or where weights are not packed at all the like with tiles of one block.
   template <int P, class F>
-  void for_tiles(Window window, Matrix<const T> w, index rows, Range blocks, F f) {
-    if (!unpacked()) {
+  void for_tiles(Use weights, Window window, Matrix<const T> w, index rows, Range blocks, F f) {
+    if (weights != Use::unpacked) {
       for_each_tile<T, P>(rows, blocks,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
                             f(row, R, block, N, Tile<Cell, T, P>{tile, R, w, layer_.hidden, 0, 0});
@@ -120,10 +124,10 @@ class Forward {
   // Calls f(blocks, panels) for the packed panels of the thread's blocks: once for all of them, or
   // where the weights are streamed for a few at a time, packed just before.
   template <int P, class F>
-  void for_panels(bool stream, Window window, Matrix<const T> w, index depth, T* to, Range blocks,
+  void for_panels(Use weights, Window window, Matrix<const T> w, index depth, T* to, Range blocks,
                   F f) {
     const Panels<T> all{to, P * L * depth, P * L};
-    if (!stream || unpacked()) return f(blocks, all);
+    if (weights != Use::streamed) return f(blocks, all);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
       const Range few{block, end < blocks.end ? end : blocks.end};
@@ -137,13 +141,13 @@ class Forward {
     constexpr int P = Cell::input.width();
     const index block_stride = state_.slots(steps.begin).block;
     for_panels<P>(
-        stream_inputs(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
+        inputs_use(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
         [&](Range blocks, Panels<T> panels) {
           const T* x[group];
           T* slots[group];
           index rows = 0;
           const auto project = [&] {
-            for_tiles<P>(Cell::input, layer_.w_ih, rows, blocks,
+            for_tiles<P>(inputs_use(), Cell::input, layer_.w_ih, rows, blocks,
                          [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                            T* c[accumulators];
                            for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
@@ -190,10 +194,10 @@ class Forward {
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
-      for_panels<P>(stream_stages(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
+      for_panels<P>(stages_use(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
                     [&](Range blocks, Panels<T> panels) {
                       for_tiles<P>(
-                          window, layer_.w_hh, rows, blocks,
+                          stages_use(), window, layer_.w_hh, rows, blocks,
                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                             T* c[accumulators];
                             for (int r = 0; r < R; ++r)

@@ -7,15 +7,12 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from rnnfast.cli.peers import Job, Peer
 
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 FORWARD = "forward"  # under no_grad
@@ -81,6 +78,12 @@ class Problem:
     states: tuple[Tensor, ...]
     weights: Mapping[str, Tensor]
     dy: Tensor
+
+
+#: Runs a case once and returns what it computed.
+Job = Callable[[], Sequence[Tensor]]
+#: Prepares a case; None means that it does not do this one.
+Peer = Callable[[Case, Problem], Job | None]
 
 
 def problem(case: Case, seed: int = 0) -> Problem:

@@ -8,7 +8,7 @@ do this case.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
-from rnnfast.cli.measure import TRAIN, Case, Problem
-
-Job = Callable[[], Sequence[Tensor]]
-Peer = Callable[[Case, Problem], Job | None]
+from rnnfast.cli.measure import TRAIN, Case, Job, Peer, Problem
 
 
 def module_peer(package: ModuleType) -> Peer:
