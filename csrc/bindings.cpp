@@ -66,7 +66,7 @@ std::array<py::handle, n> unpack(const py::tuple& tuple, const char* name) {
   return items;
 }
 
-using Inputs = std::array<py::handle, 7>;   // x, h0, c0, w_ih, w_hh, b_ih, b_hh
+using Inputs = std::array<py::handle, 8>;   // x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
 using Outputs = std::array<py::handle, 4>;  // y, h_n, c_n, saved
 
 struct LayerViews {
@@ -83,6 +83,7 @@ struct LayerViews {
         w_hh(in[4], "w_hh", false),
         b_ih(in[5], "b_ih", false),
         b_hh(in[6], "b_hh", false),
+        w_hr(in[7], "w_hr", false),
         y(out[0], "y", true),
         h_n(out[1], "h_n", true),
         c_n(out[2], "c_n", true),
@@ -94,23 +95,31 @@ struct LayerViews {
       throw py::value_error("x has shape " + x.shape_text() + "; expected " +
                             (is_packed ? "(sum of batch_sizes, I)" : "(T, B, I)"));
     if (w_hh.dims() != 2)
-      throw py::value_error("w_hh has shape " + w_hh.shape_text() + "; expected (G * H, H)");
+      throw py::value_error("w_hh has shape " + w_hh.shape_text() + "; expected (G * H, " +
+                            (w_hr ? "R)" : "H)"));
+    if (w_hr && !info.projects)
+      throw py::value_error(std::string("the cell ") + info.name + " has no projection w_hr");
+    if (w_hr && w_hr.dims() != 2)
+      throw py::value_error("w_hr has shape " + w_hr.shape_text() + "; expected (R, H)");
     steps = is_packed ? static_cast<index>(packing.count.size()) : x.size(0);
     batch = is_packed ? packing.batch : x.size(1);
     inputs = x.size(dims - 1);
-    hidden = w_hh.size(1);
+    outputs = w_hh.size(1);
+    hidden = w_hr ? w_hr.size(1) : outputs;
     if (steps < 1) throw py::value_error("x has no steps");
-    if (hidden < 1) throw py::value_error("w_hh has no columns");
+    if (outputs < 1) throw py::value_error("w_hh has no columns");
+    if (hidden < 1) throw py::value_error("w_hr has no columns");
     const index gates = info.weight_blocks * hidden;
     check_sequence(check, x, inputs);
-    check.shape(h0, {batch, hidden});
+    check.shape(h0, {batch, outputs});
     check.shape(c0, {batch, hidden});
     check.shape(w_ih, {gates, inputs});
-    check.shape(w_hh, {gates, hidden});
+    check.shape(w_hh, {gates, outputs});
     check.shape(b_ih, {gates});
     check.shape(b_hh, {gates});
-    check_sequence(check, y, hidden);
-    check.shape(h_n, {batch, hidden});
+    check.shape(w_hr, {outputs, hidden});
+    check_sequence(check, y, outputs);
+    check.shape(h_n, {batch, outputs});
     check.shape(c_n, {batch, hidden});
     if (!info.cell_state && (c0 || c_n))
       throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
@@ -133,6 +142,7 @@ struct LayerViews {
             batch,
             inputs,
             hidden,
+            outputs,
             is_packed ? packing.steps() : Steps{},
             sequence<const T>(x, reverse),
             matrix<const T>(h0),
@@ -141,6 +151,7 @@ struct LayerViews {
             matrix<const T>(w_hh),
             vector<const T>(b_ih),
             vector<const T>(b_hh),
+            matrix<const T>(w_hr),
             sequence<T>(y, reverse),
             matrix<T>(h_n),
             matrix<T>(c_n),
@@ -151,13 +162,13 @@ struct LayerViews {
   bool reverse, is_packed;
   const CellInfo& info;
   Packing packing;
-  View x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, h_n, c_n, saved;
-  index steps, batch, inputs, hidden;
+  View x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, y, h_n, c_n, saved;
+  index steps, batch, inputs, hidden, outputs;
 };
 
 void forward(int cell, bool reverse, int threads, py::handle batch_sizes, const py::tuple& inputs,
              const py::tuple& outputs) {
-  const LayerViews views(cell, reverse, batch_sizes, unpack<7>(inputs, "inputs"),
+  const LayerViews views(cell, reverse, batch_sizes, unpack<8>(inputs, "inputs"),
                          unpack<4>(outputs, "outputs"));
   const py::gil_scoped_release release;
   if (views.x.dtype() == Dtype::float32)
@@ -177,19 +188,23 @@ struct GradientViews {
         w_ih(out[3], "dw_ih", true),
         w_hh(out[4], "dw_hh", true),
         b_ih(out[5], "db_ih", true),
-        b_hh(out[6], "db_hh", true) {}
+        b_hh(out[6], "db_hh", true),
+        w_hr(out[7], "dw_hr", true) {}
 
   void check(const LayerViews& layer) const {
     const Checker check(layer.x);
     const CellInfo& info = layer.info;
     const index gates = info.weight_blocks * layer.hidden;
-    layer.check_sequence(check, y, layer.hidden);
+    layer.check_sequence(check, y, layer.outputs);
     layer.check_sequence(check, x, layer.inputs);
-    for (const View* state : {&h_n, &c_n, &h0, &c0}) check.shape(*state, {layer.batch, layer.hidden});
+    for (const View* state : {&h_n, &h0}) check.shape(*state, {layer.batch, layer.outputs});
+    for (const View* state : {&c_n, &c0}) check.shape(*state, {layer.batch, layer.hidden});
     check.shape(w_ih, {gates, layer.inputs});
-    check.shape(w_hh, {gates, layer.hidden});
+    check.shape(w_hh, {gates, layer.outputs});
     check.shape(b_ih, {gates});
     check.shape(b_hh, {gates});
+    check.shape(w_hr, {layer.outputs, layer.hidden});
+    if (w_hr && !layer.w_hr) throw py::value_error("dw_hr is wanted of a layer without w_hr");
     if (!info.cell_state && (c_n || c0))
       throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
   }
@@ -206,21 +221,22 @@ struct GradientViews {
             matrix<T>(w_ih),
             matrix<T>(w_hh),
             vector<T>(b_ih),
-            vector<T>(b_hh)};
+            vector<T>(b_hh),
+            matrix<T>(w_hr)};
   }
 
-  View y, h_n, c_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh;
+  View y, h_n, c_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr;
 };
 
 void backward(int cell, bool reverse, int threads, py::handle batch_sizes, const py::tuple& inputs,
               py::handle y, py::handle saved, const py::tuple& grad_outputs,
               const py::tuple& grad_inputs, bool accumulate_dx) {
   const py::none none;
-  const LayerViews layer(cell, reverse, batch_sizes, unpack<7>(inputs, "inputs"),
+  const LayerViews layer(cell, reverse, batch_sizes, unpack<8>(inputs, "inputs"),
                          {y, none, none, saved});
   require(layer.saved);
   const GradientViews grads(unpack<3>(grad_outputs, "grad_outputs"),
-                            unpack<7>(grad_inputs, "grad_inputs"));
+                            unpack<8>(grad_inputs, "grad_inputs"));
   grads.check(layer);
   const py::gil_scoped_release release;
   if (layer.x.dtype() == Dtype::float32)

@@ -17,7 +17,14 @@
 //     s, h, c: as forward left and found them; grad: the gradient of what the stage returned.
 //     d: out, the gradients of the stage's pre-activations (the last stage writes those of gates that
 //     only the input feeds as well). dh: the gradient that reaches h other than through the products;
-//     set by the last stage, added to by the others. dc: in, of c after the step; out, of c before it.
+//     zero unless the last stage sets it, added to by the others. dc: in, of c after the step; out, of
+//     c before it.
+//
+//   template <class V>
+//   static V operand(const V* s, V h);
+//     From the slots as forward left them, what one more product multiplies: that of stage 1, or where
+//     the cell `projects` that of W_hr, which turns what the last stage returned into a narrower h. No
+//     formula of such a cell reads h or sets dh.
 //
 // Stages run forward 0, 1, ... and backward in the opposite order.
 #pragma once

@@ -33,31 +33,34 @@ struct Matrix {
   index row;
 };
 
-// One direction of one layer. G is the number of gate blocks in torch's weights.
+// One direction of one layer. G is the number of gate blocks in torch's weights, R the width of h: that
+// of the projection where there is one (Sak et al. 2014, arXiv 1402.1128), otherwise H.
 template <class T>
 struct Layer {
-  index steps, batch, inputs, hidden;
+  index steps, batch, inputs, hidden, outputs;  // T, B, I, H, R
   Steps packed;
   Sequence<const T> x;     // [T, B, I]
-  Matrix<const T> h0, c0;  // [B, H]; null means zeros; c0 only for cells with a cell state
+  Matrix<const T> h0, c0;  // [B, R], [B, H]; null means zeros; c0 only for cells with a cell state
   Matrix<const T> w_ih;    // [G * H, I]
-  Matrix<const T> w_hh;    // [G * H, H]
+  Matrix<const T> w_hh;    // [G * H, R]
   const T *b_ih, *b_hh;    // [G * H]; null means zeros
-  Sequence<T> y;           // [T, B, H]; forward writes it and reads it back as the state
-  Matrix<T> h_n, c_n;      // [B, H]; null: not wanted
+  Matrix<const T> w_hr;    // [R, H], only for cells that can be projected; null: h is not projected
+  Sequence<T> y;           // [T, B, R]; forward writes it and reads it back as the state
+  Matrix<T> h_n, c_n;      // [B, R], [B, H]; null: not wanted
   T* saved;                // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
 };
 
 // What backward reads and writes besides the Layer of the forward call, whose y and saved it reads.
 template <class T>
 struct Gradients {
-  Sequence<const T> y;       // incoming, [T, B, H]; null means zeros
-  Matrix<const T> h_n, c_n;  // incoming, [B, H]; null means zeros
+  Sequence<const T> y;       // incoming, [T, B, R]; null means zeros
+  Matrix<const T> h_n, c_n;  // incoming, [B, R], [B, H]; null means zeros
   Sequence<T> x;             // the outgoing ones; null: not wanted
   bool x_accumulate;         // add to x rather than overwrite it (the second direction of a layer)
   Matrix<T> h0, c0;
-  Matrix<T> w_ih, w_hh;  // rows are contiguous in both
+  Matrix<T> w_ih, w_hh;
   T *b_ih, *b_hh;
+  Matrix<T> w_hr;
 };
 
 // How a call is shared among threads: by rows of the batch (no barrier in the time loop) or by blocks

@@ -9,7 +9,7 @@ def forward(
     reverse: bool,
     threads: int,
     batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
-    inputs: tuple[Memory | None, ...],  # x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    inputs: tuple[Memory | None, ...],  # x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
     outputs: tuple[Memory | None, ...],  # y, h_n, c_n, saved
     /,
 ) -> None: ...
@@ -22,7 +22,7 @@ def backward(
     y: Memory,
     saved: Memory,
     grad_outputs: tuple[Memory | None, ...],  # of y, h_n, c_n
-    grad_inputs: tuple[Memory | None, ...],  # of x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    grad_inputs: tuple[Memory | None, ...],  # of x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
     accumulate_dx: bool,
     /,
 ) -> None: ...
@@ -32,6 +32,7 @@ def infer(
     layers: int,
     directions: int,
     bias: bool,
+    projected: bool,
     batch_first: bool,
     threads: int,
     x: Memory,

@@ -2,6 +2,10 @@
 
 Weights have torch's layout: ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``, where the
 ``G`` blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n).
+
+An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
+1402.1128); then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y, h0
+and h_n.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ CELLS: tuple[str, ...] = tuple(_C.cells())
 
 
 class Gradients(NamedTuple):
-    """Gradients with the shapes of what they belong to; a bias that was not given has None.
+    """Gradients with the shapes of what they belong to; a bias or w_hr that was not given has None.
 
     ``h0`` and ``c0`` are there whether or not states were given; ``c0`` is None for cells without a
     cell state.
@@ -36,13 +40,14 @@ class Gradients(NamedTuple):
     w_hh: Array
     b_ih: Array | None
     b_hh: Array | None
+    w_hr: Array | None
 
 
 class _Call(NamedTuple):
     cell: int
     reverse: bool
     threads: int
-    inputs: tuple[Array | None, ...]  # x, h0, c0, w_ih, w_hh, b_ih, b_hh
+    inputs: tuple[Array | None, ...]  # x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
     saved: Array
 
 
@@ -113,6 +118,7 @@ def forward(
     h0: Array | None = None,
     c0: Array | None = None,
     *,
+    w_hr: Array | None = None,
     reverse: bool = False,
     save: bool = False,
     threads: int | None = None,
@@ -130,6 +136,7 @@ def forward(
         b_hh: ``[G * H]``; None means zeros.
         h0: the state before the first step, ``[B, H]``; None means zeros.
         c0: the cell state before the first step, ``[B, H]``, LSTM only; None means zeros.
+        w_hr: ``[R, H]``, LSTM only; None means that h is not projected.
         reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
         save: keep what :meth:`Forward.backward` needs.
         threads: how many threads the call may use; None means OpenMP's own setting.
@@ -148,7 +155,7 @@ def forward(
     for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
         if required is None:
             raise TypeError(f"{name} must be an array, not None")
-    inputs = tuple(map(_rows, (x, h0, c0, w_ih, w_hh, b_ih, b_hh)))
+    inputs = tuple(map(_rows, (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)))
     x, w_hh = np.asarray(x), np.asarray(w_hh)
     dtype = x.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64):
@@ -156,11 +163,16 @@ def forward(
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected (T, B, I)")
     if w_hh.ndim != 2:
-        raise ValueError(f"w_hh has shape {w_hh.shape}; expected (G * H, H)")
-    (steps, batch, _), hidden = x.shape, w_hh.shape[1]
+        raise ValueError(
+            f"w_hh has shape {w_hh.shape}; expected (G * H, {'H' if w_hr is None else 'R'})"
+        )
+    if w_hr is not None and np.ndim(w_hr) != 2:
+        raise ValueError(f"w_hr has shape {np.shape(w_hr)}; expected (R, H)")
+    (steps, batch, _), outputs = x.shape, w_hh.shape[1]
+    hidden = outputs if w_hr is None else np.shape(w_hr)[1]
     number = CELLS.index(cell)
-    y = np.empty((steps, batch, hidden), dtype)
-    h_n = np.empty((batch, hidden), dtype)
+    y = np.empty((steps, batch, outputs), dtype)
+    h_n = np.empty((batch, outputs), dtype)
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:

@@ -21,16 +21,22 @@ class Spec(NamedTuple):
     directions: int
     batch_first: bool  # y is [B, T, D * H]; x is [T, B, I] whatever this says
     batch_sizes: Tensor | None = None  # of a packed sequence: tensors are [rows, features]
+    projected: bool = False
 
     def time_major(self, y: Tensor) -> Tensor:
         """``y`` or its gradient as the kernels see it, or back."""
         return y.transpose(0, 1) if self.batch_first else y
 
-    def weights(self, tensors: Sequence[Any], direction: int) -> tuple[Any, Any, Any, Any]:
-        """The four entries of one direction in a flat list of weights (or of their gradients)."""
-        each = 4 if self.bias else 2
+    def weights(self, tensors: Sequence[Any], direction: int) -> tuple[Any, Any, Any, Any, Any]:
+        """w_ih, w_hh, b_ih, b_hh, w_hr of a direction in a flat list of weights (or of gradients)."""
+        each = (4 if self.bias else 2) + self.projected
         w = tensors[direction * each : (direction + 1) * each]
-        return (w[0], w[1], w[2], w[3]) if self.bias else (w[0], w[1], None, None)
+        return w[0], w[1], *(w[2:4] if self.bias else (None, None)), w[-1] if self.projected else None
+
+    def widths(self, weights: Sequence[Tensor]) -> tuple[int, int]:
+        """Of h and of the cell: R and H, which are the same unless h is projected."""
+        _, w_hh, _, _, w_hr = self.weights(weights, 0)
+        return w_hh.size(1), (w_hh if w_hr is None else w_hr).size(1)
 
 
 def layer(
@@ -38,7 +44,8 @@ def layer(
 ) -> Outputs:
     """Run a layer: ``x [T, B, I]`` and states ``[D, B, H]`` to ``y [T, B, D * H]`` and states.
 
-    ``y`` is ``[B, T, D * H]`` where ``spec.batch_first``.
+    ``y`` is ``[B, T, D * H]`` where ``spec.batch_first``. Where ``spec.projected``, its width stands in
+    the place of H for ``y``, ``h0`` and ``h_n``.
 
     Where ``spec.batch_sizes`` is given, ``x`` and ``y`` are packed: ``[sum of batch_sizes, features]``.
     ``weights`` is flat, direction by direction, in torch's order. A state that is None means zeros;
@@ -61,22 +68,22 @@ def _forward(
     saved: list[Tensor] | None,
 ) -> Outputs:
     cell, has_c = ops.CELLS[spec.cell], spec.cell == "lstm"
-    hidden = weights[1].size(1)
-    features = spec.directions * hidden
+    outputs, hidden = spec.widths(weights)
+    features = spec.directions * outputs
     if spec.batch_sizes is not None:
         y, batch = x.new_empty(x.size(0), features), int(spec.batch_sizes[0])
     else:
         steps, batch, _ = x.shape
         y = x.new_empty((batch, steps, features) if spec.batch_first else (steps, batch, features))
-    h_n = x.new_empty(spec.directions, batch, hidden)
-    c_n = torch.empty_like(h_n) if has_c else None
+    h_n = x.new_empty(spec.directions, batch, outputs)
+    c_n = x.new_empty(spec.directions, batch, hidden) if has_c else None
     sequence = spec.time_major(y)
     for d in range(spec.directions):
         if saved is not None:
             saved.append(ops.new_saved(cell, x, hidden))
         inputs = ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d))
-        outputs = ops.Outputs(_half(sequence, d, hidden), _of(h_n, d), _of(c_n, d))
-        ops.forward(cell, d == 1, spec.batch_sizes, inputs, outputs, saved[d] if saved else None)
+        written = ops.Outputs(_half(sequence, d, outputs), _of(h_n, d), _of(c_n, d))
+        ops.forward(cell, d == 1, spec.batch_sizes, inputs, written, saved[d] if saved else None)
     return y, h_n, c_n
 
 
@@ -84,8 +91,8 @@ def _of(state: Tensor | None, direction: int) -> Tensor | None:
     return None if state is None else state[direction]
 
 
-def _half(y: Tensor, direction: int, hidden: int) -> Tensor:
-    return y.narrow(-1, direction * hidden, hidden) if y.size(-1) != hidden else y
+def _half(y: Tensor, direction: int, width: int) -> Tensor:
+    return y.narrow(-1, direction * width, width) if y.size(-1) != width else y
 
 
 class _Layer(torch.autograd.Function):
@@ -142,7 +149,7 @@ def _backward(
             return None
         return torch.empty_like(t, memory_format=torch.contiguous_format)
 
-    hidden = weights[1].size(1)
+    outputs, _ = spec.widths(weights)
     dy, dh_n, dc_n = grads
     y, dy = spec.time_major(y), None if dy is None else spec.time_major(dy)
     dx, dh0, dc0, *dweights = map(empty, (x, h0, c0, *weights), wanted)
@@ -152,9 +159,9 @@ def _backward(
             d == 1,
             spec.batch_sizes,
             ops.Inputs(x, _of(h0, d), _of(c0, d), *spec.weights(weights, d)),
-            _half(y, d, hidden),
+            _half(y, d, outputs),
             saved[d],
-            ops.Outputs(None if dy is None else _half(dy, d, hidden), _of(dh_n, d), _of(dc_n, d)),
+            ops.Outputs(None if dy is None else _half(dy, d, outputs), _of(dh_n, d), _of(dc_n, d)),
             ops.Inputs(dx, _of(dh0, d), _of(dc0, d), *spec.weights(dweights, d)),
             accumulate_dx=d == 1,
         )
@@ -198,16 +205,15 @@ def eager_layer(
     spec: Spec, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
 ) -> Outputs:
     """:func:`layer` in torch operators."""
-    hidden = weights[1].size(1)
+    outputs, hidden = spec.widths(weights)
     batch = x.size(1) if spec.batch_sizes is None else int(spec.batch_sizes[0])
-    zeros = x.new_zeros(batch, hidden)
     has_c = spec.cell == "lstm"
     runs = [
         eager.layer(
             spec.cell,
             x,
-            zeros if h0 is None else h0[d],
-            (zeros if c0 is None else c0[d]) if has_c else None,
+            x.new_zeros(batch, outputs) if h0 is None else h0[d],
+            (x.new_zeros(batch, hidden) if c0 is None else c0[d]) if has_c else None,
             spec.weights(weights, d),
             d == 1,
             spec.batch_sizes,

@@ -56,7 +56,7 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 
     A module changes its class and nothing else: it stays the same object with the same parameters,
     buffers, hooks and name, so optimizers and references made before still work. Subclasses, modules
-    whose ``forward`` was replaced, TorchScript modules and projections are left as they are.
+    whose ``forward`` was replaced and TorchScript modules are left as they are.
 
     Args:
         model: any module; it may itself be recurrent.
@@ -117,6 +117,4 @@ def _obstacle(module: torch.nn.Module) -> str | None:
         return "a subclass may have changed what it computes"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if getattr(module, "proj_size", 0) > 0:
-        return "no kernel covers projections yet"
     return None

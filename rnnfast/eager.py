@@ -19,8 +19,9 @@ def step(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
+    w_hr: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step: ``x [B, I]``, ``h`` and ``c [B, H]`` to the new ``h`` and ``c``."""
+    """One step: ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``."""
     a = F.linear(x, w_ih, b_ih)
     if cell == "gru_original":
         hidden = h.size(-1)
@@ -38,7 +39,8 @@ def step(
         assert c is not None
         i, f, g, o = (a + u).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h if w_hr is None else F.linear(h, w_hr), c
     return (torch.tanh(a + u) if cell == "rnn_tanh" else torch.relu(a + u)), None
 
 
@@ -47,11 +49,11 @@ def layer(
     x: Tensor,
     h: Tensor,
     c: Tensor | None,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     reverse: bool,
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, H]``, ``h_n`` and ``c_n [B, H]``.
+    """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
     With ``batch_sizes`` both sequences are packed: ``[sum of batch_sizes, features]``.
     """

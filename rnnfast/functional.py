@@ -26,6 +26,7 @@ def recurrent(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
+    projected: bool = False,
     batch_sizes: Tensor | None = None,
     fused: bool = True,
 ) -> Outputs:
@@ -33,7 +34,8 @@ def recurrent(
 
     ``x [T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or None
     for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n`` and
-    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. With ``batch_sizes``
+    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. Where h is projected to
+    a width R, that stands in the place of H for ``y``, ``h0`` and ``h_n``. With ``batch_sizes``
     ``x`` and ``y`` are packed, ``[sum of batch_sizes, features]``. With ``fused=False`` torch's
     operators compute it, differentiable in every way.
     """
@@ -48,7 +50,7 @@ def recurrent(
         if k > 0 and dropout > 0 and training:
             y = F.dropout(y, dropout)  # time-major, as torch's is: the same mask from the same seed
         y, h, c = layer(
-            Spec(cell, bias, directions, batch_first and k == num_layers - 1, batch_sizes),
+            Spec(cell, bias, directions, batch_first and k == num_layers - 1, batch_sizes, projected),
             y,
             _layer_state(h0, k, num_layers, directions),
             _layer_state(c0, k, num_layers, directions),
@@ -71,6 +73,7 @@ def infer(
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
+    projected: bool = False,
 ) -> Outputs | None:
     """What :func:`recurrent` returns, without gradients or dropout, at the least cost of a call.
 
@@ -78,7 +81,8 @@ def infer(
     ``x [B, I]`` is one step of one layer, with states ``[B, H]``.
     """
     directions = 2 if bidirectional else 1
-    return ops.infer(ops.CELLS[cell], num_layers, directions, bias, batch_first, x, h0, c0, weights)
+    number = ops.CELLS[cell]
+    return ops.infer(number, num_layers, directions, bias, projected, batch_first, x, h0, c0, weights)
 
 
 def _layer_state(state: Tensor | None, k: int, layers: int, directions: int) -> Tensor | None:

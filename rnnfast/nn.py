@@ -1,7 +1,7 @@
 """LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
 
-A call that the kernels cover runs on them; any other (a projection, half precision, another device, a
-transform, bad input) runs torch's own ``forward``, so its answers and its exceptions are torch's.
+A call that the kernels cover runs on them; any other (half precision, another device, a transform, bad
+input) runs torch's own ``forward``, so its answers and its exceptions are torch's.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Recurrent(torch.nn.RNNBase):
     def _infer(self, input: Tensor, hx: Any) -> Any:
         """The whole module in one call, or None where that does not cover the call."""
         drops = self.training and self.dropout > 0 and self.num_layers > 1
-        if input.dim() != 3 or input.size(2) != self.input_size or drops or self.proj_size > 0:
+        if input.dim() != 3 or input.size(2) != self.input_size or drops:
             return None
         is_lstm = self.mode == "LSTM"
         pair = _states(hx, is_lstm)
@@ -79,6 +79,7 @@ class _Recurrent(torch.nn.RNNBase):
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            projected=self.proj_size > 0,
         )
         if outputs is None:
             return None
@@ -102,7 +103,7 @@ class _Recurrent(torch.nn.RNNBase):
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], states
 
     def _covers(self, input: Any, hx: Any) -> bool:
-        if self.proj_size > 0 or not checks.plain_call():
+        if not checks.plain_call():
             return False
         if isinstance(input, PackedSequence):
             data, batched, batch = input.data, True, int(input.batch_sizes[0])
@@ -122,9 +123,11 @@ class _Recurrent(torch.nn.RNNBase):
             if not isinstance(states, tuple | list) or len(states) != (2 if self.mode == "LSTM" else 1):
                 return False
             layers = self.num_layers * (2 if self.bidirectional else 1)
-            shape = (layers, batch, self.hidden_size) if batched else (layers, self.hidden_size)
-            if not all(isinstance(s, Tensor) and s.shape == shape for s in states):
-                return False
+            widths = (self.proj_size or self.hidden_size, self.hidden_size)
+            for state, width in zip(states, widths, strict=False):
+                shape = (layers, batch, width) if batched else (layers, width)
+                if not isinstance(state, Tensor) or state.shape != shape:
+                    return False
         return checks.plain_tensors(data, (*states, *self._flat_weights))
 
     def _run(self, input: Any, hx: State, *, fused: bool) -> Any:
@@ -162,6 +165,7 @@ class _Recurrent(torch.nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            projected=self.proj_size > 0,
             batch_sizes=batch_sizes,
             fused=fused,
         )

@@ -19,20 +19,21 @@ class Inputs(NamedTuple):
     """What one direction of one layer reads; what its backward writes gradients of."""
 
     x: Tensor | None  # [T, B, I]
-    h0: Tensor | None  # [B, H]; None means zeros
-    c0: Tensor | None
+    h0: Tensor | None  # [B, R]; None means zeros; R is H unless h is projected
+    c0: Tensor | None  # [B, H]
     w_ih: Tensor | None  # [G * H, I]
-    w_hh: Tensor | None  # [G * H, H]
+    w_hh: Tensor | None  # [G * H, R]
     b_ih: Tensor | None  # [G * H]; None means zeros
     b_hh: Tensor | None
+    w_hr: Tensor | None  # [R, H]; None means no projection
 
 
 class Outputs(NamedTuple):
     """What it writes. In a gradient None means zeros."""
 
-    y: Tensor | None  # [T, B, H]
-    h_n: Tensor | None  # [B, H]
-    c_n: Tensor | None
+    y: Tensor | None  # [T, B, R]
+    h_n: Tensor | None  # [B, R]
+    c_n: Tensor | None  # [B, H]
 
 
 def rows(t: Tensor | None) -> Tensor | None:
@@ -107,6 +108,7 @@ def infer(
     layers: int,
     directions: int,
     bias: bool,
+    projected: bool,
     batch_first: bool,
     x: Tensor,
     h0: Tensor | None,
@@ -129,18 +131,20 @@ def infer(
     for weight in weights:
         if weight.is_neg():
             return None
-    hidden = weights[1].shape[-1]
+    outputs = weights[1].shape[-1]
+    hidden = weights[4 if bias else 2].shape[-1] if projected else outputs
     shape = x.shape
     if len(shape) == 2:
-        y = x.new_empty((shape[0], hidden))
+        y = x.new_empty((shape[0], outputs))
         h_n, c_n = None, torch.empty_like(y) if cell == _LSTM else None
     else:
-        y = x.new_empty((shape[0], shape[1], directions * hidden))
-        h_n = x.new_empty((layers * directions, shape[0 if batch_first else 1], hidden))
-        c_n = torch.empty_like(h_n) if cell == _LSTM else None
+        y = x.new_empty((shape[0], shape[1], directions * outputs))
+        number, batch = layers * directions, shape[0 if batch_first else 1]
+        h_n = x.new_empty((number, batch, outputs))
+        c_n = x.new_empty((number, batch, hidden)) if cell == _LSTM else None
     threads = torch.get_num_threads()
     if not _C.infer(
-        *(checks.PLAIN_TYPES, cell, layers, directions, bias, batch_first, threads),
+        *(checks.PLAIN_TYPES, cell, layers, directions, bias, projected, batch_first, threads),
         *(x, h0, c0, weights, y, h_n, c_n),
     ):
         return None

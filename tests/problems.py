@@ -19,7 +19,13 @@ import tolerances
 Solution = dict[str, np.ndarray]
 
 INPUTS = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh")
-PARAMETERS = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
+PARAMETERS = {
+    "w_ih": "weight_ih",
+    "w_hh": "weight_hh",
+    "b_ih": "bias_ih",
+    "b_hh": "bias_hh",
+    "w_hr": "weight_hr",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Problem:
     dtype: str = "float32"
     bias: bool = True
     reverse: bool = False
+    R: int = 0  # the width that h is projected to; 0: it is not
     seed: int = 0
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -40,13 +47,16 @@ class Problem:
         rows, k = cell.gates * self.H, self.H**-0.5
         arrays = {
             "x": rng.standard_normal((self.T, self.B, self.I)),
-            "h0": 0.5 * rng.standard_normal((self.B, self.H)),
+            "h0": 0.5 * rng.standard_normal((self.B, self.R or self.H)),
             "c0": 0.5 * rng.standard_normal((self.B, self.H)),
             "w_ih": rng.uniform(-k, k, (rows, self.I)),
-            "w_hh": rng.uniform(-k, k, (rows, self.H)),
+            "w_hh": rng.uniform(-k, k, (rows, self.R or self.H)),
             "b_ih": rng.uniform(-k, k, rows),
             "b_hh": rng.uniform(-k, k, rows),
+            "w_hr": rng.uniform(-k, k, (self.R, self.H)),
         }
+        if not self.R:
+            del arrays["w_hr"]
         if not cell.has_c:
             del arrays["c0"]
         if not self.bias:
@@ -56,8 +66,8 @@ class Problem:
     def cotangents(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(self.seed + 1000)
         arrays = {
-            "dy": rng.standard_normal((self.T, self.B, self.H)),
-            "dh_n": rng.standard_normal((self.B, self.H)),
+            "dy": rng.standard_normal((self.T, self.B, self.R or self.H)),
+            "dh_n": rng.standard_normal((self.B, self.R or self.H)),
             "dc_n": rng.standard_normal((self.B, self.H)),
         }
         if not reference.CELLS[self.cell].has_c:
@@ -75,6 +85,7 @@ class Problem:
     def __str__(self) -> str:
         flags = "" if self.bias else "-nobias"
         flags += "-reverse" if self.reverse else ""
+        flags += f"-R{self.R}" if self.R else ""
         return f"{self.cell}-{self.dtype}-T{self.T}B{self.B}I{self.I}H{self.H}{flags}"
 
 
@@ -95,8 +106,10 @@ def solve(problem: Problem, forward, dtype: str) -> Solution:
 def by_formula(problem: Problem, dtype: str = "float64") -> Solution:
     def forward(leaves):
         zero = torch.zeros(len(leaves["w_ih"]), dtype=leaves["w_ih"].dtype)
-        full = {"c0": leaves["h0"].detach(), "b_ih": zero, "b_hh": zero} | leaves
-        return reference.layer(problem.cell, *(full[name] for name in INPUTS), reverse=problem.reverse)
+        full = {"c0": None, "b_ih": zero, "b_hh": zero} | leaves
+        w_hr = leaves.get("w_hr")
+        arguments = (full[name] for name in INPUTS)
+        return reference.layer(problem.cell, *arguments, w_hr=w_hr, reverse=problem.reverse)
 
     return solve(problem, forward, dtype)
 
@@ -105,7 +118,8 @@ def by_module(problem: Problem, package=rnnfast, layout=lambda x: x) -> Solution
     """A one-layer module of `package`; `layout` rearranges x, as a user's view would."""
     cell = reference.CELLS[problem.cell]
     kind = getattr(package, cell.layer)
-    module = kind(problem.I, problem.H, bias=problem.bias, **dict(cell.options))
+    options = dict(cell.options) | ({"proj_size": problem.R} if problem.R else {})
+    module = kind(problem.I, problem.H, bias=problem.bias, **options)
 
     def forward(leaves):
         for name in PARAMETERS.keys() & leaves.keys():

@@ -65,12 +65,16 @@ CELLS = {
 }
 
 
-def layer(cell, x, h, c, w_ih, w_hh, b_ih, b_hh, *, reverse=False):
-    """One direction of one layer: x [T, B, I] to y [T, B, H], h_n and c_n [B, H]."""
+def layer(cell, x, h, c, w_ih, w_hh, b_ih, b_hh, *, w_hr=None, reverse=False):
+    """One direction of one layer: x [T, B, I] to y [T, B, H], h_n and c_n [B, H].
+
+    With w_hr [R, H] what the cell gives is projected, and h is R wide.
+    """
     step = CELLS[cell].step
     y: list[Tensor] = [h] * len(x)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         h, c = step(x[t], h, c, w_ih, w_hh, b_ih, b_hh)
+        h = h if w_hr is None else h @ w_hr.T
         y[t] = h
     return torch.stack(y), h, c
 
@@ -89,7 +93,9 @@ def stack(cell, module, x, h0, c0):
             b_ih = getattr(module, f"bias_ih_{suffix}", zero)
             b_hh = getattr(module, f"bias_hh_{suffix}", zero)
             k = number * directions + direction
-            y, h, c = layer(cell, x, h0[k], c0[k], w_ih, w_hh, b_ih, b_hh, reverse=direction == 1)
+            w_hr = getattr(module, f"weight_hr_{suffix}", None)
+            weights = (w_ih, w_hh, b_ih, b_hh)
+            y, h, c = layer(cell, x, h0[k], c0[k], *weights, w_hr=w_hr, reverse=direction == 1)
             halves.append(y)
             h_n.append(h)
             c_n.append(c)

@@ -97,13 +97,6 @@ def test_original_gru_is_another():
     assert (before - default).abs().max() > 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
-def test_projections_agree_with_torch(options):
-    ours, theirs = twins("lstm", 5, 17, proj_size=7, **options)
-    assert_twins_agree(ours, theirs, torch.randn(4, 3, 5))
-
-
 @every_layer
 @every_suffix
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -97,7 +97,7 @@ def test_an_endless_empty_batch_takes_no_time():
 def arguments(gates=4, hidden=5):
     w_ih, w_hh = np.zeros((gates * hidden, 4)), np.zeros((gates * hidden, hidden))
     outputs = (np.zeros((3, 2, hidden)), None, None, None)
-    return (np.zeros((3, 2, 4)), None, None, w_ih, w_hh, None, None), outputs
+    return (np.zeros((3, 2, 4)), None, None, w_ih, w_hh, None, None, None), outputs
 
 
 @pytest.mark.parametrize("cell", [-1, 5, 99, 2**31 - 1])

@@ -15,6 +15,7 @@ struct Gru {
   static constexpr int weight_block[] = {2, 0, 1, 2};
   static constexpr Window input{n, z + 1}, recurrent[] = {{r, un + 1}};
   static constexpr int cell_state = -1;
+  static constexpr bool projects = false;
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V h, V) {
@@ -42,6 +43,7 @@ struct GruOriginal {
   static constexpr int weight_block[] = {0, 1, 2};
   static constexpr Window input{r, n + 1}, recurrent[] = {{r, z + 1}, {n, n + 1}};
   static constexpr int cell_state = -1;
+  static constexpr bool projects = false;
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V h, V) {
@@ -55,7 +57,6 @@ struct GruOriginal {
     }
   }
 
-  // What stage 1 multiplies; backward needs it again for the weight gradient.
   template <class V>
   static RNNFAST_INLINE V operand(const V* s, V h) {
     return s[r] * h;

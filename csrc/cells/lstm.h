@@ -2,6 +2,7 @@
 // torch.nn.LSTM:
 //   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
 //   c' = f c + i g     h' = o tanh(c'),   where a = W_ih x + b_ih + W_hh h + b_hh
+// With a projection (Sak et al. 2014, arXiv 1402.1128) h' = W_hr (o tanh(c')).
 #pragma once
 
 namespace rnnfast::RNNFAST_TARGET {
@@ -13,6 +14,7 @@ struct Lstm {
   static constexpr int weight_block[] = {0, 1, 2, 3};
   static constexpr Window input{i, o + 1}, recurrent[] = {{i, o + 1}};
   static constexpr int cell_state = c1;
+  static constexpr bool projects = true;
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V, V c) {
@@ -21,11 +23,16 @@ struct Lstm {
     s[g] = tanh(s[g]);
     s[o] = sigmoid(s[o]);
     s[c1] = fma(s[f], c, s[i] * s[g]);
+    return operand(s, c);
+  }
+
+  template <class V>
+  static RNNFAST_INLINE V operand(const V* s, V) {
     return s[o] * tanh(s[c1]);
   }
 
   template <int stage, class V>
-  static RNNFAST_INLINE void backward(const V* s, V, V c, V grad, V* d, V& dh, V& dc) {
+  static RNNFAST_INLINE void backward(const V* s, V, V c, V grad, V* d, V&, V& dc) {
     const V one = splat<V>(1), tc = tanh(s[c1]);
     const V dc1 = fma(grad * s[o], one - tc * tc, dc);
     d[i] = dc1 * s[g] * s[i] * (one - s[i]);
@@ -33,7 +40,6 @@ struct Lstm {
     d[g] = dc1 * s[i] * (one - s[g] * s[g]);
     d[o] = grad * tc * s[o] * (one - s[o]);
     dc = dc1 * s[f];
-    dh = splat<V>(0);
   }
 };
 

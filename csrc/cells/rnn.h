@@ -11,6 +11,7 @@ struct Rnn {
   static constexpr int weight_block[] = {0};
   static constexpr Window input{h1, h1 + 1}, recurrent[] = {{h1, h1 + 1}};
   static constexpr int cell_state = -1;
+  static constexpr bool projects = false;
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V, V) {
@@ -18,9 +19,8 @@ struct Rnn {
   }
 
   template <int stage, class V>
-  static RNNFAST_INLINE void backward(const V* s, V, V, V grad, V* d, V& dh, V&) {
+  static RNNFAST_INLINE void backward(const V* s, V, V, V grad, V* d, V&, V&) {
     d[h1] = Activation::derivative(s[h1], grad);
-    dh = splat<V>(0);
   }
 };
 

@@ -51,13 +51,28 @@ class Backward {
  private:
   static constexpr int L = lanes<T>;
 
+  using AllPanels = BackwardPanels<Cell, T>;
+
+  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
+
+  // Numbers in one panel of each kind.
+  index stage_size(int s) const { return AllPanels::size(blocks_, Cell::recurrent[s].width()); }
+  index input_size() const { return AllPanels::size(blocks_, Cell::input.width()); }
+  index projection_size() const { return AllPanels::size(blocks_of<T>(layer_.outputs), 1); }
+
+  index zeros() const {
+    const index widest = layer_.hidden < layer_.outputs ? layer_.outputs : layer_.hidden;
+    return widest < 3 * L ? 4 * L : widest + L;
+  }
+
   BackwardPanels<Cell, T> take_panels() {
     BackwardPanels<Cell, T> panels;
-    const index columns = blocks_of<T>(layer_.inputs);
+    const index columns = blocks_of<T>(layer_.inputs), outputs = blocks_of<T>(layer_.outputs);
     for (int s = 0; s < Cell::stages; ++s)
-      panels.stage[s] = arena_.template take<T>(blocks_ * panels.stage_size(s, blocks_));
-    panels.input = arena_.template take<T>(grads_.x.data ? columns * panels.input_size(blocks_) : 0);
-    panels.zeros = arena_.template take<T>(blocks_ > 4 ? blocks_ * L : 4 * L);
+      panels.stage[s] = arena_.template take<T>((s == 0 ? outputs : blocks_) * stage_size(s));
+    panels.input = arena_.template take<T>(grads_.x.data ? columns * input_size() : 0);
+    panels.projection = arena_.template take<T>(is_projected() ? blocks_ * projection_size() : 0);
+    panels.zeros = arena_.template take<T>(zeros());
     return panels;
   }
 
@@ -88,19 +103,29 @@ class Backward {
   }
 
   void pack(const Team& team) {
-    const Range columns = share(blocks_, team.size, team.rank);
-    for (index block = columns.begin; block < columns.end; ++block)
-      for (int s = 0; s < Cell::stages; ++s)
-        pack_backward<Cell>(panels_.stage[s] + block * panels_.stage_size(s, blocks_), layer_.w_hh,
-                            layer_.hidden, Cell::recurrent[s], block * L, layer_.hidden - block * L);
-    if (grads_.x.data) {
-      const Range inputs = share(blocks_of<T>(layer_.inputs), team.size, team.rank);
-      for (index block = inputs.begin; block < inputs.end; ++block)
-        pack_backward<Cell>(panels_.input + block * panels_.input_size(blocks_), layer_.w_ih,
-                            layer_.hidden, Cell::input, block * L, layer_.inputs - block * L);
-    }
+    // A share of the blocks of `columns` columns of a matrix.
+    const auto own = [&](index columns, auto pack_block) {
+      const Range blocks = share(blocks_of<T>(columns), team.size, team.rank);
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        pack_block(block, block * L, columns - block * L);
+    };
+    for (int s = 0; s < Cell::stages; ++s)
+      own(s == 0 ? layer_.outputs : layer_.hidden, [&](index block, index column, index columns) {
+        pack_backward<Cell>(panels_.stage[s] + block * stage_size(s), layer_.w_hh, layer_.hidden,
+                            Cell::recurrent[s], column, columns);
+      });
+    if (grads_.x.data)
+      own(layer_.inputs, [&](index block, index column, index columns) {
+        pack_backward<Cell>(panels_.input + block * input_size(), layer_.w_ih, layer_.hidden,
+                            Cell::input, column, columns);
+      });
+    if (is_projected())
+      own(layer_.hidden, [&](index block, index column, index columns) {
+        pack_backward<Plain>(panels_.projection + block * projection_size(), layer_.w_hr,
+                             layer_.outputs, Plain::all, column, columns);
+      });
     if (team.rank == 0)
-      for (index k = 0; k < blocks_ * L || k < 4 * L; ++k) panels_.zeros[k] = 0;
+      for (index k = 0; k < zeros(); ++k) panels_.zeros[k] = 0;
   }
 
   // Adds the second group's sums to the first's, and writes them in torch's layout.
@@ -123,7 +148,8 @@ class Backward {
       };
       write(grads_.w_ih, Cell::input, layer_.inputs, loops_[0].dw_ih(), loops_[1].dw_ih());
       for (int s = 0; s < Cell::stages; ++s)
-        write(grads_.w_hh, Cell::recurrent[s], layer_.hidden, loops_[0].dw_hh(s), loops_[1].dw_hh(s));
+        write(grads_.w_hh, Cell::recurrent[s], s == 0 ? layer_.outputs : layer_.hidden,
+              loops_[0].dw_hh(s), loops_[1].dw_hh(s));
       const T* db = sum(loops_[0].db(), loops_[1].db(), Cell::gates * L, block);
       for (int slot = 0; slot < Cell::gates; ++slot) {
         const Vector<T> total = load(db + slot * L);
@@ -132,6 +158,14 @@ class Backward {
         for (Window w : Cell::recurrent)
           if (grads_.b_hh && w.has(slot)) store_some(grads_.b_hh + to, total, units);
       }
+    }
+    if (!grads_.w_hr.data) return;
+    const Range outputs = share(blocks_of<T>(layer_.outputs), team.size, team.rank);
+    for (index block = outputs.begin; block < outputs.end; ++block) {
+      const index unit = block * L, units = layer_.outputs - unit < L ? layer_.outputs - unit : L;
+      unpack_forward<Plain>(grads_.w_hr,
+                            sum(loops_[0].dw_hr(), loops_[1].dw_hr(), layer_.hidden * L, block),
+                            layer_.outputs, layer_.hidden, Plain::all, unit, units);
     }
   }
 

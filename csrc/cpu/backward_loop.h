@@ -2,11 +2,11 @@
 // of inputs and weights.
 //
 // A chunk of steps at a time, latest first: the loop leaves the gradients of the chunk's
-// pre-activations in d, [blocks][rows of the chunk][gates][lanes], and what multiplied the recurrent
-// weights in operand, [rows of the chunk][hidden]. Read along its rows d is the left side of the
-// products that give the gradients of states and inputs; read down its rows each block is a panel, and
-// the weight gradients are "features times panel". Sums over time and batch run in one fixed order, the
-// latest chunk first, whatever the threads.
+// pre-activations in d, [blocks][rows of the chunk][gates][lanes]. Read along its rows d is the left
+// side of the products that give the gradients of states and inputs; read down its rows each block is a
+// panel, and the weight gradients are "features times panel", the features being x, h or what a second
+// product multiplied. Where h is a projection, p holds the gradients of its outputs in the same way.
+// Sums over time and batch run in one fixed order, the latest chunk first, whatever the threads.
 #pragma once
 
 #include "states.h"
@@ -16,15 +16,11 @@ namespace rnnfast::RNNFAST_TARGET {
 // The weights, packed for products with the gradients of gates.
 template <class Cell, class T>
 struct BackwardPanels {
-  T *stage[Cell::stages], *input;  // [blocks of columns][block, gate, lane][lanes]
-  T* zeros;                        // at least `hidden`, and at least four vectors
+  T *stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
+  T* zeros;  // as many as the widest of a layer's rows, and at least four vectors
 
-  static constexpr index stage_size(int s, index blocks) {
-    return blocks * Cell::recurrent[s].width() * lanes<T> * lanes<T>;
-  }
-  static constexpr index input_size(index blocks) {
-    return blocks * Cell::input.width() * lanes<T> * lanes<T>;
-  }
+  // One panel, for gradients of `blocks` blocks with `gates` gates each.
+  static constexpr index size(index blocks, int gates) { return blocks * gates * lanes<T> * lanes<T>; }
 };
 
 inline constexpr index l2_bytes = 640 * 1024;  // what the gradients of the weights may have of it
@@ -35,24 +31,32 @@ class BackwardLoop {
   // `saved_batch`: the rows of a step in layer.saved. From a null arena it only counts its memory.
   BackwardLoop(const Layer<T>& layer, const Gradients<T>& grads, index saved_batch,
                const BackwardPanels<Cell, T>& panels, Arena& arena)
-      : layer_(layer), grads_(grads), panels_(panels), blocks_(blocks_of<T>(layer.hidden)) {
+      : layer_(layer),
+        grads_(grads),
+        panels_(panels),
+        blocks_(blocks_of<T>(layer.hidden)),
+        outputs_(blocks_of<T>(layer.outputs)) {
     // Many rows make the weight gradients' loads and stores cheap; few stay in the L2 cache with them.
     const index bytes = weight_bytes(layer);
     rows_ = bytes <= l2_bytes ? 128 : bytes <= 4 * l2_bytes ? 256 : 512;
     if (rows_ < layer.batch) rows_ = layer.batch;
     if (rows_ > layer.steps * layer.batch) rows_ = layer.steps * layer.batch;
     const index padded = blocks_ * L, state = layer.batch * padded;
-    for (int s = 0; s < Cell::stages; ++s) {
-      dw_hh_[s] = arena.template take<T>(
-          grads.w_hh.data ? padded * Cell::recurrent[s].width() * layer.hidden : 0);
-      operand_[s] = arena.template take<T>(grads.w_hh.data ? rows_ * padded : 0);
-    }
+    for (int s = 0; s < Cell::stages; ++s)
+      dw_hh_[s] = arena.template take<T>(grads.w_hh.data ? padded * Cell::recurrent[s].width() *
+                                                               (s == 0 ? layer.outputs : layer.hidden)
+                                                         : 0);
+    dw_hr_ = arena.template take<T>(grads.w_hr.data ? outputs_ * L * layer.hidden : 0);
+    const bool multiplied = (Cell::stages > 1 && grads.w_hh.data) || grads.w_hr.data;
+    operand_ = arena.template take<T>(multiplied ? rows_ * padded : 0);
+    h_ = arena.template take<T>(grads.w_hh.data && layer.packed.count ? rows_ * layer.outputs : 0);
     dw_ih_ = arena.template take<T>(grads.w_ih.data ? padded * Cell::input.width() * layer.inputs : 0);
     db_ = arena.template take<T>(padded * Cell::gates);
     d_ = arena.template take<T>(rows_ * padded * Cell::gates);
-    dh_ = arena.template take<T>(state);
+    p_ = arena.template take<T>(is_projected() ? rows_ * outputs_ * L : 0);
+    dh_ = arena.template take<T>(layer.batch * outputs_ * L);
     dc_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
-    dq_ = arena.template take<T>(Cell::stages > 1 ? state : 0);
+    dq_ = arena.template take<T>(Cell::stages > 1 || is_projected() ? state : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
     state_ = {&layer_,     panels.zeros, c0_,
               layer.saved, saved_batch,  States<Cell, T>::chunk_steps(layer, saved_batch),
@@ -60,7 +64,7 @@ class BackwardLoop {
   }
 
   static index weight_bytes(const Layer<T>& layer) {
-    return Cell::gates * layer.hidden * (layer.inputs + layer.hidden) * index{sizeof(T)};
+    return Cell::gates * layer.hidden * (layer.inputs + layer.outputs) * index{sizeof(T)};
   }
 
   BackwardLoop(const BackwardLoop&) = delete;  // it points to itself
@@ -68,12 +72,13 @@ class BackwardLoop {
   // The sums over all rows: [blocks][features][gates of the window][lanes]; db [blocks][gates][lanes].
   T* dw_ih() const { return dw_ih_; }
   T* dw_hh(int s) const { return dw_hh_[s]; }
+  T* dw_hr() const { return dw_hr_; }
   T* db() const { return db_; }
 
   // By all threads of the team, each with its rank.
   void run(const Team& team) {
     team_ = team;
-    const Part part = part_of(layer_, team_, blocks_);
+    const Part part = part_of(layer_, team_);
     prepare(part);
     wait(team_);
     if (layer_.batch == 0) {  // the weight gradients are zero
@@ -84,6 +89,7 @@ class BackwardLoop {
       const Range steps = chunk_before(t1);
       const index rows = state_.before(t1) - state_.before(steps.begin);
       for (index t = t1 - 1; t >= steps.begin; --t) step(t, place(steps, t), part);
+      if (h_) gather_h(steps, part);
       wait(team_);
       if (grads_.x.data) input_gradients(steps, rows);
       weight_gradients(steps, rows);
@@ -91,7 +97,7 @@ class BackwardLoop {
       t1 = steps.begin;
     }
     if (grads_.h0.data)
-      from_blocks(grads_.h0, dh_, layer_.batch, layer_.hidden, part.rows, part.blocks);
+      from_blocks(grads_.h0, dh_, layer_.batch, layer_.outputs, part.rows, part.outputs);
     if (grads_.c0.data)
       from_blocks(grads_.c0, dc_, layer_.batch, layer_.hidden, part.rows, part.blocks);
   }
@@ -99,6 +105,8 @@ class BackwardLoop {
  private:
   static constexpr int L = lanes<T>;
   static constexpr int last = Cell::stages - 1;
+
+  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
 
   // The chunk that ends at t1: as many steps as have at most rows_ rows together, and at least one.
   Range chunk_before(index t1) const {
@@ -121,7 +129,7 @@ class BackwardLoop {
   T* d(index block, index row) const { return d_ + (block * rows_ + row) * Cell::gates * L; }
 
   void prepare(Part part) {
-    to_blocks(dh_, grads_.h_n, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    to_blocks(dh_, grads_.h_n, layer_.batch, layer_.outputs, part.rows, part.outputs);
     if constexpr (Cell::cell_state >= 0) {
       to_blocks(dc_, grads_.c_n, layer_.batch, layer_.hidden, part.rows, part.blocks);
       to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
@@ -134,13 +142,31 @@ class BackwardLoop {
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
     const Range rows = present(part.rows, state_.count(t));
+    if (is_projected()) {
+      output_gradients(t, row, rows, part.outputs);
+      product(p_ + row * L, rows_ * L, outputs_, Plain::all, panels_.projection, rows, part.blocks, dq_,
+              true);
+    }
     apply_all<last>(t, row, rows, part.blocks);
     if constexpr (last > 0) {
-      product<last>(row, rows, part.blocks, dq_);
+      gate_product<last>(row, rows, part.blocks, dq_, true);
       apply_all<last - 1>(t, row, rows, part.blocks);
       static_assert(last <= 1);
     }
-    if (t > 0 || grads_.h0.data) product<0>(row, rows, part.blocks, dh_);
+    if (t > 0 || grads_.h0.data) gate_product<0>(row, rows, part.outputs, dh_, is_projected());
+  }
+
+  // The gradients of the step's projected outputs.
+  void output_gradients(index t, index place, Range rows, Range blocks) {
+    for (index b = rows.begin; b < rows.end; ++b) {
+      const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        const index left = layer_.outputs - block * L;
+        Vector<T> v = load(static_cast<const T*>(dh_) + (block * layer_.batch + b) * L);
+        if (dy) v += load_some(dy + block * L, left);
+        store(p_ + (block * rows_ + place + b) * L, left < L ? first_lanes<T>(v, left) : v);
+      }
+    }
   }
 
   template <int s>
@@ -151,19 +177,17 @@ class BackwardLoop {
       const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, first, count);
       for (index block = blocks.begin; block < blocks.end; ++block) {
         const index at = (block * layer_.batch + first) * L, chunk_row = place + first;
-        const bool keeps = grads_.w_hh.data != nullptr;
-        const Local local{
-            slots.at(block, first),
-            d(block, chunk_row),
-            dh_ + at,
-            Cell::cell_state < 0 ? nullptr : dc_ + at,
-            last > 0 ? dq_ + at : nullptr,
-            keeps && s == 0 ? operand_[0] + chunk_row * blocks_ * L : nullptr,
-            keeps && s == last && last > 0 ? operand_[last] + chunk_row * blocks_ * L : nullptr,
-            blocks_ * L,
-            block,
-            layer_.hidden - block * L,
-            grads_.y.data != nullptr};
+        const Local local{slots.at(block, first),
+                          d(block, chunk_row),
+                          dh_ + at,
+                          Cell::cell_state < 0 ? nullptr : dc_ + at,
+                          dq_ ? dq_ + at : nullptr,
+                          operand_ ? operand_ + chunk_row * blocks_ * L : nullptr,
+                          blocks_ * L,
+                          block,
+                          layer_.hidden - block * L,
+                          grads_.y.data != nullptr,
+                          is_projected()};
         index row = 0;
         for (; row + 2 <= count; row += 2) apply<s, Pack<Vector<T>>>(step, local, row);
         for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);
@@ -175,9 +199,9 @@ class BackwardLoop {
   // store of numbers changes the object.
   struct Local {
     const T* slots;
-    T *d, *dh, *dc, *dq, *h_operand, *q_operand;
+    T *d, *dh, *dc, *dq, *operand;
     index padded, block, units;
-    bool has_dy;
+    bool has_dy, is_projected;
   };
 
   // The cell's formula for one row, or for two (V a Pack).
@@ -195,17 +219,22 @@ class BackwardLoop {
     V v[Cell::slots], dv[Cell::gates];
 #pragma GCC unroll 8
     for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = read(of.slots + slot * L, slot_size);
-    const V h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
+    V h = splat<V>(0);
+    if constexpr (!Cell::projects)
+      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
     const V c =
         gather<V>([&](int r) { return load(step.c[row + r].data + of.block * step.c[row + r].block); });
-    V dh = read(of.dh, L), dc = splat<V>(0), grad;
+    const bool whole = !(Cell::projects && of.is_projected);  // dh has the width of the cell
+    V dh = splat<V>(0), dc = splat<V>(0), grad;
+    if (whole) dh = read(of.dh, L);
     if constexpr (Cell::cell_state >= 0) dc = read(of.dc, L);
     // Other threads may be reading the rest, which the last stage wrote.
     constexpr Window written = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
     if constexpr (s == last) {
-      grad = dh;
-      if (of.has_dy)
+      grad = whole ? dh : read(of.dq, L);
+      if (whole && of.has_dy)
         grad = grad + gather<V>([&](int r) { return load_some(step.y[row + r] + unit, of.units); });
+      dh = splat<V>(0);
 #pragma GCC unroll 8
       for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = splat<V>(0);
     } else {
@@ -214,11 +243,10 @@ class BackwardLoop {
       for (int slot = written.begin; slot < written.end; ++slot)
         dv[slot] = read(of.d + slot * L, d_size);
     }
-    if (of.h_operand) write(of.h_operand + unit, of.padded, h);
-    if constexpr (s == last && last > 0)
-      if (of.q_operand) write(of.q_operand + unit, of.padded, Cell::operand(v, h));
+    if constexpr (s == last && (last > 0 || Cell::projects))
+      if (of.operand) write(of.operand + unit, of.padded, Cell::operand(v, h));
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
-    write(of.dh, L, dh);
+    if (whole) write(of.dh, L, dh);
     if constexpr (Cell::cell_state >= 0) write(of.dc, L, dc);
 #pragma GCC unroll 8
     for (int slot = written.begin; slot < written.end; ++slot)
@@ -228,29 +256,37 @@ class BackwardLoop {
       });
   }
 
-  // to += the gradients of stage s's gates times its weights; a stage after the first starts from zero.
+  // The gradients of stage s's gates times its weights.
   template <int s>
-  void product(index first, Range rows, Range blocks, T* to) {
-    constexpr Window window = Cell::recurrent[s];
+  void gate_product(index first, Range rows, Range blocks, T* to, bool from_zero) {
+    product(d(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s], panels_.stage[s], rows,
+            blocks, to, from_zero);
+  }
+
+  // to = or += gradients times weights. The gradients: `count` blocks, block_stride apart, of rows of
+  // as many slots as a row has.
+  void product(const T* from, index block_stride, index count, Window window, const T* weights,
+               Range rows, Range blocks, T* to, bool from_zero) {
     if (team_.split == Split::units) wait(team_);
-    const Panels<T> panels{panels_.stage[s], panels_.stage_size(s, blocks_), L};
-    const Depth depth{blocks_, rows_ * Cell::gates * L, window.width() * L, 1};
+    const index row_size = block_stride / rows_;
+    const index panel = panels_.size(count, window.width());
+    const Extent extent{{count, block_stride, window.width() * L, 1}, panel, L, layer_.batch * L, 0};
     for_each_tile<T, 1>(rows.size(), blocks, [&](index row, int R, index block, int, auto tile) {
       const T* a[accumulators];
       T* c[accumulators];
       for (int r = 0; r < R; ++r) {
         const index b = rows.begin + row + r;
-        a[r] = d(0, first + b) + window.begin * L;
+        a[r] = from + b * row_size + window.begin * L;
         c[r] = to + (block * layer_.batch + b) * L;
       }
-      tile(a, depth, panels.from(block), c, layer_.batch * L, s == 0 ? nullptr : panels_.zeros, 0);
+      tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
     });
   }
 
   void input_gradients(Range steps, index all_rows) {
     const Range rows = share(all_rows, team_.size, team_.rank);
-    const Panels<T> panels{panels_.input, panels_.input_size(blocks_), L};
-    const Depth depth{blocks_, rows_ * Cell::gates * L, Cell::input.width() * L, 1};
+    const index panel = panels_.size(blocks_, Cell::input.width());
+    const Extent extent{{blocks_, rows_ * Cell::gates * L, Cell::input.width() * L, 1}, panel, L, L, 0};
     const Range columns{0, blocks_of<T>(layer_.inputs)};
     for_each_tile<T, 1>(rows.size(), columns, [&](index row, int R, index block, int N, auto tile) {
       const T* a[accumulators];
@@ -260,7 +296,7 @@ class BackwardLoop {
         a[r] = d(0, rows.begin + row + r) + Cell::input.begin * L;
         c[r] = result + r * N * L;
       }
-      tile(a, depth, panels.from(block), c, L, panels_.zeros, 0);
+      tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
       for (int r = 0; r < R; ++r) {
         T* to = input_gradient_row(steps, rows.begin + row + r) + block * L;
         for (int n = 0; n < N; ++n, to += L) {
@@ -278,30 +314,57 @@ class BackwardLoop {
     return state_.row(grads_.x, steps.begin + row / layer_.batch, row % layer_.batch);
   }
 
+  // h before each row of a packed chunk, in the order of d: its rows do not follow one another in y.
+  void gather_h(Range steps, Part part) {
+    for (index t = steps.begin; t < steps.end; ++t) {
+      const Range rows =
+          present(team_.split == Split::units ? share(layer_.batch, team_.size, team_.rank) : part.rows,
+                  state_.count(t));
+      for (index b = rows.begin; b < rows.end; ++b)
+        __builtin_memcpy(h_ + (place(steps, t) + b) * layer_.outputs, state_.h(t, b),
+                         static_cast<std::size_t>(layer_.outputs) * sizeof(T));
+    }
+  }
+
   void weight_gradients(Range steps, index rows) {
-    const index padded = blocks_ * L;
     const bool first = steps.end == layer_.steps;
+    const bool packed = layer_.packed.first != nullptr;
     if (grads_.w_ih.data) {
       constexpr Window window = Cell::input;
-      if (layer_.packed.first)
-        accumulate<window.begin, window.width()>(dw_ih_, layer_.inputs, first,
-                                                 layer_.x.data + first_row_of(steps) * layer_.x.row,
-                                                 {1, 0, rows, layer_.x.row});
-      else
-        accumulate<window.begin, window.width()>(dw_ih_, layer_.inputs, first,
-                                                 state_.row(layer_.x, steps.begin, 0),
-                                                 over(steps.size(), layer_.x.step, layer_.x.row));
+      const T* x = packed ? layer_.x.data + first_row_of(steps) * layer_.x.row
+                          : state_.row(layer_.x, steps.begin, 0);
+      accumulate<window.width()>(
+          dw_ih_, layer_.inputs, first, x,
+          packed ? Depth{1, 0, rows, layer_.x.row} : over(steps.size(), layer_.x.step, layer_.x.row),
+          gates_from(window.begin, 0), blocks_);
     }
     if (grads_.w_hh.data) {
-      constexpr Window h = Cell::recurrent[0];
-      accumulate<h.begin, h.width()>(dw_hh_[0], layer_.hidden, first, operand_[0],
-                                     {1, 0, rows, padded});
+      constexpr Window window = Cell::recurrent[0];
+      const auto times = [&](bool starts, const T* h, Depth depth, index row) {
+        accumulate<window.width()>(dw_hh_[0], layer_.outputs, starts, h, depth,
+                                   gates_from(window.begin, row), blocks_);
+      };
+      if (packed) {
+        times(first, h_, {1, 0, rows, layer_.outputs}, 0);
+      } else {
+        const index begin = steps.begin > 0 ? steps.begin : 1;
+        if (begin < steps.end)
+          times(first, state_.row(layer_.y, begin - 1, 0),
+                over(steps.end - begin, layer_.y.step, layer_.y.row),
+                (begin - steps.begin) * layer_.batch);
+        if (steps.begin == 0)
+          times(first && begin >= steps.end, state_.h(0, 0),
+                {1, 0, layer_.batch, layer_.h0.data ? layer_.h0.row : 0}, 0);
+      }
       if constexpr (last > 0) {
-        constexpr Window q = Cell::recurrent[last];
-        accumulate<q.begin, q.width()>(dw_hh_[last], layer_.hidden, first, operand_[last],
-                                       {1, 0, rows, padded});
+        constexpr Window late = Cell::recurrent[last];
+        accumulate<late.width()>(dw_hh_[last], layer_.hidden, first, operand_,
+                                 {1, 0, rows, blocks_ * L}, gates_from(late.begin, 0), blocks_);
       }
     }
+    if (grads_.w_hr.data)
+      accumulate<1>(dw_hr_, layer_.hidden, first, operand_, {1, 0, rows, blocks_ * L},
+                    {p_, rows_ * L, L}, outputs_);
     if (grads_.b_ih || grads_.b_hh) {
       const Range blocks = share(blocks_, team_.size, team_.rank);
       for (index block = blocks.begin; block < blocks.end; ++block)
@@ -328,13 +391,22 @@ class BackwardLoop {
     return layer_.batch == 1 ? Depth{1, 0, steps, step} : Depth{steps, step, layer_.batch, row};
   }
 
-  // to[block][feature][P][lanes] += the sum over the rows k of the chunk of features[k] * d[k].
-  template <int begin, int P>
-  void accumulate(T* to, index features, bool first, const T* from, Depth depth) {
-    const Panels<T> panels{d_ + begin * L, rows_ * Cell::gates * L, Cell::gates * L};
-    const bool by_blocks = blocks_ >= 4 * team_.size || blocks_ % team_.size == 0;
-    const Range blocks = by_blocks ? share(blocks_, team_.size, team_.rank) : Range{0, blocks_};
+  // The gradients of the gates from `slot` on as panels, without the chunk's first `row` rows.
+  Panels<T> gates_from(int slot, index row) const {
+    return {d(0, row) + slot * L, rows_ * Cell::gates * L, Cell::gates * L};
+  }
+
+  // to[block][feature][P][lanes] += the sum over the rows k of features[k] * panels[k].
+  template <int P>
+  void accumulate(T* to, index features, bool first, const T* from, Depth depth, Panels<T> panels,
+                  index all_blocks) {
+    const bool by_blocks = all_blocks >= 4 * team_.size || all_blocks % team_.size == 0;
+    const Range blocks = by_blocks ? share(all_blocks, team_.size, team_.rank) : Range{0, all_blocks};
     const Range own = by_blocks ? Range{0, features} : share(features, team_.size, team_.rank);
+    // A tile cuts its sum into slices between steps, or within one: many rows are a sum of their own.
+    const index sums = depth.inner > slice ? depth.outer : 1;
+    const Depth each{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
+    const Extent extent{each, panels.panel, panels.step, features * P * L, 0};
     for_each_tile<T, P>(own.size(), blocks, [&](index row, int R, index block, int, auto tile) {
       const T* a[accumulators];
       T* c[accumulators];
@@ -342,7 +414,11 @@ class BackwardLoop {
         a[r] = from + own.begin + row + r;
         c[r] = to + (block * features + own.begin + row + r) * P * L;
       }
-      tile(a, depth, panels.from(block), c, features * P * L, first ? panels_.zeros : nullptr, 0);
+      const T* b = panels.data + block * panels.panel;
+      for (index n = 0; n < sums; ++n, b += depth.inner * panels.step) {
+        tile(a, b, c, first && n == 0 ? panels_.zeros : nullptr, extent);
+        for (int r = 0; r < R; ++r) a[r] += depth.outer_stride;
+      }
     });
   }
 
@@ -350,12 +426,13 @@ class BackwardLoop {
   Gradients<T> grads_;
   BackwardPanels<Cell, T> panels_;
   Team team_;
-  index blocks_;
-  index rows_;                       // the most that a chunk has
-  T *dw_ih_, *dw_hh_[Cell::stages];  // [blocks][features][gates of the window][lanes]
-  T *db_, *d_;                       // [blocks][gates][lanes]; see above
-  T *dh_, *dc_, *dq_;                // [blocks][B][lanes]; dq_: of a second stage's operand
-  T* operand_[Cell::stages];         // [rows of the chunk][blocks][lanes]
+  index blocks_, outputs_;                    // of the hidden units, and of h
+  index rows_;                                // the most that a chunk has
+  T *dw_ih_, *dw_hh_[Cell::stages], *dw_hr_;  // [blocks][features][gates of the window][lanes]
+  T *db_, *d_, *p_;                           // [blocks][gates][lanes]; see above
+  T *dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of what a second product multiplied
+  T* operand_;         // [rows of the chunk][blocks][lanes], what that was
+  T* h_;               // [rows of a packed chunk][R]
   T* c0_;
   States<Cell, T> state_;
 };

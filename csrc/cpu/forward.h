@@ -3,6 +3,7 @@
 // A chunk of steps at a time: the input products of the chunk go straight into the slots of its steps,
 // then each step adds its recurrent products to them and applies the cell's formula, tile by tile.
 // Every pre-activation is bias, then input products, then recurrent products, each in the order of k.
+// Where h is a projection one more product turns what the formula gave into the step's output.
 #pragma once
 
 #include "states.h"
@@ -10,26 +11,58 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
+// One product of the forward pass: rows times the transposed matrix w of `units` rows a gate (or of
+// that many rows, where it has no gates) and `depth` columns.
+template <class T>
+struct Product {
+  Window window;
+  Matrix<const T> w;
+  index units, depth;
+  T* panels;  // [blocks][k][gates of the window][lanes]
+
+  // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
+  // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
+  // that, for a few rows and a single step.
+  enum class Use { packed, streamed, unpacked } use;
+
+  index panel() const { return window.width() * lanes<T> * depth; }
+  Extent extent(index c_panel, index init_panel) const {
+    return {contiguous(depth), panel(), window.width() * lanes<T>, c_panel, init_panel};
+  }
+  index units_of(index block) const {
+    const index left = units - block * lanes<T>;
+    return left < lanes<T> ? left : lanes<T>;
+  }
+};
+
 template <class Cell, class T>
 class Forward {
  public:
   // From a null base it only counts the scratch memory.
   Forward(const Layer<T>& layer, const Team& team, void* base)
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
-    state_.chunk = States<Cell, T>::chunk_steps(layer, layer.batch);
+    const index chunk = States<Cell, T>::chunk_steps(layer, layer.batch), padded = blocks_ * L;
     Arena arena(base);
-    const index padded = blocks_ * L;
-    input_panels_ = arena.template take<T>(padded * Cell::input.width() * layer.inputs);
+    const auto product = [&](Window window, Matrix<const T> w, index units, index depth, bool once) {
+      Product<T> p{window, w, units, depth, nullptr, use(once)};
+      p.panels = arena.template take<T>(blocks_of<T>(units) * p.panel());
+      return p;
+    };
+    const bool single = layer.steps == 1;
+    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs, chunk == layer.steps);
     for (int s = 0; s < Cell::stages; ++s)
-      stage_panels_[s] = arena.template take<T>(padded * Cell::recurrent[s].width() * layer.hidden);
+      stage_[s] = product(Cell::recurrent[s], layer.w_hh, layer.hidden,
+                          s == 0 ? layer.outputs : layer.hidden, single);
+    if (is_projected())
+      projection_ = product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, single);
     bias_ = arena.template take<T>(padded * Cell::gates);
-    operand_ = arena.template take<T>(Cell::stages > 1 ? layer.batch * padded : 0);
+    operand_ = arena.template take<T>(Cell::stages > 1 || is_projected() ? layer.batch * padded : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
-    zeros_ = arena.template take<T>(padded);
-    state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, state_.chunk, layer.saved != nullptr};
+    zeros_ = arena.template take<T>(most(layer.hidden, layer.outputs));
+    state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, chunk, layer.saved != nullptr};
     if (!layer.saved)
       state_.memory =
-          arena.template take<T>(2 * state_.chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
+          arena.template take<T>(2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
     scratch_ = arena.used();
   }
 
@@ -38,16 +71,24 @@ class Forward {
   void run() {
     const FlushDenormals guard;
     if (layer_.batch == 0) return;
-    const Part part = part_of(layer_, team_, blocks_);
+    const Part part = part_of(layer_, team_);
     prepare(part);
     wait(team_);
     for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {
       const index t1 = t0 + state_.chunk < layer_.steps ? t0 + state_.chunk : layer_.steps;
       project_inputs({t0, t1}, part);
       for (index t = t0; t < t1; ++t) {
+        if (t > 0) wait_for_units();
         stage<0>(t, part);
-        if constexpr (Cell::stages > 1) stage<1>(t, part);
+        if constexpr (Cell::stages > 1) {
+          wait_for_units();
+          stage<1>(t, part);
+        }
         static_assert(Cell::stages <= 2);
+        if (is_projected()) {
+          wait_for_units();
+          project_outputs(t, part);
+        }
         if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
       }
     }
@@ -55,120 +96,120 @@ class Forward {
 
  private:
   static constexpr int L = lanes<T>;
+  using Use = typename Product<T>::Use;
+
+  static constexpr index most(index a, index b) { return (a < b ? b : a) + L; }
+
+  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
+
+  // What other threads computed of a step, where a team shares its units.
+  void wait_for_units() const {
+    if (team_.split == Split::units) wait(team_);
+  }
 
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
     const Range blocks = share(blocks_, team_.size, team_.rank);
-    if (inputs_use() == Use::packed)
-      pack(Cell::input, layer_.w_ih, layer_.inputs, blocks, input_panels_);
-    for (int s = 0; s < Cell::stages && stages_use() == Use::packed; ++s)
-      pack(Cell::recurrent[s], layer_.w_hh, layer_.hidden, blocks, stage_panels_[s]);
+    if (input_.use == Use::packed) pack<Cell>(input_, blocks);
+    for (const Product<T>& stage : stage_)
+      if (stage.use == Use::packed) pack<Cell>(stage, blocks);
+    if (is_projected() && projection_.use == Use::packed)
+      pack<Plain>(projection_, share(blocks_of<T>(layer_.outputs), team_.size, team_.rank));
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
       to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
     if (team_.rank == 0)
-      for (index k = 0; k < blocks_ * L; ++k) zeros_[k] = 0;
+      for (index k = 0; k < most(layer_.hidden, layer_.outputs); ++k) zeros_[k] = 0;
   }
-
-  // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
-  // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
-  // that, for a few rows and a single step.
-  enum class Use { packed, streamed, unpacked };
 
   Use use(bool once) const {
     if (layer_.steps == 1 && layer_.batch <= most_unpacked_rows) return Use::unpacked;
     const bool own_blocks = team_.split == Split::units || team_.size == 1;
     return once && own_blocks ? Use::streamed : Use::packed;
   }
-  Use inputs_use() const { return use(state_.chunk == layer_.steps); }
-  Use stages_use() const { return use(layer_.steps == 1); }
 
-  void pack(Window window, Matrix<const T> w, index depth, Range blocks, T* panels) const {
+  template <class Of>
+  static void pack(const Product<T>& product, Range blocks, index shift = 0) {
     for (index block = blocks.begin; block < blocks.end; ++block)
-      pack_forward<Cell>(panels + block * window.width() * L * depth, w, layer_.hidden, depth, window,
-                         block * L, units(block));
-  }
-
-  index units(index block) const {
-    const index left = layer_.hidden - block * L;
-    return left < L ? left : L;
+      pack_forward<Of>(product.panels + (block - shift) * product.panel(), product.w, product.units,
+                       product.depth, product.window, block * L, product.units_of(block));
   }
 
   void sum_biases(index block) {
+    const index units = input_.units_of(block);
     for (int slot = 0; slot < Cell::gates; ++slot) {
       const index offset = Cell::weight_block[slot] * layer_.hidden + block * L;
       bool recurrent = false;
       for (Window w : Cell::recurrent) recurrent = recurrent || w.has(slot);
       Vector<T> sum{};
-      if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units(block));
-      if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units(block));
+      if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units);
+      if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units);
       store(bias_ + (block * Cell::gates + slot) * L, sum);
     }
   }
 
-  // for_each_tile, or where weights are not packed at all the like with tiles of one block.
-  template <int P, class F>
-  void for_tiles(Use weights, Window window, Matrix<const T> w, index rows, Range blocks, F f) {
-    if (weights != Use::unpacked) {
+  // Calls f(first row, rows, first block, blocks, tile) for tiles that cover the rows and the blocks; a
+  // tile is called as those of gemm.h.
+  template <class Of, int P, class F>
+  static void for_tiles(const Product<T>& product, index rows, Range blocks, F f) {
+    if (product.use != Use::unpacked) {
       for_each_tile<T, P>(rows, blocks,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
-                            f(row, R, block, N, Tile<Cell, T, P>{tile, R, w, layer_.hidden, 0, 0});
+                            f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0});
                           });
     } else if (rows > 0) {
       const int R = static_cast<int>(rows);
       for (index block = blocks.begin; block < blocks.end; ++block)
-        f(0, R, block, 1, Tile<Cell, T, P>{nullptr, R, w, layer_.hidden, block * L, window.begin});
+        f(0, R, block, 1,
+          Tile<Of, T, P>{nullptr, R, product.w, product.units, block * L, product.window.begin});
     }
   }
 
-  // Calls f(blocks, panels) for the packed panels of the thread's blocks: once for all of them, or
-  // where the weights are streamed for a few at a time, packed just before.
-  template <int P, class F>
-  void for_panels(Use weights, Window window, Matrix<const T> w, index depth, T* to, Range blocks,
-                  F f) {
-    const Panels<T> all{to, P * L * depth, P * L};
-    if (weights != Use::streamed) return f(blocks, all);
+  // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: once for
+  // all of them, or where the weights are streamed for a few at a time, packed just before.
+  template <class Of, int P, class F>
+  static void for_panels(const Product<T>& product, Range blocks, F f) {
+    if (product.use != Use::streamed) return f(blocks, product.panels);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
       const Range few{block, end < blocks.end ? end : blocks.end};
-      T* reused = to - (block - blocks.begin) * all.panel;
-      pack(window, w, depth, few, reused);
-      f(few, Panels<T>{reused, all.panel, all.step});
+      const index shift = block - blocks.begin;  // all in the place of the first
+      pack<Of>(product, few, shift);
+      f(few, product.panels - shift * product.panel());
     }
   }
 
   void project_inputs(Range steps, Part part) {
     constexpr int P = Cell::input.width();
     const index block_stride = state_.slots(steps.begin).block;
-    for_panels<P>(
-        inputs_use(), Cell::input, layer_.w_ih, layer_.inputs, input_panels_, part.blocks,
-        [&](Range blocks, Panels<T> panels) {
-          const T* x[group];
-          T* slots[group];
-          index rows = 0;
-          const auto project = [&] {
-            for_tiles<P>(inputs_use(), Cell::input, layer_.w_ih, rows, blocks,
-                         [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                           T* c[accumulators];
-                           for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
-                           start_from_bias(c, R, block_stride, block, N);
-                           for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
-                           tile(x + row, contiguous(layer_.inputs), panels.from(block), c, block_stride,
-                                bias_ + (block * Cell::gates + Cell::input.begin) * L, Cell::gates * L);
-                         });
-            rows = 0;
-          };
-          for (index t = steps.begin; t < steps.end; ++t) {
-            const Slots<Cell, T> step = state_.slots(t);
-            const Range there = present(part.rows, state_.count(t));
-            for (index b = there.begin; b < there.end; ++b) {
-              x[rows] = state_.row(layer_.x, t, b);
-              slots[rows] = step.at(0, b);
-              if (++rows == group) project();
-            }
-          }
-          project();
-        });
+    const Extent extent = input_.extent(block_stride, Cell::gates * L);
+    for_panels<Cell, P>(input_, part.blocks, [&](Range blocks, const T* panels) {
+      const T* x[group];
+      T* slots[group];
+      index rows = 0;
+      const auto project = [&] {
+        for_tiles<Cell, P>(input_, rows, blocks,
+                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                             T* c[accumulators];
+                             for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
+                             start_from_bias(c, R, block_stride, block, N);
+                             for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
+                             tile(x + row, panels + block * extent.panel, c,
+                                  bias_ + (block * Cell::gates + Cell::input.begin) * L, extent);
+                           });
+        rows = 0;
+      };
+      for (index t = steps.begin; t < steps.end; ++t) {
+        const Slots<Cell, T> step = state_.slots(t);
+        const Range there = present(part.rows, state_.count(t));
+        for (index b = there.begin; b < there.end; ++b) {
+          x[rows] = state_.row(layer_.x, t, b);
+          slots[rows] = step.at(0, b);
+          if (++rows == group) project();
+        }
+      }
+      project();
+    });
   }
 
   // Gates that the input does not feed.
@@ -185,29 +226,26 @@ class Forward {
   void stage(index t, Part part) {
     constexpr Window window = Cell::recurrent[s];
     constexpr int P = window.width();
-    if (team_.split == Split::units && (t > 0 || s > 0)) wait(team_);
     const index padded = blocks_ * L;
     const Slots<Cell, T> slots = state_.slots(t);
+    const Extent extent = stage_[s].extent(slots.block, 0);
     const Range there = present(part.rows, state_.count(t));
     for (index first = there.begin; first < there.end; first += group) {
       const index rows = there.end - first < group ? there.end - first : group;
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
-      for_panels<P>(stages_use(), window, layer_.w_hh, layer_.hidden, stage_panels_[s], part.blocks,
-                    [&](Range blocks, Panels<T> panels) {
-                      for_tiles<P>(
-                          stages_use(), window, layer_.w_hh, rows, blocks,
-                          [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                            T* c[accumulators];
-                            for (int r = 0; r < R; ++r)
-                              c[r] = slots.at(block, first + row + r) + window.begin * L;
-                            tile(a + row, contiguous(layer_.hidden), panels.from(block), c, slots.block,
-                                 nullptr, 0);
-                            for (int n = 0; n < N; ++n)
-                              apply_to<s>(step, slots, block + n, first, row, row + R);
-                          });
-                    });
+      for_panels<Cell, P>(stage_[s], part.blocks, [&](Range blocks, const T* panels) {
+        for_tiles<Cell, P>(stage_[s], rows, blocks,
+                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                             T* c[accumulators];
+                             for (int r = 0; r < R; ++r)
+                               c[r] = slots.at(block, first + row + r) + window.begin * L;
+                             tile(a + row, panels + block * extent.panel, c, nullptr, extent);
+                             for (int n = 0; n < N; ++n)
+                               apply_to<s>(step, slots, block + n, first, row, row + R);
+                           });
+      });
     }
   }
 
@@ -236,7 +274,9 @@ class Forward {
     for (int slot = 0; slot < Cell::gates; ++slot)
       v[slot] = gather<V>(
           [&](int r) { return load(static_cast<const T*>(own) + (row + r) * size + slot * L); });
-    const V h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
+    V h = splat<V>(0);
+    if constexpr (!Cell::projects)
+      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
     const V c =
         gather<V>([&](int r) { return load(step.c[row + r].data + block * step.c[row + r].block); });
     const V out = Cell::template forward<s>(v, h, c);
@@ -244,11 +284,35 @@ class Forward {
     for (int slot = 0; slot < Cell::slots; ++slot)
       scatter(v[slot], [&](int r, Vector<T> x) { store(own + (row + r) * size + slot * L, x); });
     scatter(out, [&](int r, Vector<T> x) {
-      if constexpr (s + 1 < Cell::stages)
+      if ((s + 1 < Cell::stages || Cell::projects) && operand)
         store(operand + (row + r) * padded + unit, x);
       else
         store_some(step.y[row + r] + unit, x, units);
     });
+  }
+
+  void project_outputs(index t, Part part) {
+    const Extent extent = projection_.extent(L, 0);
+    const Range there = present(part.rows, state_.count(t));
+    for (index first = there.begin; first < there.end; first += group) {
+      const index rows = there.end - first < group ? there.end - first : group;
+      const T* a[group];
+      for (index r = 0; r < rows; ++r) a[r] = operand_ + (first + r) * blocks_ * L;
+      for_panels<Plain, 1>(projection_, part.outputs, [&](Range blocks, const T* panels) {
+        for_tiles<Plain, 1>(projection_, rows, blocks,
+                            [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
+                              T* c[accumulators];
+                              alignas(64) T result[accumulators * L];
+                              for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
+                              tile(a + row, panels + block * extent.panel, c, zeros_, extent);
+                              for (int r = 0; r < R; ++r)
+                                for (int n = 0; n < N; ++n)
+                                  store_some(state_.row(layer_.y, t, first + row + r) + (block + n) * L,
+                                             load(static_cast<const T*>(c[r]) + n * L),
+                                             projection_.units_of(block + n));
+                            });
+      });
+    }
   }
 
   // From the last step that each row has; a row that inference no longer holds was written then.
@@ -256,26 +320,25 @@ class Forward {
     const Range left = present(part.rows, t + 1 < layer_.steps ? state_.count(t + 1) : 0);
     const Range there = present(part.rows, state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
-    for (index b = left.end > there.begin ? left.end : there.begin; b < there.end; ++b)
-      for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
-        const index unit = block * L, left_units = layer_.hidden - unit;
-        if (layer_.h_n.data)
-          store_some(layer_.h_n.data + b * layer_.h_n.row + unit,
-                     load_some(static_cast<const T*>(state_.row(layer_.y, t, b)) + unit, left_units),
-                     left_units);
-        if (layer_.c_n.data)
-          store_some(layer_.c_n.data + b * layer_.c_n.row + unit,
-                     load(slots.at(block, b) + Cell::cell_state * L), left_units);
+    for (index b = left.end > there.begin ? left.end : there.begin; b < there.end; ++b) {
+      for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
+        const T* y = state_.row(layer_.y, t, b) + k;
+        store_some(layer_.h_n.data + b * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
+                   layer_.outputs - k);
       }
+      for (index block = part.blocks.begin; layer_.c_n.data && block < part.blocks.end; ++block)
+        store_some(layer_.c_n.data + b * layer_.c_n.row + block * L,
+                   load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
+    }
   }
 
   const Layer<T> layer_;
   const Team team_;
   const index blocks_;
   index scratch_;
-  T *input_panels_, *stage_panels_[Cell::stages];  // [blocks][k][gates of the window][lanes]
-  T* bias_;                                        // [blocks][gates][lanes]
-  T* operand_;                                     // [B][blocks][lanes], what a second stage multiplies
+  Product<T> input_, stage_[Cell::stages], projection_;
+  T* bias_;     // [blocks][gates][lanes]
+  T* operand_;  // [B][blocks][lanes], what a second stage or the projection multiplies
   T *c0_, *zeros_;
   States<Cell, T> state_;
 };

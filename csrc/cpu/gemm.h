@@ -35,26 +35,32 @@ struct Panels {
   const T* data;
   index panel;  // from one panel to the next
   index step;   // from one k to the next: P * lanes, or more where a panel is part of a wider one
+};
 
-  constexpr Panels from(index n) const { return {data + n * panel, panel, step}; }
+// What all tiles of a product have in common. By reference: on the stack of every call it cost a
+// stalled load, 2 percent of a training step.
+struct Extent {
+  Depth depth;
+  index panel, step;          // of the panels, as there
+  index c_panel, init_panel;  // from the result in one panel to that in the next, and in init
 };
 
 // A sum is added up in slices, each from zero, and then the slices: rounding errors grow with the
 // square root of the longest chain, and one chain of 1024 is worse than what BLAS libraries do.
 inline constexpr index slice = fused ? 64 : 32;
 
-// Each of R rows (addresses in a) times N panels of P vectors. Row r's result in panel n is at
-// c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from c.
-// Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
+// Each of R rows (addresses in a) times N panels of P vectors from b on. Row r's result in panel n is
+// at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from
+// c. Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
 template <class T, int R, int N, int P>
-void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_panel, const T* init,
-          index init_panel) {
+void tile(const T* const* a, const T* b, T* const* c, const T* init, const Extent& extent) {
   using V = Vector<T>;
   constexpr int L = lanes<T>;
   const T* row[R];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r) row[r] = a[r];
-  const T* panel = b.data;
+  const Depth depth = extent.depth;
+  const index b_panel = extent.panel, step = extent.step, c_panel = extent.c_panel;
   // Slices run along the inner index where there is one outer step, otherwise over whole outer steps.
   const bool along_inner = depth.outer == 1;
   const index whole = along_inner ? depth.inner : depth.outer;
@@ -79,7 +85,7 @@ void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_pane
 #pragma GCC unroll 32
         for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-          for (int p = 0; p < P; ++p) w[n][p] = load(panel + n * b.panel + p * L);
+          for (int p = 0; p < P; ++p) w[n][p] = load(b + n * b_panel + p * L);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
           const V x = splat<V>(row[r][offset]);
@@ -89,14 +95,14 @@ void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_pane
             for (int p = 0; p < P; ++p) acc[r][n][p] = fma(x, w[n][p], acc[r][n][p]);
         }
         offset += depth.inner_stride;
-        panel += b.step;
+        b += step;
       }
     }
     const bool from_init = init && begin == 0;
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const T* from = from_init ? init : c[r];
-      const index from_panel = from_init ? init_panel : c_panel;
+      const index from_panel = from_init ? extent.init_panel : c_panel;
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
@@ -108,7 +114,7 @@ void tile(const T* const* a, Depth depth, Panels<T> b, T* const* c, index c_pane
 }
 
 template <class T>
-using TileFunction = void (*)(const T* const*, Depth, Panels<T>, T* const*, index, const T*, index);
+using TileFunction = void (*)(const T* const*, const T*, T* const*, const T*, const Extent&);
 
 // Panels taken at once: wide tiles keep the arithmetic ahead of the loads, and give a few rows enough
 // independent accumulators.
@@ -158,10 +164,16 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, F f) {
   }
 }
 
+// A matrix without gates, in the terms of the packing below.
+struct Plain {
+  static constexpr int weight_block[] = {0};
+  static constexpr Window all{0, 1};
+};
+
 // --- packing ---------------------------------------------------------------------------------------
 
-// One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit`, all
-// k < depth. Lanes past `units` are zero.
+// One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit` of
+// `hidden`, all k < depth. Lanes past `units` are zero.
 template <class Cell, class T>
 void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
                   index units) {

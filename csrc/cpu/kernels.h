@@ -18,7 +18,7 @@ struct CellInfo {
   const char* name;
   int weight_blocks;  // G: the gate blocks in torch's weights
   int stages;         // dependent products with the recurrent weights in a step
-  bool cell_state;
+  bool cell_state, projects;
 };
 
 struct Kernels {

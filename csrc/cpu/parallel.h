@@ -73,7 +73,7 @@ class FlushDenormals {
 #endif
 };
 
-// Hands out aligned pieces of one allocation; from a null base it only counts them.
+// Hands out aligned pieces of one allocation, null for none; from a null base it only counts them.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -82,7 +82,7 @@ class Arena {
   T* take(index count) {
     const index offset = used_;
     used_ += (count * static_cast<index>(sizeof(T)) + alignment - 1) / alignment * alignment;
-    return base_ ? reinterpret_cast<T*>(base_ + offset) : nullptr;
+    return base_ && count > 0 ? reinterpret_cast<T*>(base_ + offset) : nullptr;
   }
   index used() const { return used_; }
 

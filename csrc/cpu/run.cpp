@@ -25,18 +25,22 @@ Crowd crowd;
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
-Plan plan(index steps, index batch, index inputs, index hidden, int weight_blocks, int stages,
-          index item, int threads) {
+// `products`: dependent products in a step.
+Plan plan(index steps, index batch, index inputs, index hidden, index outputs, int weight_blocks,
+          int products, index item, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
   constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
   constexpr double pack_rate = 40e9, barrier = 0.3e-6, region = 5e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
   const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
+  const double projection = outputs < hidden ? static_cast<double>(outputs) / gates : 0;
+  const double features = static_cast<double>(inputs + outputs) + projection;
   const auto seconds = [&](double rows, double units, double barriers) {
-    const double flops = 2 * rows * gates * units * static_cast<double>(inputs + hidden);
+    const double flops = 2 * rows * gates * units * features;
     const double arithmetic = flops * static_cast<double>(item) / peak_bytes;
-    const double bytes = gates * units * static_cast<double>(hidden * item);
+    const double bytes =
+        gates * units * (static_cast<double>(outputs) + projection) * static_cast<double>(item);
     // Reading the weights hides behind the arithmetic until they come from far.
     const double step = bytes < near_bytes
                             ? std::max(arithmetic, bytes / (bytes < l2_bytes ? l2_rate : l3_rate))
@@ -45,10 +49,10 @@ Plan plan(index steps, index batch, index inputs, index hidden, int weight_block
   };
   const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
   const double b = static_cast<double>(batch), blocks = std::ceil(static_cast<double>(hidden) / lanes);
-  const double pack = gates * static_cast<double>(hidden * (inputs + hidden) * item) / pack_rate;
+  const double pack = gates * static_cast<double>(hidden * item) * features / pack_rate;
   const double one = pack + seconds(b, blocks * lanes, 0);
   const double rows = pack / threads + seconds(part(b), blocks * lanes, 0) + region;
-  const double units = 1.03 * (pack / threads + seconds(b, part(blocks) * lanes, stages)) + region;
+  const double units = 1.03 * (pack / threads + seconds(b, part(blocks) * lanes, products)) + region;
   if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows, one};
   return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
@@ -101,8 +105,8 @@ template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
   threads = crowd.limit(startable(threads));
-  return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, info.weight_blocks, info.stages,
-              sizeof(T), std::max(1, threads));
+  return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, layer.outputs, info.weight_blocks,
+              info.stages + (layer.w_hr.data ? 1 : 0), sizeof(T), std::max(1, threads));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct Slots {
 template <class Cell, class T>
 struct States {
   const Layer<T>* layer;
-  const T* zeros;  // `hidden` of them
+  const T* zeros;  // `hidden` or `outputs` of them, whichever is more
   const T* c0;     // [blocks][B][lanes]
   T* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
   index batch;     // the rows of a step there, of which the layer may be a part
@@ -72,7 +72,7 @@ struct States {
   // Whether row b has a step before t; if not, its state there is the initial one.
   bool continues(index t, index b) const { return t > 0 && b < count(t - 1); }
 
-  // h before step t: a row of `hidden` numbers.
+  // h before step t: a row of `outputs` numbers.
   const T* h(index t, index b) const {
     if (continues(t, b)) return row(layer->y, t - 1, b);
     return layer->h0.data ? layer->h0.data + b * layer->h0.row : zeros;
@@ -118,30 +118,31 @@ constexpr Range present(Range rows, index count) {
   return {rows.begin < count ? rows.begin : count, rows.end < count ? rows.end : count};
 }
 
-// Between [B, H] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
+// Between [B, width] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
 template <class T>
-void to_blocks(T* to, Matrix<const T> from, index batch, index hidden, Range rows, Range blocks) {
+void to_blocks(T* to, Matrix<const T> from, index batch, index width, Range rows, Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;
       store(to + (block * batch + b) * lanes<T>,
-            from.data ? load_some(from.data + b * from.row + unit, hidden - unit) : Vector<T>{});
+            from.data ? load_some(from.data + b * from.row + unit, width - unit) : Vector<T>{});
     }
 }
 
 template <class T>
-void from_blocks(Matrix<T> to, const T* from, index batch, index hidden, Range rows, Range blocks) {
+void from_blocks(Matrix<T> to, const T* from, index batch, index width, Range rows, Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;
       store_some(to.data + b * to.row + unit, load(from + (block * batch + b) * lanes<T>),
-                 hidden - unit);
+                 width - unit);
     }
 }
 
-// The share of a thread: all blocks of some rows, or all rows of some blocks.
+// The share of a thread: all blocks of some rows, or all rows of some blocks of the hidden units and of
+// h, which are the same unless h is projected.
 struct Part {
-  Range rows, blocks;
+  Range rows, blocks, outputs;
 };
 
 // The first row of a part, such that all parts have about equally many steps.
@@ -161,10 +162,14 @@ index first_row(const Layer<T>& layer, int parts, int part) {
 }
 
 template <class T>
-Part part_of(const Layer<T>& layer, const Team& team, index blocks) {
-  if (team.split == Split::units) return {{0, layer.batch}, share(blocks, team.size, team.rank)};
+Part part_of(const Layer<T>& layer, const Team& team) {
+  const index blocks = blocks_of<T>(layer.hidden), outputs = blocks_of<T>(layer.outputs);
+  if (team.split == Split::units)
+    return {
+        {0, layer.batch}, share(blocks, team.size, team.rank), share(outputs, team.size, team.rank)};
   return {{first_row(layer, team.size, team.rank), first_row(layer, team.size, team.rank + 1)},
-          {0, blocks}};
+          {0, blocks},
+          {0, outputs}};
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

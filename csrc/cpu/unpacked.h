@@ -74,12 +74,12 @@ struct Tile {
   index hidden, unit;
   int begin;  // of the window
 
-  void operator()(const T* const* a, Depth depth, Panels<T> panels, T* const* c, index c_panel,
-                  const T* init, index init_panel) const {
+  void operator()(const T* const* a, const T* b, T* const* c, const T* init,
+                  const Extent& extent) const {
     if (packed)
-      packed(a, depth, panels, c, c_panel, init, init_panel);
+      packed(a, b, c, init, extent);
     else
-      run(a, depth.inner, c, init, std::make_integer_sequence<int, most_unpacked_rows>{});
+      run(a, extent.depth.inner, c, init, std::make_integer_sequence<int, most_unpacked_rows>{});
   }
 
   template <int... R>

@@ -42,7 +42,7 @@ void run_team(int size, Split split, Work work) {
 }
 
 struct Sizes {
-  index steps, batch, inputs, hidden;
+  index steps, batch, inputs, hidden, outputs;  // outputs < hidden: h is projected
 };
 
 template <class T>
@@ -60,29 +60,33 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   const CellInfo& info = table.info[cell];
   const CellKernels<T>& kernel = kernels_of<T>(cell);
   const index gates = info.weight_blocks * n.hidden, state = n.batch * n.hidden;
+  const index h_state = n.batch * n.outputs;
+  const bool projected = n.outputs < n.hidden;
   const index rows = n.steps * n.batch;
-  Numbers<T> x = numbers(rows * n.inputs), h0 = numbers(state), c0 = numbers(state);
-  Numbers<T> w_ih = numbers(gates * n.inputs), w_hh = numbers(gates * n.hidden);
-  Numbers<T> b_ih = numbers(gates), b_hh = numbers(gates);
-  Numbers<T> dy = numbers(rows * n.hidden), dh_n = numbers(state), dc_n = numbers(state);
+  Numbers<T> x = numbers(rows * n.inputs), h0 = numbers(h_state), c0 = numbers(state);
+  Numbers<T> w_ih = numbers(gates * n.inputs), w_hh = numbers(gates * n.outputs);
+  Numbers<T> b_ih = numbers(gates), b_hh = numbers(gates), w_hr = numbers(n.outputs * n.hidden);
+  Numbers<T> dy = numbers(rows * n.outputs), dh_n = numbers(h_state), dc_n = numbers(state);
   const auto poisoned = [](std::size_t count) { return Numbers<T>(count, std::nan("")); };
-  Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(h0.size());
+  Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(c0.size());
   Numbers<T> saved = poisoned(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)));
   const bool c = info.cell_state;
   const Layer<T> layer{n.steps,
                        n.batch,
                        n.inputs,
                        n.hidden,
+                       n.outputs,
                        {},
                        {x.data(), n.batch * n.inputs, n.inputs},
-                       {states ? h0.data() : nullptr, n.hidden},
+                       {states ? h0.data() : nullptr, n.outputs},
                        {states && c ? c0.data() : nullptr, n.hidden},
                        {w_ih.data(), n.inputs},
-                       {w_hh.data(), n.hidden},
+                       {w_hh.data(), n.outputs},
                        states ? b_ih.data() : nullptr,
                        b_hh.data(),
-                       {y.data(), n.batch * n.hidden, n.hidden},
-                       {h_n.data(), n.hidden},
+                       {projected ? w_hr.data() : nullptr, n.hidden},
+                       {y.data(), n.batch * n.outputs, n.outputs},
+                       {h_n.data(), n.outputs},
                        {c ? c_n.data() : nullptr, n.hidden},
                        save ? saved.data() : nullptr};
   const auto scratch = [](index bytes) {
@@ -97,24 +101,26 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   }
   std::vector<Numbers<T>> results{y, h_n, c_n};
   if (!save) return results;
-  Numbers<T> dx(x.size()), dh0 = poisoned(h0.size()), dc0(h0.size());
+  Numbers<T> dx(x.size()), dh0 = poisoned(h0.size()), dc0(c0.size());
   Numbers<T> dw_ih = poisoned(w_ih.size()), dw_hh = poisoned(w_hh.size());
   Numbers<T> db_ih = poisoned(b_ih.size()), db_hh = poisoned(b_hh.size());
-  const Gradients<T> grads{{dy.data(), n.batch * n.hidden, n.hidden},
-                           {dh_n.data(), n.hidden},
+  Numbers<T> dw_hr(w_hr.size());
+  const Gradients<T> grads{{dy.data(), n.batch * n.outputs, n.outputs},
+                           {dh_n.data(), n.outputs},
                            {c ? dc_n.data() : nullptr, n.hidden},
                            {dx.data(), n.batch * n.inputs, n.inputs},
                            true,
-                           {dh0.data(), n.hidden},
+                           {dh0.data(), n.outputs},
                            {c ? dc0.data() : nullptr, n.hidden},
                            {dw_ih.data(), n.inputs},
-                           {dw_hh.data(), n.hidden},
+                           {dw_hh.data(), n.outputs},
                            db_ih.data(),
-                           db_hh.data()};
+                           db_hh.data(),
+                           {projected ? dw_hr.data() : nullptr, n.hidden}};
   const auto memory = scratch(kernel.backward_scratch(layer, grads));
   run_team(team_size, split,
            [&](const Team& team) { kernel.backward(layer, grads, team, memory.get()); });
-  for (const Numbers<T>& v : {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh}) results.push_back(v);
+  for (const Numbers<T>& v : {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}) results.push_back(v);
   return results;
 }
 
@@ -126,8 +132,9 @@ int check(int cell, Sizes n) {
     const auto differ = [&](const std::vector<Numbers<T>>& found, int team, const char* what) {
       for (std::size_t k = 0; k < found.size(); ++k)
         if (found[k] != expected[k]) {
-          std::printf("%s T=%td B=%td I=%td H=%td: result %zu differs with %d threads by %s\n",
-                      table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, k, team, what);
+          std::printf(
+              "%s T=%td B=%td I=%td H=%td R=%td: result %zu differs with %d threads by %s\n",
+              table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, n.outputs, k, team, what);
           ++failures;
         }
     };
@@ -147,11 +154,15 @@ int check(int cell, Sizes n) {
 int main() {
   using namespace rnnfast;
   int failures = 0, calls = 0;
-  const Sizes sizes[] = {{1, 1, 1, 1},   {5, 3, 4, 3},    {4, 2, 17, 65},  {3, 1, 3, 257},
-                         {6, 33, 5, 17}, {3, 40, 33, 48}, {60, 2, 10, 20}, {2, 300, 7, 40},
-                         {3, 0, 4, 5},   {70, 9, 5, 18}};
+  const Sizes sizes[] = {{1, 1, 1, 1, 1},        {5, 3, 4, 3, 3},       {4, 2, 17, 65, 65},
+                         {3, 1, 3, 257, 257},    {6, 33, 5, 17, 17},    {3, 40, 33, 48, 48},
+                         {60, 2, 10, 20, 20},    {2, 300, 7, 40, 40},   {3, 0, 4, 5, 5},
+                         {70, 9, 5, 18, 18},     {1, 2, 5, 37, 19},     {5, 3, 4, 20, 1},
+                         {3, 33, 5, 70, 65},     {2, 300, 7, 40, 16},   {70, 9, 5, 18, 17},
+                         {3, 0, 4, 5, 2},        {1, 40, 9, 33, 32}};
   for (int cell = 0; cell < table.cells; ++cell)
     for (const Sizes& n : sizes) {
+      if (n.outputs < n.hidden && !table.info[cell].projects) continue;
       failures += check<float>(cell, n) + check<double>(cell, n);
       calls += 2;
     }
