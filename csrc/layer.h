@@ -56,7 +56,7 @@ struct Gradients {
   Sequence<const T> y;       // incoming, [T, B, R]; null means zeros
   Matrix<const T> h_n, c_n;  // incoming, [B, R], [B, H]; null means zeros
   Sequence<T> x;             // the outgoing ones; null: not wanted
-  bool x_accumulate;         // add to x rather than overwrite it (the second direction of a layer)
+  bool x_accumulate;         // add to x rather than overwrite it
   Matrix<T> h0, c0;
   Matrix<T> w_ih, w_hh;
   T *b_ih, *b_hh;

@@ -1,21 +1,55 @@
-// A whole module for inference in one call, so that a single small step is not spent in Python.
+// A stack of recurrent layers on tensors: every size is checked here, before any address is used, and
+// nothing is written when a check fails. The GIL is released while kernels run.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
+#include "cpu/memory.h"
+#include "layer.h"
+
 namespace rnnfast {
 
-// Runs a stack of layers, x [T, B, I] ([B, T, I] with batch_first) or one step of one layer, x [B, I].
-// `weights` is flat, in torch's order, with W_hr at the end of each direction's where h is `projected`;
-// states are [layers * directions, B, H] (h: R, see layer.h), or [B, H] for a step. A state that is
-// None means zeros (an input) or is not wanted (an output).
-//
-// Returns false, with nothing written, where x or a state is not what the kernels take: the caller's
-// slower path then handles it or says what is wrong. Weights and outputs that do not fit raise
-// ValueError or TypeError. Every tensor must be of one of the exact types in `types`.
-bool infer(const pybind11::tuple& types, int cell, int layers, int directions, bool bias,
-           bool projected, bool batch_first, int threads, pybind11::handle x, pybind11::handle h0,
-           pybind11::handle c0, const pybind11::list& weights, pybind11::handle y, pybind11::handle h_n,
-           pybind11::handle c_n);
+// Describes a stack; holds no tensor. Sequences are x [T, B, I] ([B, T, I] where batch_first), or with
+// batch_sizes packed, [rows, I], or for one step of a single layer [B, I]. States are [L * D, B, H] for
+// L layers and D directions, h with R in the place of H where it is projected (see layer.h), or [B, H]
+// for a step and where the stack is `single`, one direction of one layer. Weights are a flat list in
+// torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where there is `bias`,
+// then w_hr where h is `projected`. A state or bias that is None means zeros (an input) or is not
+// wanted (an output).
+class Stack {
+ public:
+  // `reverse`: the only direction runs from the last step to the first.
+  Stack(int cell, int layers, int directions, bool single, bool reverse, bool bias, bool projected,
+        bool batch_first);
+
+  // With `types`, returns false with nothing written where x, a state or a weight is not of one of
+  // these exact types, or has not the memory that kernels read, or where x or a state has not the
+  // shape: the caller's slower path then handles it or says what is wrong. Everything else raises,
+  // and without `types` that does too: ValueError for shapes, TypeError for dtypes. `saved`, from
+  // new_saved, keeps what backward needs.
+  bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes, pybind11::handle x,
+               pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
+               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n,
+               pybind11::handle saved) const;
+
+  // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
+  // its inputs (None: not wanted), which are in the order of the inputs.
+  void backward(int threads, pybind11::handle batch_sizes, pybind11::handle x, pybind11::handle h0,
+                pybind11::handle c0, const pybind11::list& weights, pybind11::handle y,
+                pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
+                pybind11::handle dc_n, pybind11::handle dx, pybind11::handle dh0, pybind11::handle dc0,
+                const pybind11::list& dweights) const;
+
+  // Memory for `rows` rows of x, uninitialised.
+  std::unique_ptr<Memory> new_saved(bool float64, index rows, index hidden, index outputs) const;
+
+ private:
+  friend struct Call;
+
+  int cell_, layers_, directions_;
+  bool single_, reverse_, bias_, projected_, batch_first_;
+};
 
 }  // namespace rnnfast

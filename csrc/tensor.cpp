@@ -92,9 +92,8 @@ bool View::read_exchange_api(py::handle object) {
   }
   if (t.code == dlpack::code_float && t.dtype_lanes == 1) dtype_ = float_of_bytes(t.bits / 8);
   if (t.code == dlpack::code_int && t.bits == 64) dtype_ = Dtype::int64;
-  dtype_name_ = t.code == dlpack::code_float
-                    ? "float" + std::to_string(t.bits)
-                    : "DLPack type " + std::to_string(t.code) + ", " + std::to_string(t.bits) + " bits";
+  code_ = t.code;
+  bits_ = t.bits;
   return true;
 }
 
@@ -149,6 +148,13 @@ void View::read_buffer(py::handle object, bool writable) {
   }
   if (reinterpret_cast<std::uintptr_t>(data_) % static_cast<std::uintptr_t>(view.itemsize) != 0)
     refuse("its memory is not aligned to its item size");
+}
+
+std::string View::dtype_name() const {
+  if (code_ < 0) return dtype_name_;
+  const std::string bits = std::to_string(bits_);
+  return code_ == dlpack::code_float ? "float" + bits
+                                     : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
 }
 
 bool View::has_contiguous_rows() const {

@@ -25,7 +25,7 @@ class View {
   explicit operator bool() const { return present_; }
   const char* name() const { return name_; }
   Dtype dtype() const { return dtype_; }
-  const std::string& dtype_name() const { return dtype_name_; }
+  std::string dtype_name() const;
   int dims() const { return dims_; }
   std::int64_t size(int dim) const { return shape_[dim]; }
   std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
@@ -52,7 +52,8 @@ class View {
   } buffer_;
   void* data_ = nullptr;
   Dtype dtype_ = Dtype::other;
-  std::string dtype_name_;
+  std::string dtype_name_;    // where its code and bits do not say it
+  int code_ = -1, bits_ = 0;  // DLPack's
   int dims_ = 0;
   std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
 };

@@ -64,15 +64,4 @@ Matrix<T> matrix(const View& view) {
   return {static_cast<T*>(view.data()), view.stride(0)};
 }
 
-// A reversed direction is the same loop over a sequence that starts at its last step.
-template <class T>
-Sequence<T> sequence(const View& view, bool reverse) {
-  if (!view) return {};
-  T* data = static_cast<T*>(view.data());
-  if (view.dims() == 2) return {data, 0, view.stride(0)};  // packed
-  const index step = view.stride(0), row = view.stride(1);
-  if (reverse && view.size(0) > 0) return {data + (view.size(0) - 1) * step, -step, row};
-  return {data, step, row};
-}
-
 }  // namespace rnnfast

@@ -4,53 +4,62 @@ from typing import Any
 
 Memory = Any
 
-def forward(
-    cell: int,
-    reverse: bool,
-    threads: int,
-    batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
-    inputs: tuple[Memory | None, ...],  # x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
-    outputs: tuple[Memory | None, ...],  # y, h_n, c_n, saved
-    /,
-) -> None: ...
-def backward(
-    cell: int,
-    reverse: bool,
-    threads: int,
-    batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
-    inputs: tuple[Memory | None, ...],
-    y: Memory,
-    saved: Memory,
-    grad_outputs: tuple[Memory | None, ...],  # of y, h_n, c_n
-    grad_inputs: tuple[Memory | None, ...],  # of x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
-    accumulate_dx: bool,
-    /,
-) -> None: ...
-def infer(
-    types: tuple[type, ...],
-    cell: int,
-    layers: int,
-    directions: int,
-    bias: bool,
-    projected: bool,
-    batch_first: bool,
-    threads: int,
-    x: Memory,
-    h0: Memory | None,
-    c0: Memory | None,
-    weights: list[Any],
-    y: Memory,
-    h_n: Memory | None,
-    c_n: Memory | None,
-    /,
-) -> bool: ...
+class Stack:
+    """A stack of layers; csrc/stack.h says what each argument means."""
+
+    def __init__(
+        self,
+        cell: int,
+        layers: int,
+        directions: int,
+        single: bool,
+        reverse: bool,
+        bias: bool,
+        projected: bool,
+        batch_first: bool,
+        /,
+    ) -> None: ...
+    def forward(
+        self,
+        types: tuple[type, ...] | None,
+        threads: int,
+        batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
+        x: Memory,
+        h0: Memory | None,
+        c0: Memory | None,
+        weights: list[Any],
+        y: Memory,
+        h_n: Memory | None,
+        c_n: Memory | None,
+        saved: Memory | None,
+        /,
+    ) -> bool: ...
+    def backward(
+        self,
+        threads: int,
+        batch_sizes: Memory | None,
+        x: Memory,
+        h0: Memory | None,
+        c0: Memory | None,
+        weights: list[Any],
+        y: Memory,
+        saved: Memory,
+        dy: Memory | None,
+        dh_n: Memory | None,
+        dc_n: Memory | None,
+        dx: Memory | None,
+        dh0: Memory | None,
+        dc0: Memory | None,
+        dweights: list[Any],
+        /,
+    ) -> None: ...
+    def new_saved(self, float64: bool, rows: int, hidden: int, outputs: int, /) -> Block: ...
 
 class Block:
     """A buffer of uninitialised bytes."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-def new_saved(cell: int, float64: bool, rows: int, hidden: int, /) -> Block: ...
 def release_memory() -> None: ...
 def cells() -> list[str]: ...
 def isa() -> str: ...

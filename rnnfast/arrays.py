@@ -44,10 +44,10 @@ class Gradients(NamedTuple):
 
 
 class _Call(NamedTuple):
-    cell: int
-    reverse: bool
+    stack: _C.Stack
     threads: int
-    inputs: tuple[Array | None, ...]  # x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr
+    inputs: tuple[Array | None, ...]  # x, h0, c0
+    weights: list[Array | None]  # w_ih, w_hh, b_ih, b_hh, and w_hr where h is projected
     saved: Array
 
 
@@ -82,17 +82,17 @@ class Forward:
         """
         if self._call is None:
             raise RuntimeError("backward needs forward(..., save=True)")
-        cell, reverse, threads, inputs, saved = self._call
-        x, _, _, *weights = inputs
-        grads = Gradients(
-            np.empty_like(x, order="C"),
-            np.empty_like(self.h_n),
-            None if self.c_n is None else np.empty_like(self.c_n),
-            *(w if w is None else np.empty_like(w, order="C") for w in weights),  # type: ignore[arg-type]
+        stack, threads, inputs, weights, saved = self._call
+        x, h0, c0 = inputs
+        dx, dh_0 = np.empty_like(x, order="C"), np.empty_like(self.h_n)
+        dc_0 = None if self.c_n is None else np.empty_like(self.c_n)
+        dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
+        given = (_rows(dy), _rows(dh_n), _rows(dc_n))
+        stack.backward(
+            threads, None, x, h0, c0, weights, self.y, saved, *given, dx, dh_0, dc_0, dweights
         )
-        grad_outputs = (_rows(dy), _rows(dh_n), _rows(dc_n))
-        _C.backward(cell, reverse, threads, None, inputs, self.y, saved, grad_outputs, grads, False)
-        return grads
+        w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
+        return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]
 
 
 def _rows(a: Array | None) -> Array | None:
@@ -155,7 +155,8 @@ def forward(
     for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
         if required is None:
             raise TypeError(f"{name} must be an array, not None")
-    inputs = tuple(map(_rows, (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)))
+    inputs = (_rows(x), _rows(h0), _rows(c0))
+    weights = [_rows(w) for w in (w_ih, w_hh, b_ih, b_hh, *(() if w_hr is None else (w_hr,)))]
     x, w_hh = np.asarray(x), np.asarray(w_hh)
     dtype = x.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64):
@@ -170,14 +171,14 @@ def forward(
         raise ValueError(f"w_hr has shape {np.shape(w_hr)}; expected (R, H)")
     (steps, batch, _), outputs = x.shape, w_hh.shape[1]
     hidden = outputs if w_hr is None else np.shape(w_hr)[1]
-    number = CELLS.index(cell)
+    stack = _C.Stack(CELLS.index(cell), 1, 1, True, reverse, True, w_hr is not None, False)
     y = np.empty((steps, batch, outputs), dtype)
     h_n = np.empty((batch, outputs), dtype)
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:
-        memory = _C.new_saved(number, dtype == np.float64, steps * batch, hidden)
+        memory = stack.new_saved(dtype == np.float64, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), dtype)
-    _C.forward(number, reverse, threads, None, inputs, (y, h_n, c_n, saved))
-    call = None if saved is None else _Call(number, reverse, threads, inputs, saved)
+    stack.forward(None, threads, None, *inputs, weights, y, h_n, c_n, saved)
+    call = None if saved is None else _Call(stack, threads, inputs, weights, saved)
     return Forward(y, h_n, c_n, call)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, functional
+from . import checks, functional, ops
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -24,9 +24,11 @@ def _states(hx: Any, is_lstm: bool) -> Any:
     if hx is None:
         return None, None
     if not is_lstm:
-        return hx, None
-    fits = isinstance(hx, tuple | list) and len(hx) == 2
-    return hx if fits and hx[0] is not None and hx[1] is not None else None
+        return (hx, None) if type(hx) in checks.PLAIN_TYPES else None
+    if type(hx) not in (tuple, list) or len(hx) != 2:
+        return None
+    plain = type(hx[0]) in checks.PLAIN_TYPES and type(hx[1]) in checks.PLAIN_TYPES
+    return hx if plain else None
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -47,29 +49,29 @@ class _Recurrent(torch.nn.RNNBase):
         """
         if lengths is not None:
             return self._forward_padded(input, hx, lengths)
-        if not torch.is_grad_enabled() and type(input) is Tensor and checks.plain_call():
-            outputs = self._infer(input, hx)
+        if type(input) is Tensor and checks.plain_call():
+            outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
         self._update_flat_weights()
-        if not self._covers(input, hx):
-            return super().forward(input, hx)
-        return self._run(input, hx, fused=True)
+        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
+        return super().forward(input, hx) if outputs is None else outputs
 
-    def _infer(self, input: Tensor, hx: Any) -> Any:
-        """The whole module in one call, or None where that does not cover the call."""
-        drops = self.training and self.dropout > 0 and self.num_layers > 1
-        if input.dim() != 3 or input.size(2) != self.input_size or drops:
+    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
+        """The usual call, at the least cost; None, having done nothing, where it is another."""
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        if input.is_nested or dropout > 0 or input.dim() != 3 or input.size(2) != self.input_size:
             return None
         is_lstm = self.mode == "LSTM"
         pair = _states(hx, is_lstm)
         if pair is None:
             return None
-        parameters = self._parameters
-        weights = [parameters.get(name) for name in self._flat_weights_names]
-        if any(w is None for w in weights):  # computed at each access (a parametrization)
+        parameters = self._parameters  # attributes of a module cost ten times as much
+        try:
+            weights = [parameters[name] for name in self._flat_weights_names]
+        except KeyError:  # computed at each access (a parametrization)
             return None
-        outputs = functional.infer(
+        outputs = functional.recurrent(
             self._cell(),
             input,
             pair[0],
@@ -131,44 +133,43 @@ class _Recurrent(torch.nn.RNNBase):
         return checks.plain_tensors(data, (*states, *self._flat_weights))
 
     def _run(self, input: Any, hx: State, *, fused: bool) -> Any:
-        states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
+        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
+        batch_sizes = order = back = None
+        data, batched = input, True
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
-            h0, c0 = (s if s is None or order is None else s.index_select(1, order) for s in states)
-            y, h_n, c_n = self._stack(data, h0, c0, batch_sizes, fused)
-            if back is not None:
-                h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
-            y = PackedSequence(y, batch_sizes, order, back)
-        elif input.dim() == 3:
-            h0, c0 = states
-            y, h_n, c_n = self._stack(input, h0, c0, None, fused)
-        else:
-            batch_dim = 0 if self.batch_first else 1
-            h0, c0 = (s if s is None else s.unsqueeze(1) for s in states)
-            y, h_n, c_n = self._stack(input.unsqueeze(batch_dim), h0, c0, None, fused)
-            y = y.squeeze(batch_dim)
-            h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        return (y, (h_n, c_n)) if self.mode == "LSTM" else (y, h_n)
-
-    def _stack(
-        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_sizes: Tensor | None, fused: bool
-    ) -> tuple[Any, Any, Any]:
-        return functional.recurrent(
+        elif input.dim() == 2:
+            data, batched = input.unsqueeze(0 if self.batch_first else 1), False
+        h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
+        if not batched:
+            h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
+        if order is not None:
+            h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
+        outputs = functional.recurrent(
             self._cell(),
-            x,
-            h0,
-            c0,
-            self._flat_weights,  # type: ignore[arg-type]
+            *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
+            [ops.rows(w) for w in self._flat_weights],
             bias=self.bias,
             num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
+            dropout=self.dropout if self.training else 0.0,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             projected=self.proj_size > 0,
             batch_sizes=batch_sizes,
             fused=fused,
         )
+        if outputs is None:
+            return None
+        y: Any
+        y, h_n, c_n = outputs
+        if batch_sizes is not None:
+            if back is not None:
+                h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
+            y = PackedSequence(y, batch_sizes, order, back)
+        elif not batched:
+            y = y.squeeze(0 if self.batch_first else 1)
+            h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
+        return (y, (h_n, c_n)) if self.mode == "LSTM" else (y, h_n)
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -227,33 +228,33 @@ class _RecurrentCell(torch.nn.RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's ``forward``."""
-        if not torch.is_grad_enabled() and type(input) is Tensor and checks.plain_call():
-            outputs = self._infer(input, hx)
+        if type(input) is Tensor and checks.plain_call():
+            outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
-        if not self._covers(input, hx):
-            return super().forward(input, hx)
-        return self._run(input, hx, fused=True)
+        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
+        return super().forward(input, hx) if outputs is None else outputs
 
-    def _infer(self, input: Tensor, hx: Any) -> Any:
-        """The step in one call, or None where that does not cover the call."""
-        cell = self._cell()
-        is_lstm = cell == "lstm"
-        if input.dim() != 2 or input.size(1) != self.input_size or self.hidden_size < 1:
+    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
+        """The usual call, at the least cost; None, having done nothing, where it is another."""
+        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
             return None
-        pair = _states(hx, is_lstm)
+        if self.hidden_size < 1:
+            return None
+        cell, bias = self._cell(), self.bias
+        pair = _states(hx, cell == "lstm")
         if pair is None:
             return None
         parameters = self._parameters  # attributes of a module cost ten times as much
-        names = _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2]
-        weights = [parameters.get(name) for name in names]
-        if any(w is None for w in weights):  # computed at each access (a parametrization)
+        try:
+            weights = [parameters[name] for name in _CELL_WEIGHTS[: 4 if bias else 2]]
+        except KeyError:  # computed at each access (a parametrization)
             return None
-        outputs = functional.infer(cell, input, pair[0], pair[1], weights, bias=self.bias)
+        outputs = functional.recurrent(cell, input, pair[0], pair[1], weights, bias=bias)
         if outputs is None:
             return None
-        _, h1, c1 = outputs
-        return (h1, c1) if is_lstm else h1
+        h1, _, c1 = outputs
+        return h1 if c1 is None else (h1, c1)
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not isinstance(input, Tensor) or not checks.plain_call():
@@ -280,28 +281,21 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return [self.weight_ih, self.weight_hh]
 
     def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
+        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        h0, c0 = (
-            None if s is None else s.view(1, -1, self.hidden_size) if not batched else s[None]
-            for s in states
-        )
-        _, h_n, c_n = functional.recurrent(
+        x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
+        outputs = functional.recurrent(
             self._cell(),
-            input[None] if batched else input[None, None],
-            h0,
-            c0,
-            self._weights(),
+            *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
+            [ops.rows(w) for w in self._weights()],
             bias=self.bias,
-            num_layers=1,
-            dropout=0.0,
-            training=False,
-            bidirectional=False,
-            batch_first=False,
             fused=fused,
         )
-        h1, c1 = (None if s is None else s[0] if batched else s[0, 0] for s in (h_n, c_n))
-        return (h1, c1) if self._has_c else h1
+        if outputs is None:
+            return None
+        h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
+        return h1 if c1 is None else (h1, c1)
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):

@@ -1,7 +1,9 @@
-"""One direction of one layer on torch tensors: allocates what the kernels write, and calls them."""
+"""A stack of layers on torch tensors: allocates what the kernels write, and calls them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,28 +14,47 @@ from ._native import _C
 
 #: A cell's number in the extension's table, by name.
 CELLS: dict[str, int] = {name: number for number, name in enumerate(_C.cells())}
-_LSTM = CELLS["lstm"]
 
 
-class Inputs(NamedTuple):
-    """What one direction of one layer reads; what its backward writes gradients of."""
+class Spec(NamedTuple):
+    """What a stack of layers is, beside its tensors; csrc/stack.h has their shapes."""
 
-    x: Tensor | None  # [T, B, I]
-    h0: Tensor | None  # [B, R]; None means zeros; R is H unless h is projected
-    c0: Tensor | None  # [B, H]
-    w_ih: Tensor | None  # [G * H, I]
-    w_hh: Tensor | None  # [G * H, R]
-    b_ih: Tensor | None  # [G * H]; None means zeros
-    b_hh: Tensor | None
-    w_hr: Tensor | None  # [R, H]; None means no projection
+    cell: str
+    layers: int
+    directions: int
+    bias: bool
+    projected: bool
+    batch_first: bool
+
+    @property
+    def weights_each(self) -> int:
+        """How many weights one direction of one layer has."""
+        return (4 if self.bias else 2) + self.projected
+
+    def weights(self, flat: Sequence[Any], number: int) -> tuple[Any, Any, Any, Any, Any]:
+        """w_ih, w_hh, b_ih, b_hh and w_hr of one direction of one layer, or None in their place."""
+        w = flat[number * self.weights_each : (number + 1) * self.weights_each]
+        return w[0], w[1], *(w[2:4] if self.bias else (None, None)), w[-1] if self.projected else None
+
+    def widths(self, flat: Sequence[Tensor]) -> tuple[int, int]:
+        """Of h and of the cell: R and H, which are the same unless h is projected."""
+        outputs = flat[1].size(-1)
+        return outputs, flat[self.weights_each - 1].size(-1) if self.projected else outputs
 
 
 class Outputs(NamedTuple):
-    """What it writes. In a gradient None means zeros."""
+    """What a stack returns."""
 
-    y: Tensor | None  # [T, B, R]
-    h_n: Tensor | None  # [B, R]
-    c_n: Tensor | None  # [B, H]
+    y: Tensor
+    h_n: Tensor | None  # None for a step, whose y it is
+    c_n: Tensor | None
+
+
+@cache
+def _stack(
+    cell: str, layers: int, directions: int, bias: bool, projected: bool, batch_first: bool
+) -> Any:
+    return _C.Stack(CELLS[cell], layers, directions, False, False, bias, projected, batch_first)
 
 
 def rows(t: Tensor | None) -> Tensor | None:
@@ -45,11 +66,10 @@ def rows(t: Tensor | None) -> Tensor | None:
     return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
-def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
-    """Uninitialised memory for what backward needs of one direction."""
-    count = x.size(0) if x.dim() == 2 else x.size(0) * x.size(1)
+def new_saved(spec: Spec, x: Tensor, count: int, hidden: int, outputs: int) -> Tensor:
+    """Uninitialised memory for what backward needs of ``count`` rows of ``x``."""
     try:
-        memory = _C.new_saved(cell, x.dtype == torch.float64, count, hidden)
+        memory = _stack(*spec).new_saved(x.dtype == torch.float64, count, hidden, outputs)
     except MemoryError:  # torch raises RuntimeError, and programs that try a smaller batch catch that
         raise RuntimeError(
             f"can't allocate memory: what backward needs of {count} rows of {hidden} hidden units"
@@ -58,94 +78,90 @@ def new_saved(cell: int, x: Tensor, hidden: int) -> Tensor:
 
 
 def forward(
-    cell: int,
-    reverse: bool,
+    spec: Spec,
     batch_sizes: Tensor | None,
-    inputs: Inputs,
-    outputs: Outputs,
-    saved: Tensor | None,
-) -> None:
-    """Run one direction of one layer; ``outputs`` and ``saved`` are written.
-
-    With ``batch_sizes`` sequences are packed: ``[sum of batch_sizes, features]``.
-    """
-    threads = torch.get_num_threads()
-    read = tuple(map(rows, inputs))
-    try:
-        _C.forward(cell, reverse, threads, batch_sizes, read, (*outputs, saved))
-    except ValueError as error:  # weights of another shape: torch raises RuntimeError
-        raise RuntimeError(str(error)) from None
-
-
-def backward(
-    cell: int,
-    reverse: bool,
-    batch_sizes: Tensor | None,
-    inputs: Inputs,
-    y: Tensor,
-    saved: Tensor,
-    grad_outputs: Outputs,
-    grad_inputs: Inputs,
-    accumulate_dx: bool,
-) -> None:
-    """Write the gradients in ``grad_inputs`` that are not None; ``x``'s is added to on request."""
-    _C.backward(
-        cell,
-        reverse,
-        torch.get_num_threads(),
-        batch_sizes,
-        tuple(map(rows, inputs)),
-        y,
-        saved,
-        tuple(map(rows, grad_outputs)),
-        grad_inputs,
-        accumulate_dx,
-    )
-
-
-def infer(
-    cell: int,
-    layers: int,
-    directions: int,
-    bias: bool,
-    projected: bool,
-    batch_first: bool,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Any],
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """A whole stack ``[T, B, I]``, or one step of one layer ``[B, I]``, without gradients, in one call.
+    *,
+    save: bool,
+) -> tuple[Outputs, Tensor | None] | None:
+    """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
-    Returns ``y``, ``h_n`` (``y`` itself for a step) and ``c_n``; None, having done nothing, where an
-    argument is not what the kernels take. ``weights`` is flat, in torch's order.
+    ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed with ``batch_sizes``, or
+    ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. The second result is what
+    backward needs, where ``save`` asks for it.
     """
-    # Written out: at this size of call a loop over a helper costs as much as the kernel.
-    if x.is_neg() or x._is_zerotensor():
+    # Written out: at the size of a small call a loop over a helper costs as much as the kernel, and
+    # new_empty takes half as long with plain numbers as with a tuple.
+    cell, layers, directions, bias, projected, batch_first = spec
+    if cell not in CELLS or x.is_neg() or x._is_zerotensor():
         return None
     for state in (h0, c0):
-        if state is not None and (
-            type(state) not in checks.PLAIN_TYPES or state.is_neg() or state._is_zerotensor()
-        ):
+        if state is not None and (state.is_neg() or state._is_zerotensor()):
             return None
     for weight in weights:
-        if weight.is_neg():
+        if weight is None or weight.is_neg():
             return None
-    outputs = weights[1].shape[-1]
-    hidden = weights[4 if bias else 2].shape[-1] if projected else outputs
-    shape = x.shape
-    if len(shape) == 2:
-        y = x.new_empty((shape[0], outputs))
-        h_n, c_n = None, torch.empty_like(y) if cell == _LSTM else None
+    outputs = hidden = weights[1].shape[-1]
+    if projected:
+        hidden = weights[4 if bias else 2].shape[-1]
+    shape, is_lstm = x.shape, cell == "lstm"
+    h_n: Tensor | None = None
+    if len(shape) == 2 and batch_sizes is None:
+        count = batch = shape[0]
+        y = x.new_empty(batch, outputs)
+        c_n = x.new_empty(batch, hidden) if is_lstm else None
     else:
-        y = x.new_empty((shape[0], shape[1], directions * outputs))
-        number, batch = layers * directions, shape[0 if batch_first else 1]
-        h_n = x.new_empty((number, batch, outputs))
-        c_n = x.new_empty((number, batch, hidden)) if cell == _LSTM else None
+        if batch_sizes is None:
+            count, batch = shape[0] * shape[1], shape[0 if batch_first else 1]
+            y = x.new_empty(shape[0], shape[1], directions * outputs)
+        else:
+            count, batch = shape[0], int(batch_sizes[0])
+            y = x.new_empty(count, directions * outputs)
+        number = layers * directions
+        h_n = x.new_empty(number, batch, outputs)
+        c_n = x.new_empty(number, batch, hidden) if is_lstm else None
+    saved = new_saved(spec, x, count, hidden, outputs) if save else None
     threads = torch.get_num_threads()
-    if not _C.infer(
-        *(checks.PLAIN_TYPES, cell, layers, directions, bias, projected, batch_first, threads),
-        *(x, h0, c0, weights, y, h_n, c_n),
-    ):
-        return None
-    return y, y if h_n is None else h_n, c_n
+    given = (checks.PLAIN_TYPES, threads, batch_sizes, x, h0, c0, weights, y, h_n, c_n, saved)
+    try:
+        if not _stack(*spec).forward(*given):
+            return None
+    except ValueError as error:  # weights of another shape: torch raises RuntimeError
+        raise RuntimeError(str(error)) from None
+    return Outputs(y, h_n, c_n), saved
+
+
+def backward(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    inputs: tuple[Tensor | None, ...],
+    y: Tensor,
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of those ``inputs``, ``(x, h0, c0, *weights)``, that are ``wanted``; others None.
+
+    ``grads`` are those of y, h_n and c_n; None means zeros.
+    """
+    found = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if wants and t is not None else None
+        for t, wants in zip(inputs, wanted, strict=True)
+    ]
+    dy, dh_n, dc_n = map(rows, grads)
+    stack, threads = _stack(*spec), torch.get_num_threads()
+    written = (*found[:3], found[3:])
+
+    def run(x: Any, h0: Any, c0: Any, *weights: Any) -> None:
+        stack.backward(
+            *(threads, batch_sizes, x, h0, c0, list(weights), y, saved, dy, dh_n, dc_n, *written)
+        )
+
+    try:
+        run(*inputs)
+    except ValueError:  # a hook on saved tensors may have returned others, not contiguous
+        run(*map(rows, inputs))
+    return found

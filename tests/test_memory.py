@@ -21,10 +21,14 @@ def _empty():
     _C.release_memory()
 
 
+def stack(cell: str) -> _C.Stack:
+    return _C.Stack(ops.CELLS[cell], 1, 1, True, False, True, False, False)
+
+
 def memory(mib: int) -> np.ndarray:
     """Of about this size: one slot of rnn_tanh's 16 units for each row."""
     rows = mib * MIB // 64
-    return np.frombuffer(_C.new_saved(ops.CELLS["rnn_tanh"], False, rows, 16), np.uint8)
+    return np.frombuffer(stack("rnn_tanh").new_saved(False, rows, 16, 16), np.uint8)
 
 
 def resident() -> int:
@@ -77,15 +81,15 @@ def test_training_steps_recycle_and_overlapping_graphs_do_not():
 def test_bad_sizes():
     for rows, hidden in ((-1, 4), (4, -1), (1 << 60, 1 << 20), (4, 1 << 50)):
         with pytest.raises(ValueError, match="out of range"):
-            _C.new_saved(ops.CELLS["gru"], False, rows, hidden)
+            stack("gru").new_saved(False, rows, hidden, hidden)
     with pytest.raises(MemoryError):
-        _C.new_saved(ops.CELLS["gru"], False, 1 << 50, 16)
+        stack("gru").new_saved(False, 1 << 50, 16, 16)
 
 
 def test_out_of_memory_is_the_error_that_torch_raises():
-    x = torch.empty(1, 5).expand(1 << 40, 5)
+    spec = ops.Spec("lstm", 1, 1, True, False, False)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        ops.new_saved(ops.CELLS["lstm"], x, 64)
+        ops.new_saved(spec, torch.empty(1, 5), 1 << 40, 64, 64)
 
 
 PEAK = """

@@ -94,17 +94,39 @@ def test_an_endless_empty_batch_takes_no_time():
     assert y.shape == (2**33, 0, 4)
 
 
-def arguments(gates=4, hidden=5):
-    w_ih, w_hh = np.zeros((gates * hidden, 4)), np.zeros((gates * hidden, hidden))
-    outputs = (np.zeros((3, 2, hidden)), None, None, None)
-    return (np.zeros((3, 2, 4)), None, None, w_ih, w_hh, None, None, None), outputs
+def call(cell=2, batch_sizes=None, x=None, y=None, **shape):
+    """One layer through the extension itself: an LSTM, unless `cell` says otherwise."""
+    description = {"layers": 1, "directions": 1, "single": False, "reverse": False, "bias": False}
+    description |= shape
+    stack = _C.Stack(cell, *description.values(), False, False)
+    weights = [np.zeros((20, 4)), np.zeros((20, 5))]
+    x = np.zeros((3, 2, 4)) if x is None else x
+    y = np.zeros((3, 2, 5)) if y is None else y
+    return stack.forward(None, 1, batch_sizes, x, None, None, weights, y, None, None, None)
 
 
 @pytest.mark.parametrize("cell", [-1, 5, 99, 2**31 - 1])
 def test_cells_that_are_not_there(cell):
-    inputs, outputs = arguments()
+    assert call()
     with pytest.raises(ValueError, match="cell"):
-        _C.forward(cell, False, 1, None, inputs, outputs)
+        call(cell)
+
+
+SHAPES = [{"layers": 0}, {"layers": -1}, {"directions": 0}, {"directions": 3}, {"layers": 2**30}]
+
+
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, {"directions": 2, "reverse": True}, {"layers": 2, "single": True}], ids=str
+)
+def test_stacks_that_cannot_be(shape):
+    with pytest.raises(ValueError, match=r"layers|directions"):
+        call(**shape)
+
+
+@pytest.mark.parametrize("shape", [{"layers": 2}, {"directions": 2}, {"bias": True}], ids=str)
+def test_weights_that_are_too_few(shape):
+    with pytest.raises(ValueError, match=r"has \d weights; got 2"):
+        call(**shape)
 
 
 def test_more_threads_than_there_can_be():
@@ -118,26 +140,10 @@ def test_more_threads_than_there_can_be():
 
 @pytest.mark.parametrize("sizes", [[2**62] * 4, [2, 3], [2, 0], [-1], []])
 def test_batch_sizes_that_make_no_sense(sizes):
-    inputs, outputs = arguments()
-    packed = (np.empty((0, 4)), *inputs[1:]), (np.empty((0, 5)), *outputs[1:])
     with pytest.raises(ValueError, match="batch_sizes"):
-        _C.forward(2, False, 1, np.array(sizes, np.int64), *packed)
+        call(2, np.array(sizes, np.int64), np.empty((0, 4)), np.empty((0, 5)))
 
 
 def test_items_without_size():
-    inputs, outputs = arguments()
     with pytest.raises((ValueError, TypeError)):
-        _C.forward(2, False, 1, None, (np.zeros((3, 2, 4), np.dtype([])), *inputs[1:]), outputs)
-
-
-@pytest.mark.parametrize("lengths", [[4, 1], [1.5, 2.0]])
-def test_lengths_that_do_not_fit(lengths):
-    with pytest.raises((ValueError, TypeError), match="lengths"):
-        rnnfast.GRU(3, 4)(torch.ones(3, 2, 3), lengths=lengths)
-
-
-def test_restore_refuses_what_was_parametrized_since():
-    model = rnnfast.accelerate(nn.Sequential(nn.GRU(3, 4)), report=None)
-    nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
-    with pytest.raises(ValueError, match="parametrized"):
-        rnnfast.restore(model)
+        call(x=np.zeros((3, 2, 4), np.dtype([])))

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <thread>
 
 #include "crowd.h"
@@ -70,21 +71,42 @@ void run_where_openmp_works(Region region) {
     region();
 }
 
+// How the directions of a layer run: side by side, each with a plan of its own, or one after the other
+// with the first plan.
+struct Plans {
+  Plan of[2];
+  bool together;
+};
+
+// Calls work(direction, team) on every thread of the team of `direction`, or where `plans.together` on
+// those of both directions' teams.
 template <class Work>
-void run_team(const Plan& plan, Work work) {
-  Barrier barrier[barriers]{};
-  if (plan.threads == 1) {
-    work(Team{0, 1, plan.split, barrier});
+void run_teams(const Plans& plans, int direction, Work work) {
+  Barrier barrier[2][barriers]{};
+  const Plan &first = plans.of[plans.together ? 0 : direction], &second = plans.of[1];
+  const int threads = first.threads + (plans.together ? second.threads : 0);
+  if (threads == 1) {
+    work(direction, Team{0, 1, first.split, barrier[0]});
     return;
   }
-  Crowd::Call call(plan.seconds > 50e-6);
+  Crowd::Call call(first.seconds > 50e-6);
   int size = 1;  // OpenMP may give fewer than were asked for
   run_where_openmp_works([&] {
-#pragma omp parallel num_threads(plan.threads)
+#pragma omp parallel num_threads(threads)
     {
       const Crowd::Share share(call);
-      if (omp_get_thread_num() == 0) size = omp_get_num_threads();
-      work(Team{omp_get_thread_num(), omp_get_num_threads(), plan.split, barrier});
+      const int rank = omp_get_thread_num(), there = omp_get_num_threads();
+      if (rank == 0) size = there;
+      if (!plans.together) {
+        work(direction, Team{rank, there, first.split, barrier[0]});
+      } else if (there < threads) {
+        work(0, Team{rank, there, first.split, barrier[0]});
+        work(1, Team{rank, there, second.split, barrier[1]});
+      } else if (rank < first.threads) {
+        work(0, Team{rank, first.threads, first.split, barrier[0]});
+      } else {
+        work(1, Team{rank - first.threads, second.threads, second.split, barrier[1]});
+      }
     }
   });
   // Threads beyond the processors keep each other off.
@@ -92,8 +114,6 @@ void run_team(const Plan& plan, Work work) {
 }
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
-
-std::size_t bytes_of(index size) { return static_cast<std::size_t>(size); }
 
 // More threads than some multiple of the processors are never of use; far more cannot be started. To
 // count the processors is a system call, and there is at least one.
@@ -104,9 +124,50 @@ int startable(int threads) {
 template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
-  threads = crowd.limit(startable(threads));
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, layer.outputs, info.weight_blocks,
               info.stages + (layer.w_hr.data ? 1 : 0), sizeof(T), std::max(1, threads));
+}
+
+template <class T>
+Plans plans_of(int cell, const Layer<T>* layers, int directions, int threads) {
+  threads = std::max(1, crowd.limit(startable(threads)));
+  const Plan whole = plan_of(cell, layers[0], threads);
+  if (directions == 2 && threads > 1) {
+    const Plan half = plan_of(cell, layers[0], threads / 2);
+    constexpr double worth = 0.95;  // one after the other they share what the caches hold
+    if (half.seconds < worth * 2 * whole.seconds)
+      return {{half, plan_of(cell, layers[1], threads - threads / 2)}, true};
+  }
+  return {{whole, whole}, false};
+}
+
+// Calls work(direction, team, scratch) for all directions; bytes(direction) is what it needs.
+template <class Bytes, class Work>
+void run_directions(const Plans& plans, int directions, Bytes bytes, Work work) {
+  const std::size_t need[2] = {static_cast<std::size_t>(bytes(0)),
+                               static_cast<std::size_t>(bytes(directions - 1))};
+  if (plans.together) {
+    const Memory first(need[0], scratch_waste), second(need[1], scratch_waste);
+    run_teams(plans, 0,
+              [&](int d, const Team& team) { work(d, team, (d == 0 ? first : second).data()); });
+  } else {
+    const Memory scratch(std::max(need[0], need[1]), scratch_waste);
+    for (int direction = 0; direction < directions; ++direction)
+      run_teams(plans, direction, [&](int d, const Team& team) { work(d, team, scratch.data()); });
+  }
+}
+
+// to += from, the gradients of x that a direction of the layer found.
+template <class T>
+void add(const Layer<T>& layer, Sequence<T> to, const T* from) {
+  const bool packed = layer.packed.count != nullptr;
+  const index steps = packed ? 1 : layer.steps;
+  const index rows = packed ? layer.packed.before[layer.steps] : layer.batch;
+  for (index t = 0; t < steps; ++t)
+    for (index b = 0; b < rows; ++b, from += layer.inputs) {
+      T* row = to.data + t * to.step + b * to.row;
+      for (index k = 0; k < layer.inputs; ++k) row[k] += from[k];
+    }
 }
 
 }  // namespace
@@ -114,25 +175,43 @@ Plan plan_of(int cell, const Layer<T>& layer, int threads) {
 int max_threads() { return omp_get_max_threads(); }
 
 template <class T>
-void run_forward(int cell, const Layer<T>& layer, int threads) {
+void run_forward(int cell, const Layer<T>* layers, int directions, int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Memory scratch(bytes_of(kernel.forward_scratch(layer)), scratch_waste);
-  run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.forward(layer, team, scratch.data()); });
+  run_directions(
+      plans_of(cell, layers, directions, threads), directions,
+      [&](int d) { return kernel.forward_scratch(layers[d]); },
+      [&](int d, const Team& team, void* scratch) { kernel.forward(layers[d], team, scratch); });
 }
 
 template <class T>
-void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads) {
+void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, int directions,
+                  int threads) {
   const CellKernels<T>& kernel = kernels().of<T>(cell);
-  const Memory scratch(bytes_of(kernel.backward_scratch(layer, grads)), scratch_waste);
-  run_team(plan_of(cell, layer, threads),
-           [&](const Team& team) { kernel.backward(layer, grads, team, scratch.data()); });
+  const Plans plans = plans_of(cell, layers, directions, threads);
+  const Layer<T>& layer = layers[directions - 1];
+  Gradients<T> own[2] = {grads[0], grads[directions - 1]};
+  std::optional<Memory> apart;  // the second direction's gradient of x
+  if (directions == 2 && own[1].x.data) {
+    own[1].x_accumulate = !plans.together;
+    if (plans.together) {
+      const index rows =
+          layer.packed.count ? layer.packed.before[layer.steps] : layer.steps * layer.batch;
+      apart.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
+      own[1].x = {static_cast<T*>(apart->data()), layer.batch * layer.inputs, layer.inputs};
+    }
+  }
+  run_directions(
+      plans, directions, [&](int d) { return kernel.backward_scratch(layers[d], own[d]); },
+      [&](int d, const Team& team, void* scratch) {
+        kernel.backward(layers[d], own[d], team, scratch);
+      });
+  if (apart) add(layer, grads[1].x, static_cast<const T*>(apart->data()));
 }
 
-template void run_forward(int, const Layer<float>&, int);
-template void run_forward(int, const Layer<double>&, int);
-template void run_backward(int, const Layer<float>&, const Gradients<float>&, int);
-template void run_backward(int, const Layer<double>&, const Gradients<double>&, int);
+template void run_forward(int, const Layer<float>*, int, int);
+template void run_forward(int, const Layer<double>*, int, int);
+template void run_backward(int, const Layer<float>*, const Gradients<float>*, int, int);
+template void run_backward(int, const Layer<double>*, const Gradients<double>*, int, int);
 
 double peak_flops(bool float64, int threads, double seconds) {
   threads = startable(threads);

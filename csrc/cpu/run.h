@@ -1,4 +1,4 @@
-// Runs a layer: chooses the threads and the partition, and has the scratch memory.
+// Runs the directions of a layer: chooses the threads and the partition, and has the scratch memory.
 #pragma once
 
 #include "../layer.h"
@@ -7,11 +7,15 @@ namespace rnnfast {
 
 int max_threads();
 
-// Throw std::bad_alloc before anything is written. `threads` is what the call may use at most.
+// `layers` are the one or two directions of one layer, of the same sizes; they may run side by side,
+// each with half of the threads. Throw std::bad_alloc before anything is written. `threads` is what the
+// call may use at most.
 template <class T>
-void run_forward(int cell, const Layer<T>& layer, int threads);
+void run_forward(int cell, const Layer<T>* layers, int directions, int threads);
+// The gradient of x is the sum over the directions.
 template <class T>
-void run_backward(int cell, const Layer<T>& layer, const Gradients<T>& grads, int threads);
+void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, int directions,
+                  int threads);
 
 // Operations per second of `threads` threads together, measured for about `seconds`.
 double peak_flops(bool float64, int threads, double seconds);
