@@ -144,16 +144,16 @@ class BackwardLoop {
     const Range rows = present(part.rows, state_.count(t));
     if (is_projected()) {
       output_gradients(t, row, rows, part.outputs);
-      product(p_ + row * L, rows_ * L, outputs_, Plain::all, panels_.projection, rows, part.blocks, dq_,
-              true);
+      product(p_ + row * L, rows_ * L, outputs_, Plain::all, panels_.projection, t, rows, part.blocks,
+              dq_, true);
     }
     apply_all<last>(t, row, rows, part.blocks);
     if constexpr (last > 0) {
-      gate_product<last>(row, rows, part.blocks, dq_, true);
+      gate_product<last>(t, row, rows, part.blocks, dq_, true);
       apply_all<last - 1>(t, row, rows, part.blocks);
       static_assert(last <= 1);
     }
-    if (t > 0 || grads_.h0.data) gate_product<0>(row, rows, part.outputs, dh_, is_projected());
+    if (t > 0 || grads_.h0.data) gate_product<0>(t, row, rows, part.outputs, dh_, is_projected());
   }
 
   // The gradients of the step's projected outputs.
@@ -258,29 +258,30 @@ class BackwardLoop {
 
   // The gradients of stage s's gates times its weights.
   template <int s>
-  void gate_product(index first, Range rows, Range blocks, T* to, bool from_zero) {
-    product(d(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s], panels_.stage[s], rows,
-            blocks, to, from_zero);
+  void gate_product(index t, index first, Range rows, Range blocks, T* to, bool from_zero) {
+    product(d(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s], panels_.stage[s], t,
+            rows, blocks, to, from_zero);
   }
 
   // to = or += gradients times weights. The gradients: `count` blocks, block_stride apart, of rows of
   // as many slots as a row has.
-  void product(const T* from, index block_stride, index count, Window window, const T* weights,
+  void product(const T* from, index block_stride, index count, Window window, const T* weights, index t,
                Range rows, Range blocks, T* to, bool from_zero) {
     if (team_.split == Split::units) wait(team_);
     const index row_size = block_stride / rows_;
     const index panel = panels_.size(count, window.width());
     const Extent extent{{count, block_stride, window.width() * L, 1}, panel, L, layer_.batch * L, 0};
-    for_each_tile<T, 1>(rows.size(), blocks, [&](index row, int R, index block, int, auto tile) {
-      const T* a[accumulators];
-      T* c[accumulators];
-      for (int r = 0; r < R; ++r) {
-        const index b = rows.begin + row + r;
-        a[r] = from + b * row_size + window.begin * L;
-        c[r] = to + (block * layer_.batch + b) * L;
-      }
-      tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
-    });
+    for_each_tile<T, 1>(
+        rows.size(), blocks, t % 2 == 1, [&](index row, int R, index block, int, auto tile) {
+          const T* a[accumulators];
+          T* c[accumulators];
+          for (int r = 0; r < R; ++r) {
+            const index b = rows.begin + row + r;
+            a[r] = from + b * row_size + window.begin * L;
+            c[r] = to + (block * layer_.batch + b) * L;
+          }
+          tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
+        });
   }
 
   void input_gradients(Range steps, index all_rows) {
@@ -288,25 +289,26 @@ class BackwardLoop {
     const index panel = panels_.size(blocks_, Cell::input.width());
     const Extent extent{{blocks_, rows_ * Cell::gates * L, Cell::input.width() * L, 1}, panel, L, L, 0};
     const Range columns{0, blocks_of<T>(layer_.inputs)};
-    for_each_tile<T, 1>(rows.size(), columns, [&](index row, int R, index block, int N, auto tile) {
-      const T* a[accumulators];
-      T* c[accumulators];
-      alignas(64) T result[accumulators * L];
-      for (int r = 0; r < R; ++r) {
-        a[r] = d(0, rows.begin + row + r) + Cell::input.begin * L;
-        c[r] = result + r * N * L;
-      }
-      tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
-      for (int r = 0; r < R; ++r) {
-        T* to = input_gradient_row(steps, rows.begin + row + r) + block * L;
-        for (int n = 0; n < N; ++n, to += L) {
-          const index count = layer_.inputs - (block + n) * L;
-          Vector<T> v = load(c[r] + n * L);
-          if (grads_.x_accumulate) v += load_some(static_cast<const T*>(to), count);
-          store_some(to, v, count);
-        }
-      }
-    });
+    for_each_tile<T, 1>(rows.size(), columns, false,
+                        [&](index row, int R, index block, int N, auto tile) {
+                          const T* a[accumulators];
+                          T* c[accumulators];
+                          alignas(64) T result[accumulators * L];
+                          for (int r = 0; r < R; ++r) {
+                            a[r] = d(0, rows.begin + row + r) + Cell::input.begin * L;
+                            c[r] = result + r * N * L;
+                          }
+                          tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
+                          for (int r = 0; r < R; ++r) {
+                            T* to = input_gradient_row(steps, rows.begin + row + r) + block * L;
+                            for (int n = 0; n < N; ++n, to += L) {
+                              const index count = layer_.inputs - (block + n) * L;
+                              Vector<T> v = load(c[r] + n * L);
+                              if (grads_.x_accumulate) v += load_some(static_cast<const T*>(to), count);
+                              store_some(to, v, count);
+                            }
+                          }
+                        });
   }
 
   T* input_gradient_row(Range steps, index row) const {
@@ -407,7 +409,7 @@ class BackwardLoop {
     const index sums = depth.inner > slice ? depth.outer : 1;
     const Depth each{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
     const Extent extent{each, panels.panel, panels.step, features * P * L, 0};
-    for_each_tile<T, P>(own.size(), blocks, [&](index row, int R, index block, int, auto tile) {
+    for_each_tile<T, P>(own.size(), blocks, false, [&](index row, int R, index block, int, auto tile) {
       const T* a[accumulators];
       T* c[accumulators];
       for (int r = 0; r < R; ++r) {

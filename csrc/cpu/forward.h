@@ -148,12 +148,12 @@ class Forward {
     }
   }
 
-  // Calls f(first row, rows, first block, blocks, tile) for tiles that cover the rows and the blocks; a
-  // tile is called as those of gemm.h.
+  // Calls f(first row, rows, first block, blocks, tile) for tiles that cover the rows and the blocks,
+  // as for_each_tile does; a tile is called as those of gemm.h.
   template <class Of, int P, class F>
-  static void for_tiles(const Product<T>& product, index rows, Range blocks, F f) {
+  static void for_tiles(const Product<T>& product, index rows, Range blocks, bool descending, F f) {
     if (product.use != Use::unpacked) {
-      for_each_tile<T, P>(rows, blocks,
+      for_each_tile<T, P>(rows, blocks, descending,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
                             f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0});
                           });
@@ -188,7 +188,7 @@ class Forward {
       T* slots[group];
       index rows = 0;
       const auto project = [&] {
-        for_tiles<Cell, P>(input_, rows, blocks,
+        for_tiles<Cell, P>(input_, rows, blocks, false,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                              T* c[accumulators];
                              for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
@@ -236,7 +236,7 @@ class Forward {
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
       for_panels<Cell, P>(stage_[s], part.blocks, [&](Range blocks, const T* panels) {
-        for_tiles<Cell, P>(stage_[s], rows, blocks,
+        for_tiles<Cell, P>(stage_[s], rows, blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                              T* c[accumulators];
                              for (int r = 0; r < R; ++r)
@@ -299,7 +299,7 @@ class Forward {
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = operand_ + (first + r) * blocks_ * L;
       for_panels<Plain, 1>(projection_, part.outputs, [&](Range blocks, const T* panels) {
-        for_tiles<Plain, 1>(projection_, rows, blocks,
+        for_tiles<Plain, 1>(projection_, rows, blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
                               T* c[accumulators];
                               alignas(64) T result[accumulators * L];

@@ -131,21 +131,26 @@ TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
 
 // Calls f(first row, rows, first panel, panels, tile function) for tiles that cover `rows` rows and the
 // panels in `panels`; all rows of a group of panels before the next group. The rows are shared evenly
-// among the tiles of a group.
+// among the tiles of a group. Where every step reads the same panels, `descending` in turn: what the
+// step before read last is still in the cache, of panels too large for it.
 template <class T, int P, class F>
-RNNFAST_INLINE void for_each_tile(index rows, Range panels, F f) {
+RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f) {
   if (rows <= 0) return;
-  for (index panel = panels.begin; panel < panels.end;) {
-    const index left = panels.end - panel;
+  while (panels.size() > 0) {
+    const index left = panels.size();
     auto group = [&]<int N>(std::integral_constant<int, N>) {
       constexpr int most = most_rows<P, N>;
       const index tiles = (rows + most - 1) / most;
+      const index panel = descending ? panels.end - N : panels.begin;
       for (index i = 0; i < tiles; ++i) {
         const index begin = rows * i / tiles;
         const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
         f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
       }
-      panel += N;
+      if (descending)
+        panels.end -= N;
+      else
+        panels.begin += N;
     };
     if constexpr (P == 1) {
       if (left >= 4)

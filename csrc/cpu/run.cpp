@@ -30,7 +30,8 @@ Crowd crowd;
 Plan plan(index steps, index batch, index inputs, index hidden, index outputs, int weight_blocks,
           int products, index item, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
-  constexpr double l2_bytes = 800e3, l2_rate = 200e9, l3_rate = 60e9;
+  constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
+  constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
   constexpr double pack_rate = 40e9, barrier = 0.3e-6, region = 5e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
@@ -42,9 +43,10 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
     const double arithmetic = flops * static_cast<double>(item) / peak_bytes;
     const double bytes =
         gates * units * (static_cast<double>(outputs) + projection) * static_cast<double>(item);
+    const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
     // Reading the weights hides behind the arithmetic until they come from far.
     const double step = bytes < near_bytes
-                            ? std::max(arithmetic, bytes / (bytes < l2_bytes ? l2_rate : l3_rate))
+                            ? std::max(arithmetic, bytes / rate)
                             : arithmetic + bytes / (bytes < far_bytes ? near_rate : far_rate);
     return static_cast<double>(steps) * (step + barriers * barrier);
   };
