@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-suite clean
 
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench
+
+# With ONNX Runtime and JAX beside torch.nn, which `rnnfast bench` then shows too.
+bench-suite: $(VENV)/peers
+	$(BIN)/pytest benchmarks
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check
@@ -34,6 +38,10 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group build --group test
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed

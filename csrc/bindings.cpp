@@ -49,7 +49,10 @@ PYBIND11_MODULE(_C, m) {
                            static_cast<py::ssize_t>(memory.size()));
   });
   py::class_<Stack>(m, "Stack")
-      .def(py::init<int, int, int, bool, bool, bool, bool, bool>())
+      .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
+                       bool projected, bool batch_first) {
+        return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first});
+      }))
       .def("forward", &Stack::forward)
       .def("backward", &Stack::backward)
       .def("new_saved", &Stack::new_saved);

@@ -18,11 +18,16 @@ namespace rnnfast {
 // torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where there is `bias`,
 // then w_hr where h is `projected`. A state or bias that is None means zeros (an input) or is not
 // wanted (an output).
+struct Description {
+  int cell, layers, directions;
+  bool single;
+  bool reverse;  // the only direction runs from the last step to the first
+  bool bias, projected, batch_first;
+};
+
 class Stack {
  public:
-  // `reverse`: the only direction runs from the last step to the first.
-  Stack(int cell, int layers, int directions, bool single, bool reverse, bool bias, bool projected,
-        bool batch_first);
+  explicit Stack(const Description& description);
 
   // With `types`, returns false with nothing written where x, a state or a weight is not of one of
   // these exact types, or has not the memory that kernels read, or where x or a state has not the
@@ -46,10 +51,7 @@ class Stack {
   std::unique_ptr<Memory> new_saved(bool float64, index rows, index hidden, index outputs) const;
 
  private:
-  friend struct Call;
-
-  int cell_, layers_, directions_;
-  bool single_, reverse_, bias_, projected_, batch_first_;
+  const Description description_;
 };
 
 }  // namespace rnnfast

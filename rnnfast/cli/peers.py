@@ -122,3 +122,7 @@ def onnx_model(case: Case, given: Problem) -> bytes:
 PEERS: dict[str, Peer] = {"rnnfast": module_peer(rnnfast), "torch.nn": module_peer(nn)}
 if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     PEERS["ONNX Runtime"] = onnxruntime_peer
+if importlib.util.find_spec("jax"):
+    from rnnfast.cli import jax_peer
+
+    PEERS["JAX"] = jax_peer.prepare
