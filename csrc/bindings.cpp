@@ -48,12 +48,14 @@ PYBIND11_MODULE(_C, m) {
     return py::buffer_info(static_cast<unsigned char*>(memory.data()),
                            static_cast<py::ssize_t>(memory.size()));
   });
+  py::class_<Packed>(m, "Packed");
   py::class_<Stack>(m, "Stack")
       .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
                        bool projected, bool batch_first) {
         return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first});
       }))
       .def("forward", &Stack::forward)
+      .def("pack", &Stack::pack)
       .def("backward", &Stack::backward)
       .def("new_saved", &Stack::new_saved);
   m.def("release_memory", &release_memory);

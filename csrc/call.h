@@ -238,7 +238,7 @@ struct Call {
 
   template <class T>
   Layer<T> layer(int k, int direction, Sequence<const T> input, Sequence<T> y, const View& h_n,
-                 const View& c_n, T* saved) const {
+                 const View& c_n, T* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
     return {steps,
@@ -258,7 +258,8 @@ struct Call {
             own(y, direction),
             state<T>(h_n, number),
             state<T>(c_n, number),
-            saved};
+            saved,
+            panels};
   }
 
   const Description& s;

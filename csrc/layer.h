@@ -48,6 +48,7 @@ struct Layer {
   Sequence<T> y;           // [T, B, R]; forward writes it and reads it back as the state
   Matrix<T> h_n, c_n;      // [B, R], [B, H]; null: not wanted
   T* saved;                // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
+  T* panels;               // packed weights that the caller holds; null: none
 };
 
 // What backward reads and writes besides the Layer of the forward call, whose y and saved it reads.

@@ -32,7 +32,7 @@ struct Outputs {
 };
 
 template <class T>
-void run(const Call& call, const Outputs& out, int threads) {
+void run(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
   std::optional<Memory> between[2];  // outputs of layers that only the next one reads
   Sequence<const T> x = call.sequence<const T>(call.x);
@@ -45,9 +45,12 @@ void run(const Call& call, const Outputs& out, int threads) {
       y = call.dense(static_cast<T*>(between[k % 2]->data()), call.width);
     }
     Layer<T> jobs[2];
-    for (int d = 0; d < directions; ++d)
+    for (int d = 0; d < directions; ++d) {
+      const int number = k * directions + d;
       jobs[d] = call.layer<T>(k, d, x, y, out.h_n, out.c_n,
-                              out.saved ? call.saved_of<T>(out.saved, k * directions + d) : nullptr);
+                              out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
+                              packed ? packed->panels<T>(number) : nullptr);
+    }
     run_forward(call.s.cell, jobs, directions, threads);
     x = {y.data, y.step, y.row};
   }
@@ -110,7 +113,7 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
     for (int d = 0; d < directions; ++d) {
       const int number = k * directions + d;
       const Weights& w = of(k, d);
-      jobs[d] = call.layer<T>(k, d, x, output(k), none, none, call.saved_of<T>(saved, number));
+      jobs[d] = call.layer<T>(k, d, x, output(k), none, none, call.saved_of<T>(saved, number), nullptr);
       wanted[d] = {call.own(dy, d),
                    state<const T>(grads.dh_n, number),
                    state<const T>(grads.dc_n, number),
@@ -147,7 +150,7 @@ Stack::Stack(const Description& description) : description_(description) {
 
 bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::handle x, py::handle h0,
                     py::handle c0, const py::list& weights, py::handle y, py::handle h_n,
-                    py::handle c_n, py::handle saved) const {
+                    py::handle c_n, py::handle saved, const Packed* packed) const {
   // Whether `check` succeeds; where there are no types it throws if it does not.
   const auto passes = [&](auto check) {
     try {
@@ -175,11 +178,21 @@ bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::h
   call->check_weights();
   if (!passes([&] { call->check_states(); })) return false;
   const Outputs out(*call, y, h_n, c_n, saved);
+  const bool float64 = call->x.dtype() == Dtype::float64;
+  if (packed) {
+    const Description& of = packed->of_;
+    const bool fits = of.cell == description_.cell && of.layers == description_.layers &&
+                      of.directions == description_.directions &&
+                      of.projected == description_.projected && packed->float64_ == float64 &&
+                      packed->inputs_ == call->inputs && packed->hidden_ == call->hidden &&
+                      packed->outputs_ == call->outputs;
+    if (!fits) throw py::value_error("the packed weights are those of another stack");
+  }
   const py::gil_scoped_release release;
-  if (call->x.dtype() == Dtype::float32)
-    run<float>(*call, out, threads);
+  if (float64)
+    run<double>(*call, out, packed, threads);
   else
-    run<double>(*call, out, threads);
+    run<float>(*call, out, packed, threads);
   return true;
 }
 
@@ -199,6 +212,40 @@ void Stack::backward(int threads, py::handle batch_sizes, py::handle x, py::hand
     run_back<float>(call, left.y, left.saved, grads, threads);
   else
     run_back<double>(call, left.y, left.saved, grads, threads);
+}
+
+namespace {
+
+// Packs the weights of one direction of one layer.
+template <class T>
+std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
+  const View none(Py_None, "", false);
+  const CellKernels<T>& kernel = kernels().of<T>(call.s.cell);
+  Layer<T> layer = call.layer<T>(k, direction, {}, {}, none, none, nullptr, nullptr);
+  auto memory =
+      std::make_unique<Memory>(static_cast<std::size_t>(kernel.panels_size(layer)) * sizeof(T));
+  layer.panels = static_cast<T*>(memory->data());
+  kernel.pack(layer);
+  return memory;
+}
+
+}  // namespace
+
+std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const {
+  Call call(description_, Py_None, x, Py_None, Py_None, weights);
+  call.check_input();
+  call.check_weights();
+  auto packed = std::make_unique<Packed>();
+  packed->of_ = description_;
+  packed->float64_ = call.x.dtype() == Dtype::float64;
+  packed->inputs_ = call.inputs;
+  packed->hidden_ = call.hidden;
+  packed->outputs_ = call.outputs;
+  for (int k = 0; k < description_.layers; ++k)
+    for (int d = 0; d < description_.directions; ++d)
+      packed->memory_.push_back(packed->float64_ ? pack_one<double>(call, k, d)
+                                                 : pack_one<float>(call, k, d));
+  return packed;
 }
 
 std::unique_ptr<Memory> Stack::new_saved(bool float64, index rows, index hidden, index outputs) const {

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <vector>
 
 #include "cpu/memory.h"
 #include "layer.h"
@@ -25,6 +26,22 @@ struct Description {
   bool bias, projected, batch_first;
 };
 
+// The packed weights of a stack, for calls without gradients while the weights stay as they are.
+class Packed {
+ public:
+  template <class T>
+  T* panels(int number) const {
+    return static_cast<T*>(memory_[static_cast<std::size_t>(number)]->data());
+  }
+
+ private:
+  friend class Stack;
+  Description of_{};
+  bool float64_ = false;
+  index inputs_ = 0, hidden_ = 0, outputs_ = 0;
+  std::vector<std::unique_ptr<Memory>> memory_;  // of every direction of every layer
+};
+
 class Stack {
  public:
   explicit Stack(const Description& description);
@@ -33,11 +50,11 @@ class Stack {
   // these exact types, or has not the memory that kernels read, or where x or a state has not the
   // shape: the caller's slower path then handles it or says what is wrong. Everything else raises,
   // and without `types` that does too: ValueError for shapes, TypeError for dtypes. `saved`, from
-  // new_saved, keeps what backward needs.
+  // new_saved, keeps what backward needs; `packed` is null or from pack, with the same weights.
   bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes, pybind11::handle x,
                pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
-               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n,
-               pybind11::handle saved) const;
+               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle saved,
+               const Packed* packed) const;
 
   // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
   // its inputs (None: not wanted), which are in the order of the inputs.
@@ -46,6 +63,9 @@ class Stack {
                 pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
                 pybind11::handle dc_n, pybind11::handle dx, pybind11::handle dh0, pybind11::handle dc0,
                 const pybind11::list& dweights) const;
+
+  // For forward, which then reads no weights but the biases. Of x only its dtype and features matter.
+  std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
 
   // Memory for `rows` rows of x, uninitialised.
   std::unique_ptr<Memory> new_saved(bool float64, index rows, index hidden, index outputs) const;

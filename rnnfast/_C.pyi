@@ -4,6 +4,9 @@ from typing import Any
 
 Memory = Any
 
+class Packed:
+    """The packed weights of a stack."""
+
 class Stack:
     """A stack of layers; csrc/stack.h says what each argument means."""
 
@@ -32,8 +35,10 @@ class Stack:
         h_n: Memory | None,
         c_n: Memory | None,
         saved: Memory | None,
+        packed: Packed | None,
         /,
     ) -> bool: ...
+    def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
     def backward(
         self,
         threads: int,

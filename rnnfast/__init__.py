@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from . import arrays
     from .convert import Report, accelerate, restore
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+    from .packing import frozen
 
 # Loaded when they are first used: torch and the extension take a second.
 _FROM_TORCH_MODULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"), "nn"),
     **dict.fromkeys(("Report", "accelerate", "restore"), "convert"),
+    "frozen": "packing",
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "arrays",
+    "frozen",
     "restore",
 ]
 

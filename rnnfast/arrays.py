@@ -179,6 +179,6 @@ def forward(
     if save:
         memory = stack.new_saved(dtype == np.float64, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), dtype)
-    stack.forward(None, threads, None, *inputs, weights, y, h_n, c_n, saved)
+    stack.forward(None, threads, None, *inputs, weights, y, h_n, c_n, saved, None)
     call = None if saved is None else _Call(stack, threads, inputs, weights, saved)
     return Forward(y, h_n, c_n, call)

@@ -35,7 +35,20 @@ def stack(
                 return Outputs(*_Stack.apply(spec, batch_sizes, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    found = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=False)
+    return infer(spec, batch_sizes, x, h0, c0, weights)
+
+
+def infer(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+    packed: Any = None,
+) -> Outputs | None:
+    """:func:`stack` without gradients; ``packed`` is None or from :func:`ops.pack`."""
+    found = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed)
     return None if found is None else found[0]
 
 

@@ -27,6 +27,7 @@ def recurrent(
     projected: bool = False,
     batch_sizes: Tensor | None = None,
     fused: bool = True,
+    packed: Any = None,
 ) -> Outputs | None:
     """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
 
@@ -38,13 +39,16 @@ def recurrent(
     layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of training.
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
-    torch's operators compute it, differentiable in every way.
+    torch's operators compute it, differentiable in every way. ``packed`` is None or ``weights`` as
+    :func:`ops.pack` packed them, for calls without gradients or dropout.
     """
     directions = 2 if bidirectional else 1
     run = autograd.stack if fused else autograd.eager_stack
     batch_first = batch_first and batch_sizes is None
     if dropout == 0 or num_layers == 1:
         spec = Spec(cell, num_layers, directions, bias, projected, batch_first)
+        if packed is not None:
+            return autograd.infer(spec, batch_sizes, x, h0, c0, weights, packed)
         return run(spec, batch_sizes, x, h0, c0, weights)
     spec = Spec(cell, 1, directions, bias, projected, False)
     each = spec.weights_each * directions

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, functional, ops
+from . import checks, functional, ops, packing
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -82,11 +82,18 @@ class _Recurrent(torch.nn.RNNBase):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             projected=self.proj_size > 0,
+            packed=packing.packed(self, self._spec, weights) if packing.HELD else None,
         )
         if outputs is None:
             return None
         y, h_n, c_n = outputs
         return (y, (h_n, c_n)) if is_lstm else (y, h_n)
+
+    def _spec(self) -> ops.Spec:
+        directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
+        return ops.Spec(
+            self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first
+        )
 
     def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
         if input.dim() != 3:
@@ -250,7 +257,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             weights = [parameters[name] for name in _CELL_WEIGHTS[: 4 if bias else 2]]
         except KeyError:  # computed at each access (a parametrization)
             return None
-        outputs = functional.recurrent(cell, input, pair[0], pair[1], weights, bias=bias)
+        packed = packing.packed(self, self._spec, weights) if packing.HELD else None
+        outputs = functional.recurrent(cell, input, pair[0], pair[1], weights, bias=bias, packed=packed)
         if outputs is None:
             return None
         h1, _, c1 = outputs
@@ -270,6 +278,9 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             if not all(isinstance(s, Tensor) and list(s.shape) == shape for s in states):
                 return False
         return checks.plain_tensors(input, (*states, *self._weights()))
+
+    def _spec(self) -> ops.Spec:
+        return ops.Spec(self._cell(), 1, 1, self.bias, False, False)
 
     @property
     def _has_c(self) -> bool:

@@ -86,12 +86,14 @@ def forward(
     weights: list[Any],
     *,
     save: bool,
+    packed: Any = None,
 ) -> tuple[Outputs, Tensor | None] | None:
     """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
     ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed with ``batch_sizes``, or
     ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. The second result is what
-    backward needs, where ``save`` asks for it.
+    backward needs, where ``save`` asks for it. ``packed`` is None or from :func:`pack`, with the same
+    weights.
     """
     # Written out: at the size of a small call a loop over a helper costs as much as the kernel, and
     # new_empty takes half as long with plain numbers as with a tuple.
@@ -125,13 +127,22 @@ def forward(
         c_n = x.new_empty(number, batch, hidden) if is_lstm else None
     saved = new_saved(spec, x, count, hidden, outputs) if save else None
     threads = torch.get_num_threads()
-    given = (checks.PLAIN_TYPES, threads, batch_sizes, x, h0, c0, weights, y, h_n, c_n, saved)
+    given = (checks.PLAIN_TYPES, threads, batch_sizes, x, h0, c0, weights, y, h_n, c_n, saved, packed)
     try:
         if not _stack(*spec).forward(*given):
             return None
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
     return Outputs(y, h_n, c_n), saved
+
+
+def pack(spec: Spec, weights: list[Any]) -> Any:
+    """The weights packed for :func:`forward`, or None where they are not what the kernels take."""
+    w_ih = weights[0]
+    try:
+        return _stack(*spec).pack(w_ih.new_zeros(1, 1, w_ih.size(-1)), weights)
+    except (TypeError, ValueError, BufferError):
+        return None
 
 
 def backward(

@@ -102,7 +102,7 @@ def call(cell=2, batch_sizes=None, x=None, y=None, **shape):
     weights = [np.zeros((20, 4)), np.zeros((20, 5))]
     x = np.zeros((3, 2, 4)) if x is None else x
     y = np.zeros((3, 2, 5)) if y is None else y
-    return stack.forward(None, 1, batch_sizes, x, None, None, weights, y, None, None, None)
+    return stack.forward(None, 1, batch_sizes, x, None, None, weights, y, None, None, None, None)
 
 
 @pytest.mark.parametrize("cell", [-1, 5, 99, 2**31 - 1])

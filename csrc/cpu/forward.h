@@ -42,10 +42,10 @@ class Forward {
   Forward(const Layer<T>& layer, const Team& team, void* base)
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
     const index chunk = States<Cell, T>::chunk_steps(layer, layer.batch), padded = blocks_ * L;
-    Arena arena(base);
+    Arena arena(base), held(layer.panels);
     const auto product = [&](Window window, Matrix<const T> w, index units, index depth, bool once) {
       Product<T> p{window, w, units, depth, nullptr, use(once)};
-      p.panels = arena.template take<T>(blocks_of<T>(units) * p.panel());
+      p.panels = (layer.panels ? held : arena).template take<T>(blocks_of<T>(units) * p.panel());
       return p;
     };
     const bool single = layer.steps == 1;
@@ -67,6 +67,20 @@ class Forward {
   }
 
   index scratch() const { return scratch_; }
+
+  // The packed weights of all products, which a caller may hold from call to call.
+  index panels_size() const {
+    Arena counted(nullptr);
+    for_products([&](auto, const Product<T>& product, index blocks) {
+      counted.template take<T>(blocks * product.panel());
+    });
+    return counted.used() / index{sizeof(T)};
+  }
+  void pack_panels() const {
+    for_products([](auto of, const Product<T>& product, index blocks) {
+      pack<decltype(of)>(product, {0, blocks});
+    });
+  }
 
   void run() {
     const FlushDenormals guard;
@@ -109,12 +123,11 @@ class Forward {
 
   void prepare(Part part) {
     // Each thread prepares some blocks: its own ones where it alone needs them.
+    if (!layer_.panels)
+      for_products([&](auto of, const Product<T>& product, index all) {
+        if (product.use == Use::packed) pack<decltype(of)>(product, share(all, team_.size, team_.rank));
+      });
     const Range blocks = share(blocks_, team_.size, team_.rank);
-    if (input_.use == Use::packed) pack<Cell>(input_, blocks);
-    for (const Product<T>& stage : stage_)
-      if (stage.use == Use::packed) pack<Cell>(stage, blocks);
-    if (is_projected() && projection_.use == Use::packed)
-      pack<Plain>(projection_, share(blocks_of<T>(layer_.outputs), team_.size, team_.rank));
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
       to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
@@ -122,7 +135,16 @@ class Forward {
       for (index k = 0; k < most(layer_.hidden, layer_.outputs); ++k) zeros_[k] = 0;
   }
 
+  // Calls f(Cell or Plain, product, its blocks).
+  template <class F>
+  void for_products(F f) const {
+    f(Cell{}, input_, blocks_);
+    for (const Product<T>& stage : stage_) f(Cell{}, stage, blocks_);
+    if (is_projected()) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
+  }
+
   Use use(bool once) const {
+    if (layer_.panels) return Use::packed;
     if (layer_.steps == 1 && layer_.batch <= most_unpacked_rows) return Use::unpacked;
     const bool own_blocks = team_.split == Split::units || team_.size == 1;
     return once && own_blocks ? Use::streamed : Use::packed;

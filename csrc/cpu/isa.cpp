@@ -19,6 +19,16 @@ void forward(const Layer<T>& layer, const Team& team, void* scratch) {
 }
 
 template <class Cell, class T>
+index panels_size(const Layer<T>& layer) {
+  return Forward<Cell, T>(layer, {}, nullptr).panels_size();
+}
+
+template <class Cell, class T>
+void pack(const Layer<T>& layer) {
+  Forward<Cell, T>(layer, Team{0, 1, Split::rows, nullptr}, nullptr).pack_panels();
+}
+
+template <class Cell, class T>
 index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
   return Backward<Cell, T>(layer, grads, nullptr).scratch();
 }
@@ -31,8 +41,8 @@ void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team
 template <class T, class... Cell>
 const CellKernels<T>* kernels_of(CellList<Cell...>) {
   static constexpr CellKernels<T> table[] = {{&saved_row<Cell, T>, &forward_scratch<Cell, T>,
-                                              &forward<Cell, T>, &backward_scratch<Cell, T>,
-                                              &backward<Cell, T>}...};
+                                              &forward<Cell, T>, &panels_size<Cell, T>, &pack<Cell, T>,
+                                              &backward_scratch<Cell, T>, &backward<Cell, T>}...};
   return table;
 }
 

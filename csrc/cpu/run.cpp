@@ -26,9 +26,9 @@ Crowd crowd;
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
-// `products`: dependent products in a step.
+// `products`: dependent products in a step; `held`: whether the weights are packed already.
 Plan plan(index steps, index batch, index inputs, index hidden, index outputs, int weight_blocks,
-          int products, index item, int threads) {
+          int products, bool held, index item, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
   constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
@@ -52,7 +52,10 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
   };
   const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
   const double b = static_cast<double>(batch), blocks = std::ceil(static_cast<double>(hidden) / lanes);
-  const double pack = gates * static_cast<double>(hidden * item) * features / pack_rate;
+  const double rows_of_weights = gates * static_cast<double>(hidden * item);
+  const double pack =
+      held ? rows_of_weights * static_cast<double>(inputs) / l3_rate  // reading them once
+           : rows_of_weights * features / pack_rate;
   const double one = pack + seconds(b, blocks * lanes, 0);
   const double rows = pack / threads + seconds(part(b), blocks * lanes, 0) + region;
   const double units = 1.03 * (pack / threads + seconds(b, part(blocks) * lanes, products)) + region;
@@ -127,7 +130,8 @@ template <class T>
 Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, layer.outputs, info.weight_blocks,
-              info.stages + (layer.w_hr.data ? 1 : 0), sizeof(T), std::max(1, threads));
+              info.stages + (layer.w_hr.data ? 1 : 0), layer.panels != nullptr, sizeof(T),
+              std::max(1, threads));
 }
 
 template <class T>

@@ -49,7 +49,8 @@ template <class T>
 using Numbers = std::vector<T>;
 
 template <class T>
-std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool states, bool save) {
+std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool states, bool save,
+                            bool held = false) {
   std::mt19937 random(42);
   std::normal_distribution<T> normal;
   const auto numbers = [&](index count) {
@@ -71,30 +72,36 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(c0.size());
   Numbers<T> saved = poisoned(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)));
   const bool c = info.cell_state;
-  const Layer<T> layer{n.steps,
-                       n.batch,
-                       n.inputs,
-                       n.hidden,
-                       n.outputs,
-                       {},
-                       {x.data(), n.batch * n.inputs, n.inputs},
-                       {states ? h0.data() : nullptr, n.outputs},
-                       {states && c ? c0.data() : nullptr, n.hidden},
-                       {w_ih.data(), n.inputs},
-                       {w_hh.data(), n.outputs},
-                       states ? b_ih.data() : nullptr,
-                       b_hh.data(),
-                       {projected ? w_hr.data() : nullptr, n.hidden},
-                       {y.data(), n.batch * n.outputs, n.outputs},
-                       {h_n.data(), n.outputs},
-                       {c ? c_n.data() : nullptr, n.hidden},
-                       save ? saved.data() : nullptr};
+  Layer<T> layer{n.steps,
+                 n.batch,
+                 n.inputs,
+                 n.hidden,
+                 n.outputs,
+                 {},
+                 {x.data(), n.batch * n.inputs, n.inputs},
+                 {states ? h0.data() : nullptr, n.outputs},
+                 {states && c ? c0.data() : nullptr, n.hidden},
+                 {w_ih.data(), n.inputs},
+                 {w_hh.data(), n.outputs},
+                 states ? b_ih.data() : nullptr,
+                 b_hh.data(),
+                 {projected ? w_hr.data() : nullptr, n.hidden},
+                 {y.data(), n.batch * n.outputs, n.outputs},
+                 {h_n.data(), n.outputs},
+                 {c ? c_n.data() : nullptr, n.hidden},
+                 save ? saved.data() : nullptr,
+                 nullptr};
   const auto scratch = [](index bytes) {
     const std::size_t size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
     std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, size), &std::free);
     std::memset(memory.get(), 0xff, size);  // NaN: what is read before it is written shows
     return memory;
   };
+  const auto panels = scratch(held ? kernel.panels_size(layer) * index{sizeof(T)} : 0);
+  if (held) {
+    layer.panels = static_cast<T*>(panels.get());
+    kernel.pack(layer);
+  }
   {
     const auto memory = scratch(kernel.forward_scratch(layer));
     run_team(team_size, split, [&](const Team& team) { kernel.forward(layer, team, memory.get()); });
@@ -132,17 +139,19 @@ int check(int cell, Sizes n) {
     const auto differ = [&](const std::vector<Numbers<T>>& found, int team, const char* what) {
       for (std::size_t k = 0; k < found.size(); ++k)
         if (found[k] != expected[k]) {
-          std::printf(
-              "%s T=%td B=%td I=%td H=%td R=%td: result %zu differs with %d threads by %s\n",
-              table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, n.outputs, k, team, what);
+          std::printf("%s T=%td B=%td I=%td H=%td R=%td: result %zu differs with %d threads by %s\n",
+                      table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, n.outputs, k, team,
+                      what);
           ++failures;
         }
     };
     differ(run<T>(cell, n, 1, Split::rows, states, false), 1, "rows, inference");
+    differ(run<T>(cell, n, 1, Split::rows, states, false, true), 1, "rows, held weights");
     for (const int team : {2, 3}) {
       differ(run<T>(cell, n, team, Split::rows, states, true), team, "rows");
       differ(run<T>(cell, n, team, Split::units, states, true), team, "units");
       differ(run<T>(cell, n, team, Split::units, states, false), team, "units, inference");
+      differ(run<T>(cell, n, team, Split::units, states, false, true), team, "units, held weights");
     }
   }
   return failures;
@@ -154,12 +163,12 @@ int check(int cell, Sizes n) {
 int main() {
   using namespace rnnfast;
   int failures = 0, calls = 0;
-  const Sizes sizes[] = {{1, 1, 1, 1, 1},        {5, 3, 4, 3, 3},       {4, 2, 17, 65, 65},
-                         {3, 1, 3, 257, 257},    {6, 33, 5, 17, 17},    {3, 40, 33, 48, 48},
-                         {60, 2, 10, 20, 20},    {2, 300, 7, 40, 40},   {3, 0, 4, 5, 5},
-                         {70, 9, 5, 18, 18},     {1, 2, 5, 37, 19},     {5, 3, 4, 20, 1},
-                         {3, 33, 5, 70, 65},     {2, 300, 7, 40, 16},   {70, 9, 5, 18, 17},
-                         {3, 0, 4, 5, 2},        {1, 40, 9, 33, 32}};
+  const Sizes sizes[] = {{1, 1, 1, 1, 1},     {5, 3, 4, 3, 3},     {4, 2, 17, 65, 65},
+                         {3, 1, 3, 257, 257}, {6, 33, 5, 17, 17},  {3, 40, 33, 48, 48},
+                         {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
+                         {70, 9, 5, 18, 18},  {1, 2, 5, 37, 19},   {5, 3, 4, 20, 1},
+                         {3, 33, 5, 70, 65},  {2, 300, 7, 40, 16}, {70, 9, 5, 18, 17},
+                         {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32}};
   for (int cell = 0; cell < table.cells; ++cell)
     for (const Sizes& n : sizes) {
       if (n.outputs < n.hidden && !table.info[cell].projects) continue;

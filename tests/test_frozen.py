@@ -1,0 +1,162 @@
+"""rnnfast.frozen: packed weights held from call to call, with the same bits and never stale."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import rnnfast
+from reference import CELLS
+from rnnfast import _C, packing
+from twins import flatten, make, states
+
+pytestmark = pytest.mark.numerics
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+STACKS = [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
+
+
+def outputs(module, *args):
+    with torch.no_grad():
+        return flatten(module(*args))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@every_cell
+@every_dtype
+@pytest.mark.parametrize("options", STACKS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 5, 17), (1, 9, 3, 33), (7, 3, 17, 65), (2, 1, 257, 130)])
+def test_the_same_bits(cell, dtype, options, shape):
+    steps, batch, inputs, hidden = shape
+    module = make(rnnfast, cell, inputs, hidden, dtype=dtype, **options)
+    x = torch.randn(steps, batch, inputs, dtype=dtype)
+    want = outputs(module, x)
+    with rnnfast.frozen(module):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert same(outputs(module, x), want)
+        assert packing.HELD[module].packed is not None
+    assert module not in packing.HELD
+    assert same(outputs(module, x), want)
+
+
+@every_cell
+def test_cells(cell):
+    module = make(rnnfast, cell, 5, 37, suffix="Cell")
+    x, h = torch.randn(3, 5), states(cell, 3, 37)
+    want = outputs(module, x, h)
+    with rnnfast.frozen(module):
+        assert same(outputs(module, x, h), want)
+        assert packing.HELD[module].packed is not None
+
+
+def test_projections():
+    module = make(rnnfast, "lstm", 5, 37, 2, proj_size=19)
+    x = torch.randn(4, 3, 5)
+    want = outputs(module, x)
+    with rnnfast.frozen(module):
+        assert same(outputs(module, x), want)
+        assert same(outputs(module, x[:1]), outputs(copy.deepcopy(module), x[:1]))
+
+
+def replaced(module):
+    module.weight_hh_l0 = torch.nn.Parameter(torch.randn_like(module.weight_hh_l0))
+
+
+def stepped(module):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    with torch.enable_grad():
+        module(torch.randn(2, 1, 5))[0].sum().backward()
+    optimizer.step()
+
+
+CHANGES = {
+    "in place": lambda m: m.weight_ih_l0.mul_(2),
+    "optimizer": stepped,
+    "load_state_dict": lambda m: m.load_state_dict(make(rnnfast, "lstm", 5, 17).state_dict()),
+    "assigned": lambda m: m.load_state_dict(
+        {k: torch.randn_like(v) for k, v in m.state_dict().items()}, assign=True
+    ),
+    "another parameter": replaced,
+    "data of another tensor": lambda m: setattr(m.weight_hh_l0, "data", torch.randn(68, 17)),
+    "dtype": lambda m: m.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_seen(change):
+    torch.manual_seed(3)
+    module = rnnfast.LSTM(5, 17)
+    x = torch.randn(2, 2, 5)  # two steps: the first one's h is zero
+    with torch.no_grad(), rnnfast.frozen(module):
+        before = outputs(module, x)
+        CHANGES[change](module)
+        x = x.to(module.weight_ih_l0.dtype)
+        got = outputs(module, x)
+    assert same(got, outputs(copy.deepcopy(module), x))
+    assert not torch.equal(got[0], before[0].to(got[0].dtype))
+
+
+def test_gradients_are_as_ever():
+    module = rnnfast.GRU(5, 17)
+    x = torch.randn(3, 2, 5)
+    want = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    with rnnfast.frozen(module):
+        outputs(module, x)
+        got = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    assert same(got, want)
+
+
+def test_contexts_nest_and_release():
+    model = torch.nn.ModuleList([rnnfast.LSTM(3, 4), rnnfast.GRUCell(3, 4), torch.nn.Linear(3, 4)])
+    with rnnfast.frozen(model):
+        with rnnfast.frozen(model[0]):
+            assert len(packing.HELD) == 2
+        assert len(packing.HELD) == 2
+    assert not packing.HELD
+    with pytest.raises(KeyError), rnnfast.frozen(model):
+        raise KeyError
+    assert not packing.HELD
+
+
+def test_copies_and_pickles_inside():
+    module = rnnfast.LSTM(5, 17)
+    x = torch.randn(1, 2, 5)
+    with rnnfast.frozen(module):
+        want = outputs(module, x)
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert same(outputs(other, x), want)
+            assert other not in packing.HELD
+
+
+def test_other_ways_to_run_stay_right():
+    """torch.nn's own modules, parametrizations, weights made in inference mode, other dtypes."""
+    plain, x = torch.nn.LSTM(5, 17), torch.randn(1, 2, 5)
+    normed = torch.nn.utils.parametrizations.weight_norm(rnnfast.LSTM(5, 17), "weight_hh_l0")
+    with torch.inference_mode():
+        made = rnnfast.LSTM(5, 17)
+    half = rnnfast.LSTM(5, 17).bfloat16()
+    for module, given in ((plain, x), (normed, x), (made, x), (half, x.bfloat16())):
+        want = outputs(module, given)
+        with rnnfast.frozen(module):
+            assert same(outputs(module, given), want)
+
+
+def test_packed_weights_of_another_stack():
+    x, y = torch.zeros(2, 1, 3), torch.zeros(2, 1, 4)
+    weights = [torch.zeros(16, 3), torch.zeros(16, 4)]
+    lstm, gru = (_C.Stack(cell, 1, 1, False, False, False, False, False) for cell in (2, 3))
+    packed = gru.pack(x, [torch.zeros(12, 3), torch.zeros(12, 4)])
+    for other in (packed, lstm.pack(x.double(), [w.double() for w in weights])):
+        with pytest.raises(ValueError, match="another stack"):
+            lstm.forward(None, 1, None, x, None, None, weights, y, None, None, None, other)
+    with pytest.raises(ValueError, match="w_hh has shape"):
+        lstm.pack(x, [torch.zeros(16, 3), torch.zeros(15, 4)])
