@@ -114,7 +114,8 @@ MAY_IMPORT = {
     "ops": {"_native", "_C", "checks"},
     "autograd": {"ops", "eager"},
     "functional": {"autograd", "ops", "checks"},
-    "nn": {"functional", "autograd", "ops", "checks"},
+    "packing": {"ops"},
+    "nn": {"functional", "autograd", "ops", "checks", "packing"},
     "convert": {"nn"},
 }
 
