@@ -269,7 +269,8 @@ struct Call {
   const Packing packing[2];  // by direction
   const View x, h0, c0;
   const AllWeights weights;
-  index steps, batch, rows, inputs, hidden, outputs, width;  // width: of a layer's output
+  index steps = 0, batch = 0, rows = 0, inputs = 0, hidden = 0, outputs = 0;
+  index width = 0;  // of a layer's output
 };
 
 }  // namespace rnnfast

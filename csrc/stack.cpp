@@ -164,6 +164,7 @@ bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::h
     return false;
   };
   if (!types.is_none()) {
+    if (!py::isinstance<py::tuple>(types)) throw py::type_error("types must be a tuple or None");
     for (py::handle object : {x, h0, c0})
       if (!object.is_none() && !is_one_of(object, types)) return false;
     for (py::handle object : weights)
@@ -253,7 +254,7 @@ std::unique_ptr<Memory> Stack::new_saved(bool float64, index rows, index hidden,
   const int cell = description_.cell;
   const index layers = description_.layers, directions = description_.directions;
   index numbers = 0, part, between, bytes;
-  if (rows < 0 || hidden < 1 || hidden > most || outputs < 1 || outputs > most)
+  if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
     throw py::value_error("new_saved: an argument is out of range");
   const index row = float64 ? kernels().of<double>(cell).saved_row(hidden)
                             : kernels().of<float>(cell).saved_row(hidden);

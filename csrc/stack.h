@@ -46,11 +46,12 @@ class Stack {
  public:
   explicit Stack(const Description& description);
 
-  // With `types`, returns false with nothing written where x, a state or a weight is not of one of
-  // these exact types, or has not the memory that kernels read, or where x or a state has not the
-  // shape: the caller's slower path then handles it or says what is wrong. Everything else raises,
-  // and without `types` that does too: ValueError for shapes, TypeError for dtypes. `saved`, from
-  // new_saved, keeps what backward needs; `packed` is null or from pack, with the same weights.
+  // With `types`, returns false with nothing written where the kernels do not take the arguments: where
+  // x, a state or a weight is not of one of these exact types or has not the memory that they read, or
+  // where x, batch_sizes, a state or the number of weights does not fit. The caller's slower path then
+  // handles it or says what is wrong. Everything else raises, and without `types` that does too:
+  // ValueError for shapes, TypeError for dtypes. `saved`, from new_saved, keeps what backward needs;
+  // `packed` is null or from pack, with the same weights.
   bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes, pybind11::handle x,
                pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
                pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle saved,

@@ -69,17 +69,20 @@ class _Stack(torch.autograd.Function):
         (y, h_n, c_n), saved = found
         ctx.spec, ctx.batch_sizes = spec, batch_sizes
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, saved, *weights)
-        # Not saved: torch would refuse a backward after y was changed in place, which users of
-        # torch.nn may do. An alias without a graph, so that y and its graph do not hold each other.
-        ctx.y, ctx.y_version = y.detach(), y._version
+        # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
+        # saves itself. So it saves an alias with versions of its own, and an alias without memory
+        # shares the version of y.
+        counter = y.detach()
+        counter.set_()  # type: ignore[call-overload]
+        ctx.y_counter, ctx.y_version = counter, counter._version
+        ctx.save_for_backward(x, h0, c0, saved, y.data, *weights)
         return y, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec: Spec = ctx.spec
         batch_sizes: Tensor | None = ctx.batch_sizes
-        x, h0, c0, saved, *weights = ctx.saved_tensors
+        x, h0, c0, saved, y, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if all(g is None for g in grads):
             return (None,) * (len(wanted) + 2)
@@ -87,8 +90,10 @@ class _Stack(torch.autograd.Function):
         batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
         if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
             return (None, None, *_differentiable(spec, batch_sizes, inputs, grads, wanted))
-        y = ctx.y
-        if y._version != ctx.y_version:  # changed in place since
+        if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
+            x, h0, c0, *weights = inputs = tuple(
+                map(ops.rows, inputs)
+            )  # hooks may return other strides
             again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True)
             assert again is not None
             y, saved = again[0].y, again[1]

@@ -96,6 +96,8 @@ class _Recurrent(torch.nn.RNNBase):
         )
 
     def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"lengths needs a padded batch, a Tensor; got {type(input).__name__}")
         if input.dim() != 3:
             raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
         lengths = torch.as_tensor(lengths)

@@ -106,9 +106,15 @@ def forward(
     for weight in weights:
         if weight is None or weight.is_neg():
             return None
-    outputs = hidden = weights[1].shape[-1]
+    w_hh = w_last = weights[1]
     if projected:
-        hidden = weights[4 if bias else 2].shape[-1]
+        w_last = weights[4 if bias else 2]
+    for w in (w_hh, w_last):
+        if w.dim() != 2 or w.shape[1] == 0:
+            raise RuntimeError(
+                f"a recurrent weight has shape {tuple(w.shape)}; expected two dimensions"
+            )
+    outputs, hidden = w_hh.shape[1], w_last.shape[1]
     shape, is_lstm = x.shape, cell == "lstm"
     h_n: Tensor | None = None
     if len(shape) == 2 and batch_sizes is None:
@@ -166,13 +172,13 @@ def backward(
     stack, threads = _stack(*spec), torch.get_num_threads()
     written = (*found[:3], found[3:])
 
-    def run(x: Any, h0: Any, c0: Any, *weights: Any) -> None:
+    def run(y: Any, x: Any, h0: Any, c0: Any, *weights: Any) -> None:
         stack.backward(
             *(threads, batch_sizes, x, h0, c0, list(weights), y, saved, dy, dh_n, dc_n, *written)
         )
 
     try:
-        run(*inputs)
+        run(y, *inputs)
     except ValueError:  # a hook on saved tensors may have returned others, not contiguous
-        run(*map(rows, inputs))
+        run(*map(rows, (y, *inputs)))
     return found

@@ -219,6 +219,8 @@ SHAPES = {
     "flat": lambda w: w.flatten() if w.dim() == 2 else w.view(2, -1),
     "transposed": lambda w: w.t().contiguous() if w.dim() == 2 else w[:, None].clone(),
     "empty": lambda w: w[:0],
+    "a number": lambda w: w.flatten()[0].clone(),
+    "no columns": lambda w: w[..., :0].clone(),
 }
 
 
@@ -238,7 +240,7 @@ def test_weights_of_another_shape_raise(cell, suffix, name, shape):
     for grad in (True, False):
         with (
             torch.set_grad_enabled(grad),
-            pytest.raises((RuntimeError, ValueError, TypeError, IndexError)),
+            pytest.raises(RuntimeError),
         ):
             module(x)
 

@@ -326,6 +326,48 @@ def test_final_states_may_be_detached_in_place(cell):
     assert all(p.grad is not None for p in module.parameters())
 
 
+def strided(t):
+    """The same values with gaps between them."""
+    if t.dim() < 2:
+        return t
+    wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+@every_cell
+@pytest.mark.parametrize("changed", [False, True], ids=["", "changed"])
+def test_saved_tensor_hooks_that_return_other_strides(cell, changed):
+    module, x = module_of(cell, 5, 7, num_layers=2), torch.randn(4, 3, 5, dtype=torch.float64)
+    want = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, strided):
+        y, _ = module(x)
+    loss = y.sum()
+    if changed:
+        with torch.no_grad():
+            y.zero_()
+    got = torch.autograd.grad(loss, list(module.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@every_cell
+def test_backward_lets_go_of_the_output(cell):
+    """A loss that is kept for a log must not keep what backward needed."""
+    module, x = module_of(cell, 5, 7), torch.randn(4, 3, 5, dtype=torch.float64)
+    y, _ = module(x)
+    address, node = y.data_ptr(), y.grad_fn
+    loss = y.square().sum()
+    held = [t for t in node.saved_tensors if t is not None]
+    assert any(t.data_ptr() == address for t in held)  # hooks and checkpoints see it
+    del held
+    loss.backward()
+    alive = [v for v in vars(node).values() if torch.is_tensor(v)]
+    assert alive
+    assert all(t.untyped_storage().nbytes() == 0 for t in alive)
+    with pytest.raises(RuntimeError, match="after they have already been freed"):
+        _ = node.saved_tensors
+
+
 @every_cell
 def test_checkpoint_and_saved_tensor_hooks(cell):
     """What backward needs goes through autograd, where checkpointing and offloading find it."""

@@ -263,3 +263,9 @@ def test_bad_packed_sequences(cell, bad, hx):
     # torch computes the rows that the sizes name, and leaves the others out.
     assert y.data.shape == (6 if bad == "too many rows" else len(sequence.data), 34)
     assert y.data.isfinite().all()
+
+
+def test_lengths_are_for_padded_batches():
+    x = pack_padded_sequence(torch.randn(3, 2, 5), torch.tensor([3, 1]))
+    with pytest.raises(TypeError, match="got PackedSequence"):
+        rnnfast.GRU(5, 7)(x, lengths=[3, 1])

@@ -147,3 +147,12 @@ def test_batch_sizes_that_make_no_sense(sizes):
 def test_items_without_size():
     with pytest.raises((ValueError, TypeError)):
         call(x=np.zeros((3, 2, 4), np.dtype([])))
+
+
+@pytest.mark.parametrize("types", [5, "ab", [np.ndarray]], ids=str)
+def test_types_that_are_no_tuple(types):
+    stack = _C.Stack(2, 1, 1, False, False, False, False, False)
+    x, y, weights = np.zeros((3, 2, 4)), np.zeros((3, 2, 5)), [np.zeros((20, 4)), np.zeros((20, 5))]
+    assert stack.forward((np.ndarray,), 1, None, x, None, None, weights, y, None, None, None, None)
+    with pytest.raises(TypeError, match="tuple"):
+        stack.forward(types, 1, None, x, None, None, weights, y, None, None, None, None)
