@@ -1,5 +1,6 @@
 """The commands: what they print, write, refuse and return."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from rnnfast import cli
+from rnnfast import cli, packing
 from rnnfast.cli import grids, measure, peers
 from rnnfast.cli.measure import FORWARD, TRAIN, Case
 
@@ -119,3 +120,25 @@ def test_seeds_give_the_same_problem():
     first, second = measure.problem(case), measure.problem(case)
     assert torch.equal(first.x, second.x)
     assert all(torch.equal(a, b) for a, b in zip(first.states, second.states, strict=True))
+
+
+@pytest.mark.parametrize("mode", [FORWARD, TRAIN])
+def test_frozen_peer_computes_the_same(mode):
+    case = Case("LSTM", 2, 1, 3, 4, mode)
+    given = measure.problem(case)
+    job = peers.frozen_peer(case, given)
+    assert packing.HELD
+    assert measure.difference(job(), peers.PEERS["torch.nn"](case, given)()) < 1e-5
+    del job
+    gc.collect()
+    assert not packing.HELD
+
+
+def test_bench_runs_only_the_peers_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    file = tmp_path / "samples.json"
+    arguments = ["--shape", "1,1,2,3", "--cell", "GRU", "--frozen", "--beside", "torch.nn"]
+    assert cli.main(["bench", *arguments, "--json", str(file)]) == 0
+    for result in json.loads(file.read_text())["results"]:
+        assert set(result["seconds"]) == {"rnnfast", "torch.nn"}

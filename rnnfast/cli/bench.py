@@ -23,7 +23,7 @@ from rnnfast.cli.grids import GRIDS
 from rnnfast.cli.info import facts
 from rnnfast.cli.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.neighbours import Neighbours
-from rnnfast.cli.peers import PEERS
+from rnnfast.cli.peers import PEERS, frozen_peer
 
 Shape = tuple[int, int, int, int]
 
@@ -50,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="grid",
         help="four cases, less time for each",
     )
+    parser.add_argument(
+        "--frozen", action="store_true", help="hold rnnfast's packed weights where nothing trains"
+    )
+    parser.add_argument(
+        "--beside",
+        choices=[name for name in PEERS if name != "rnnfast"],
+        action="append",
+        help="only these, and torch.nn; repeatable; default: all that are installed",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every sample")
     parser.add_argument("--picture", type=picture_file, metavar="FILE", help="draw the ratios")
 
@@ -74,9 +83,13 @@ def run(args: argparse.Namespace) -> int:
     dtypes = sorted({case.dtype for case in chosen})
     before = {dtype: peak(dtype, threads) for dtype in dtypes}
     neighbours = Neighbours()
+    beside = {"rnnfast", "torch.nn", *(args.beside or PEERS)}
+    peers = {name: peer for name, peer in PEERS.items() if name in beside}
+    if args.frozen:
+        peers["rnnfast"] = frozen_peer
     seconds = 1.0 if args.grid == "quick" else 1.8
     results = [
-        measure(case, PEERS, seconds)
+        measure(case, peers, seconds)
         for case in track(chosen, "measuring", console=console, transient=True)
     ]
     others = neighbours.cores()

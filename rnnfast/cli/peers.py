@@ -7,6 +7,7 @@ do this case.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
@@ -20,8 +21,8 @@ import rnnfast
 from rnnfast.cli.measure import TRAIN, Case, Job, Peer, Problem
 
 
-def module_peer(package: ModuleType) -> Peer:
-    """A peer whose package has classes like those of torch.nn."""
+def module_peer(package: ModuleType, context: Any = contextlib.nullcontext) -> Peer:
+    """A peer whose package has classes like those of torch.nn, run in ``context(module)``."""
 
     def prepare(case: Case, given: Problem) -> Job:
         training = case.mode == TRAIN
@@ -33,7 +34,10 @@ def module_peer(package: ModuleType) -> Peer:
         hx: Any = given.states if len(given.states) == 2 else given.states[0]
         wanted = [x, *module.parameters()] if case.dx else list(module.parameters())
 
-        def run() -> Tensor:
+        held = contextlib.ExitStack()
+        held.enter_context(context(module))
+
+        def run(held: contextlib.ExitStack = held) -> Tensor:
             y, _ = module(inputs, hx)
             return y.data if isinstance(y, PackedSequence) else y
 
@@ -48,6 +52,11 @@ def module_peer(package: ModuleType) -> Peer:
         return train if training else forward
 
     return prepare
+
+
+def frozen_peer(case: Case, given: Problem) -> Job | None:
+    """As in the context of rnnfast.frozen, for as long as the job lives."""
+    return module_peer(rnnfast, rnnfast.frozen)(case, given)
 
 
 def onnxruntime_peer(case: Case, given: Problem) -> Job | None:
