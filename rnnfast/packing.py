@@ -66,7 +66,7 @@ def packed(module: torch.nn.Module, spec: Callable[[], ops.Spec], weights: list[
         return None
     try:
         origin = [(weight.data_ptr(), weight._version) for weight in weights]
-    except RuntimeError:  # made in inference mode: torch does not count their changes
+    except (RuntimeError, AttributeError):  # made in inference mode, without versions; or no tensors
         return None
     if held.origin != origin:
         held.packed, held.origin = ops.pack(spec(), weights), origin
