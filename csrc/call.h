@@ -200,11 +200,7 @@ struct Call {
   T* saved_output(const View& saved, int layer) const {
     return static_cast<T*>(saved.data()) + numbers * saved_part() + layer * rows * width;
   }
-  index saved_part() const {
-    const bool float64 = x.dtype() == Dtype::float64;
-    return rows * (float64 ? kernels().of<double>(s.cell).saved_row(hidden)
-                           : kernels().of<float>(s.cell).saved_row(hidden));
-  }
+  index saved_part() const { return rows * saved_row(s.cell, x.dtype() == Dtype::float64, hidden); }
   index saved_size() const { return numbers * saved_part() + (s.layers - 1) * rows * width; }
 
   // A sequence as a user's tensor has it, or one of `features` numbers a row without gaps.

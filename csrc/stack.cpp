@@ -251,14 +251,11 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
 
 std::unique_ptr<Memory> Stack::new_saved(bool float64, index rows, index hidden, index outputs) const {
   constexpr index most = index{1} << 40;
-  const int cell = description_.cell;
   const index layers = description_.layers, directions = description_.directions;
   index numbers = 0, part, between, bytes;
   if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
     throw py::value_error("new_saved: an argument is out of range");
-  const index row = float64 ? kernels().of<double>(cell).saved_row(hidden)
-                            : kernels().of<float>(cell).saved_row(hidden);
-  if (__builtin_mul_overflow(rows, row, &part) ||
+  if (__builtin_mul_overflow(rows, saved_row(description_.cell, float64, hidden), &part) ||
       __builtin_mul_overflow(part, layers * directions, &part) ||
       __builtin_mul_overflow(rows, outputs * directions, &between) ||
       __builtin_mul_overflow(between, layers - 1, &between) ||

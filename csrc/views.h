@@ -49,6 +49,12 @@ inline const CellInfo& cell_info(int cell) {
   return kernels().info[cell];
 }
 
+// Numbers in Layer::saved for one row of x.
+inline index saved_row(int cell, bool float64, index hidden) {
+  return float64 ? kernels().of<double>(cell).saved_row(hidden)
+                 : kernels().of<float>(cell).saved_row(hidden);
+}
+
 inline void require(const View& view) {
   if (!view) throw pybind11::type_error(std::string(view.name()) + " must not be None");
 }

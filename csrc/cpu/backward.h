@@ -53,26 +53,20 @@ class Backward {
 
   using AllPanels = BackwardPanels<Cell, T>;
 
-  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
-
   // Numbers in one panel of each kind.
   index stage_size(int s) const { return AllPanels::size(blocks_, Cell::recurrent[s].width()); }
   index input_size() const { return AllPanels::size(blocks_, Cell::input.width()); }
   index projection_size() const { return AllPanels::size(blocks_of<T>(layer_.outputs), 1); }
 
-  index zeros() const {
-    const index widest = layer_.hidden < layer_.outputs ? layer_.outputs : layer_.hidden;
-    return widest < 3 * L ? 4 * L : widest + L;
-  }
-
   BackwardPanels<Cell, T> take_panels() {
     BackwardPanels<Cell, T> panels;
-    const index columns = blocks_of<T>(layer_.inputs), outputs = blocks_of<T>(layer_.outputs);
+    const index columns = blocks_of<T>(layer_.inputs);
     for (int s = 0; s < Cell::stages; ++s)
-      panels.stage[s] = arena_.template take<T>((s == 0 ? outputs : blocks_) * stage_size(s));
+      panels.stage[s] = arena_.template take<T>(blocks_of<T>(operand_width(layer_, s)) * stage_size(s));
     panels.input = arena_.template take<T>(grads_.x.data ? columns * input_size() : 0);
-    panels.projection = arena_.template take<T>(is_projected() ? blocks_ * projection_size() : 0);
-    panels.zeros = arena_.template take<T>(zeros());
+    panels.projection =
+        arena_.template take<T>(is_projected<Cell>(layer_) ? blocks_ * projection_size() : 0);
+    panels.zeros = arena_.template take<T>(zeros_of(layer_));
     return panels;
   }
 
@@ -110,7 +104,7 @@ class Backward {
         pack_block(block, block * L, columns - block * L);
     };
     for (int s = 0; s < Cell::stages; ++s)
-      own(s == 0 ? layer_.outputs : layer_.hidden, [&](index block, index column, index columns) {
+      own(operand_width(layer_, s), [&](index block, index column, index columns) {
         pack_backward<Cell>(panels_.stage[s] + block * stage_size(s), layer_.w_hh, layer_.hidden,
                             Cell::recurrent[s], column, columns);
       });
@@ -119,13 +113,13 @@ class Backward {
         pack_backward<Cell>(panels_.input + block * input_size(), layer_.w_ih, layer_.hidden,
                             Cell::input, column, columns);
       });
-    if (is_projected())
+    if (is_projected<Cell>(layer_))
       own(layer_.hidden, [&](index block, index column, index columns) {
         pack_backward<Plain>(panels_.projection + block * projection_size(), layer_.w_hr,
                              layer_.outputs, Plain::all, column, columns);
       });
     if (team.rank == 0)
-      for (index k = 0; k < zeros(); ++k) panels_.zeros[k] = 0;
+      for (index k = 0; k < zeros_of(layer_); ++k) panels_.zeros[k] = 0;
   }
 
   // Adds the second group's sums to the first's, and writes them in torch's layout.
@@ -148,8 +142,8 @@ class Backward {
       };
       write(grads_.w_ih, Cell::input, layer_.inputs, loops_[0].dw_ih(), loops_[1].dw_ih());
       for (int s = 0; s < Cell::stages; ++s)
-        write(grads_.w_hh, Cell::recurrent[s], s == 0 ? layer_.outputs : layer_.hidden,
-              loops_[0].dw_hh(s), loops_[1].dw_hh(s));
+        write(grads_.w_hh, Cell::recurrent[s], operand_width(layer_, s), loops_[0].dw_hh(s),
+              loops_[1].dw_hh(s));
       const T* db = sum(loops_[0].db(), loops_[1].db(), Cell::gates * L, block);
       for (int slot = 0; slot < Cell::gates; ++slot) {
         const Vector<T> total = load(db + slot * L);

@@ -17,7 +17,7 @@ namespace rnnfast::RNNFAST_TARGET {
 template <class Cell, class T>
 struct BackwardPanels {
   T *stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
-  T* zeros;  // as many as the widest of a layer's rows, and at least four vectors
+  T* zeros;                                     // zeros_of(layer)
 
   // One panel, for gradients of `blocks` blocks with `gates` gates each.
   static constexpr index size(index blocks, int gates) { return blocks * gates * lanes<T> * lanes<T>; }
@@ -43,9 +43,8 @@ class BackwardLoop {
     if (rows_ > layer.steps * layer.batch) rows_ = layer.steps * layer.batch;
     const index padded = blocks_ * L, state = layer.batch * padded;
     for (int s = 0; s < Cell::stages; ++s)
-      dw_hh_[s] = arena.template take<T>(grads.w_hh.data ? padded * Cell::recurrent[s].width() *
-                                                               (s == 0 ? layer.outputs : layer.hidden)
-                                                         : 0);
+      dw_hh_[s] = arena.template take<T>(
+          grads.w_hh.data ? padded * Cell::recurrent[s].width() * operand_width(layer, s) : 0);
     dw_hr_ = arena.template take<T>(grads.w_hr.data ? outputs_ * L * layer.hidden : 0);
     const bool multiplied = (Cell::stages > 1 && grads.w_hh.data) || grads.w_hr.data;
     operand_ = arena.template take<T>(multiplied ? rows_ * padded : 0);
@@ -53,10 +52,10 @@ class BackwardLoop {
     dw_ih_ = arena.template take<T>(grads.w_ih.data ? padded * Cell::input.width() * layer.inputs : 0);
     db_ = arena.template take<T>(padded * Cell::gates);
     d_ = arena.template take<T>(rows_ * padded * Cell::gates);
-    p_ = arena.template take<T>(is_projected() ? rows_ * outputs_ * L : 0);
+    p_ = arena.template take<T>(is_projected<Cell>(layer_) ? rows_ * outputs_ * L : 0);
     dh_ = arena.template take<T>(layer.batch * outputs_ * L);
     dc_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
-    dq_ = arena.template take<T>(Cell::stages > 1 || is_projected() ? state : 0);
+    dq_ = arena.template take<T>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : state);
     state_ = {&layer_,     panels.zeros, c0_,
               layer.saved, saved_batch,  States<Cell, T>::chunk_steps(layer, saved_batch),
@@ -106,8 +105,6 @@ class BackwardLoop {
   static constexpr int L = lanes<T>;
   static constexpr int last = Cell::stages - 1;
 
-  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
-
   // The chunk that ends at t1: as many steps as have at most rows_ rows together, and at least one.
   Range chunk_before(index t1) const {
     index t0 = t1 - 1;
@@ -142,7 +139,7 @@ class BackwardLoop {
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
     const Range rows = present(part.rows, state_.count(t));
-    if (is_projected()) {
+    if (is_projected<Cell>(layer_)) {
       output_gradients(t, row, rows, part.outputs);
       product(p_ + row * L, rows_ * L, outputs_, Plain::all, panels_.projection, t, rows, part.blocks,
               dq_, true);
@@ -153,7 +150,8 @@ class BackwardLoop {
       apply_all<last - 1>(t, row, rows, part.blocks);
       static_assert(last <= 1);
     }
-    if (t > 0 || grads_.h0.data) gate_product<0>(t, row, rows, part.outputs, dh_, is_projected());
+    if (t > 0 || grads_.h0.data)
+      gate_product<0>(t, row, rows, part.outputs, dh_, is_projected<Cell>(layer_));
   }
 
   // The gradients of the step's projected outputs.
@@ -187,7 +185,7 @@ class BackwardLoop {
                           block,
                           layer_.hidden - block * L,
                           grads_.y.data != nullptr,
-                          is_projected()};
+                          is_projected<Cell>(layer_)};
         index row = 0;
         for (; row + 2 <= count; row += 2) apply<s, Pack<Vector<T>>>(step, local, row);
         for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);

@@ -51,14 +51,15 @@ class Forward {
     const bool single = layer.steps == 1;
     input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs, chunk == layer.steps);
     for (int s = 0; s < Cell::stages; ++s)
-      stage_[s] = product(Cell::recurrent[s], layer.w_hh, layer.hidden,
-                          s == 0 ? layer.outputs : layer.hidden, single);
-    if (is_projected())
+      stage_[s] =
+          product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s), single);
+    if (is_projected<Cell>(layer_))
       projection_ = product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, single);
     bias_ = arena.template take<T>(padded * Cell::gates);
-    operand_ = arena.template take<T>(Cell::stages > 1 || is_projected() ? layer.batch * padded : 0);
+    operand_ = arena.template take<T>(
+        Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
     c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
-    zeros_ = arena.template take<T>(most(layer.hidden, layer.outputs));
+    zeros_ = arena.template take<T>(zeros_of(layer));
     state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, chunk, layer.saved != nullptr};
     if (!layer.saved)
       state_.memory =
@@ -99,7 +100,7 @@ class Forward {
           stage<1>(t, part);
         }
         static_assert(Cell::stages <= 2);
-        if (is_projected()) {
+        if (is_projected<Cell>(layer_)) {
           wait_for_units();
           project_outputs(t, part);
         }
@@ -111,10 +112,6 @@ class Forward {
  private:
   static constexpr int L = lanes<T>;
   using Use = typename Product<T>::Use;
-
-  static constexpr index most(index a, index b) { return (a < b ? b : a) + L; }
-
-  bool is_projected() const { return Cell::projects && layer_.w_hr.data; }
 
   // What other threads computed of a step, where a team shares its units.
   void wait_for_units() const {
@@ -132,7 +129,7 @@ class Forward {
     if constexpr (Cell::cell_state >= 0)
       to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
     if (team_.rank == 0)
-      for (index k = 0; k < most(layer_.hidden, layer_.outputs); ++k) zeros_[k] = 0;
+      for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
   }
 
   // Calls f(Cell or Plain, product, its blocks).
@@ -140,7 +137,7 @@ class Forward {
   void for_products(F f) const {
     f(Cell{}, input_, blocks_);
     for (const Product<T>& stage : stage_) f(Cell{}, stage, blocks_);
-    if (is_projected()) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
+    if (is_projected<Cell>(layer_)) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
   }
 
   Use use(bool once) const {

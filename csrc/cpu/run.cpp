@@ -88,7 +88,7 @@ struct Plans {
 template <class Work>
 void run_teams(const Plans& plans, int direction, Work work) {
   Barrier barrier[2][barriers]{};
-  const Plan &first = plans.of[plans.together ? 0 : direction], &second = plans.of[1];
+  const Plan &first = plans.of[0], &second = plans.of[1];
   const int threads = first.threads + (plans.together ? second.threads : 0);
   if (threads == 1) {
     work(direction, Team{0, 1, first.split, barrier[0]});
@@ -144,7 +144,7 @@ Plans plans_of(int cell, const Layer<T>* layers, int directions, int threads) {
     if (half.seconds < worth * 2 * whole.seconds)
       return {{half, plan_of(cell, layers[1], threads - threads / 2)}, true};
   }
-  return {{whole, whole}, false};
+  return {{whole, {}}, false};
 }
 
 // Calls work(direction, team, scratch) for all directions; bytes(direction) is what it needs.

@@ -11,6 +11,25 @@ constexpr index blocks_of(index units) {
   return (units + lanes<T> - 1) / lanes<T>;
 }
 
+// Whether h is a projection of what the cell returns.
+template <class Cell, class T>
+constexpr bool is_projected(const Layer<T>& layer) {
+  return Cell::projects && layer.w_hr.data;
+}
+
+// The width of what stage s multiplies, h in the first.
+template <class T>
+constexpr index operand_width(const Layer<T>& layer, int s) {
+  return s == 0 ? layer.outputs : layer.hidden;
+}
+
+// Zeros that stand for any row of states, and for the start of any tile.
+template <class T>
+constexpr index zeros_of(const Layer<T>& layer) {
+  const index widest = layer.hidden < layer.outputs ? layer.outputs : layer.hidden;
+  return widest < 3 * lanes<T> ? 4 * lanes<T> : widest + lanes<T>;
+}
+
 // Numbers in Layer::saved for one row of x.
 template <class Cell, class T>
 constexpr index saved_row(index hidden) {
@@ -29,7 +48,7 @@ struct Slots {
 template <class Cell, class T>
 struct States {
   const Layer<T>* layer;
-  const T* zeros;  // `hidden` or `outputs` of them, whichever is more
+  const T* zeros;  // zeros_of(layer)
   const T* c0;     // [blocks][B][lanes]
   T* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
   index batch;     // the rows of a step there, of which the layer may be a part
