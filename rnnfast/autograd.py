@@ -23,10 +23,12 @@ def stack(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Any],
+    packed: Any = None,
 ) -> Outputs | None:
     """Run a stack of layers, as :func:`ops.forward` does, with gradients where they are wanted.
 
-    A state that is None means zeros; ``c_n`` is None for cells without a cell state.
+    A state that is None means zeros; ``c_n`` is None for cells without a cell state. ``packed`` is
+    of use only without gradients.
     """
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         tensors = (x, h0, c0, *weights)
@@ -35,19 +37,6 @@ def stack(
                 return Outputs(*_Stack.apply(spec, batch_sizes, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    return infer(spec, batch_sizes, x, h0, c0, weights)
-
-
-def infer(
-    spec: Spec,
-    batch_sizes: Tensor | None,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Any],
-    packed: Any = None,
-) -> Outputs | None:
-    """:func:`stack` without gradients; ``packed`` is None or from :func:`ops.pack`."""
     found = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed)
     return None if found is None else found[0]
 
@@ -91,9 +80,8 @@ class _Stack(torch.autograd.Function):
         if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
             return (None, None, *_differentiable(spec, batch_sizes, inputs, grads, wanted))
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
-            x, h0, c0, *weights = inputs = tuple(
-                map(ops.rows, inputs)
-            )  # hooks may return other strides
+            # Hooks on saved tensors may have returned others, not contiguous.
+            x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
             again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True)
             assert again is not None
             y, saved = again[0].y, again[1]

@@ -1,4 +1,4 @@
-"""Layers, directions, dropout: what lies between a module and the kernels."""
+"""Dropout between layers: what lies between a module and the kernels."""
 
 from __future__ import annotations
 
@@ -13,52 +13,46 @@ from .ops import Outputs, Spec
 
 
 def recurrent(
-    cell: str,
+    spec: Spec,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Any],
     *,
-    bias: bool,
-    num_layers: int = 1,
     dropout: float = 0.0,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    projected: bool = False,
     batch_sizes: Tensor | None = None,
     fused: bool = True,
     packed: Any = None,
 ) -> Outputs | None:
     """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
 
-    ``x [T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or None
-    for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n`` and
-    ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. Where h is projected to
-    a width R, that stands in the place of H for ``y``, ``h0`` and ``h_n``. With ``batch_sizes``
-    ``x`` and ``y`` are packed, ``[sum of batch_sizes, features]``; ``x [B, I]`` is one step of one
-    layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of training.
+    ``x [T, B, I]`` (``[B, T, I]`` with ``spec.batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or
+    None for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n``
+    and ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. Where h is
+    projected to a width R, that stands in the place of H for ``y``, ``h0`` and ``h_n``. With
+    ``batch_sizes`` ``x`` and ``y`` are packed, ``[sum of batch_sizes, features]``; ``x [B, I]`` is
+    one step of one layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of
+    training.
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
     torch's operators compute it, differentiable in every way. ``packed`` is None or ``weights`` as
     :func:`ops.pack` packed them, for calls without gradients or dropout.
     """
-    directions = 2 if bidirectional else 1
+    if packed is not None:
+        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, packed)
     run = autograd.stack if fused else autograd.eager_stack
-    batch_first = batch_first and batch_sizes is None
-    if dropout == 0 or num_layers == 1:
-        spec = Spec(cell, num_layers, directions, bias, projected, batch_first)
-        if packed is not None:
-            return autograd.infer(spec, batch_sizes, x, h0, c0, weights, packed)
+    if dropout == 0 or spec.layers == 1:
         return run(spec, batch_sizes, x, h0, c0, weights)
-    spec = Spec(cell, 1, directions, bias, projected, False)
-    each = spec.weights_each * directions
-    y = x.transpose(0, 1) if batch_first else x  # as torch has it: the same masks from the same seed
+    one = spec._replace(layers=1, batch_first=False)
+    each = spec.weights_each * spec.directions
+    turned = spec.batch_first and batch_sizes is None
+    y = x.transpose(0, 1) if turned else x  # as torch has it: the same masks from the same seed
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
-    for k in range(num_layers):
-        part = slice(k * directions, (k + 1) * directions)
+    for k in range(spec.layers):
+        part = slice(k * spec.directions, (k + 1) * spec.directions)
         result = run(
-            spec,
+            one,
             batch_sizes,
             F.dropout(y, dropout) if k > 0 else y,
             None if h0 is None else h0[part],
@@ -70,5 +64,5 @@ def recurrent(
         y, h, c = result
         h_n += [] if h is None else [h]
         c_n += [] if c is None else [c]
-    y = y.transpose(0, 1) if batch_first else y
+    y = y.transpose(0, 1) if turned else y
     return Outputs(y, torch.cat(h_n), torch.cat(c_n) if c_n else None)

@@ -71,19 +71,9 @@ class _Recurrent(torch.nn.RNNBase):
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # computed at each access (a parametrization)
             return None
-        outputs = functional.recurrent(
-            self._cell(),
-            input,
-            pair[0],
-            pair[1],
-            weights,
-            bias=self.bias,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            projected=self.proj_size > 0,
-            packed=packing.packed(self, self._spec, weights) if packing.HELD else None,
-        )
+        spec = self._spec()
+        packed = packing.packed(self, spec, weights) if packing.HELD else None
+        outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
         if outputs is None:
             return None
         y, h_n, c_n = outputs
@@ -155,15 +145,10 @@ class _Recurrent(torch.nn.RNNBase):
         if order is not None:
             h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
         outputs = functional.recurrent(
-            self._cell(),
+            self._spec(),
             *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
             [ops.rows(w) for w in self._flat_weights],
-            bias=self.bias,
-            num_layers=self.num_layers,
             dropout=self.dropout if self.training else 0.0,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            projected=self.proj_size > 0,
             batch_sizes=batch_sizes,
             fused=fused,
         )
@@ -250,17 +235,17 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             return None
         if self.hidden_size < 1:
             return None
-        cell, bias = self._cell(), self.bias
-        pair = _states(hx, cell == "lstm")
+        spec = self._spec()
+        pair = _states(hx, spec.cell == "lstm")
         if pair is None:
             return None
         parameters = self._parameters  # attributes of a module cost ten times as much
         try:
-            weights = [parameters[name] for name in _CELL_WEIGHTS[: 4 if bias else 2]]
+            weights = [parameters[name] for name in _CELL_WEIGHTS[: spec.weights_each]]
         except KeyError:  # computed at each access (a parametrization)
             return None
-        packed = packing.packed(self, self._spec, weights) if packing.HELD else None
-        outputs = functional.recurrent(cell, input, pair[0], pair[1], weights, bias=bias, packed=packed)
+        packed = packing.packed(self, spec, weights) if packing.HELD else None
+        outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
         if outputs is None:
             return None
         h1, _, c1 = outputs
@@ -299,10 +284,9 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
         outputs = functional.recurrent(
-            self._cell(),
+            self._spec(),
             *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
             [ops.rows(w) for w in self._weights()],
-            bias=self.bias,
             fused=fused,
         )
         if outputs is None:

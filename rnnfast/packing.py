@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,7 +59,7 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
             HELD.pop(module, None)
 
 
-def packed(module: torch.nn.Module, spec: Callable[[], ops.Spec], weights: list[Any]) -> Any:
+def packed(module: torch.nn.Module, spec: ops.Spec, weights: list[Any]) -> Any:
     """The module's packed weights for this call, or None where none are held or it has gradients."""
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
@@ -69,6 +69,6 @@ def packed(module: torch.nn.Module, spec: Callable[[], ops.Spec], weights: list[
     except (RuntimeError, AttributeError):  # made in inference mode, without versions; or no tensors
         return None
     if held.origin != origin:
-        held.packed, held.origin = ops.pack(spec(), weights), origin
+        held.packed, held.origin = ops.pack(spec, weights), origin
         held.memory = [weight.detach() for weight in weights]
     return held.packed
