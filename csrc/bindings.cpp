@@ -9,6 +9,7 @@
 #include "cpu/memory.h"
 #include "cpu/run.h"
 #include "stack.h"
+#include "views.h"
 
 namespace py = pybind11;
 
@@ -30,12 +31,12 @@ std::vector<std::string> cells() {
 }
 
 double measure_peak(const std::string& dtype, int threads, double seconds) {
-  if (dtype != "float32" && dtype != "float64")
-    throw py::value_error("dtype is '" + dtype + "'; expected 'float32' or 'float64'");
+  const auto peak =
+      with_numbers(dtype_of(dtype), [](auto number) { return kernels().of<decltype(number)>().peak; });
   if (!(seconds >= 0)) throw py::value_error("seconds must not be negative");
   if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected >= 1");
   const py::gil_scoped_release release;
-  return peak_flops(dtype == "float64", threads, seconds);
+  return peak_flops(peak, threads, seconds);
 }
 
 }  // namespace

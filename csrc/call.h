@@ -193,15 +193,24 @@ struct Call {
 
   // Layer::saved of every direction of every layer, then the outputs of all layers but the last.
   template <class T>
-  T* saved_of(const View& saved, int number) const {
-    return static_cast<T*>(saved.data()) + number * saved_part();
+  Real<T>* saved_of(const View& saved, int number) const {
+    return static_cast<Real<T>*>(saved.data()) + number * saved_part<T>();
   }
   template <class T>
   T* saved_output(const View& saved, int layer) const {
-    return static_cast<T*>(saved.data()) + numbers * saved_part() + layer * rows * width;
+    return reinterpret_cast<T*>(saved_of<T>(saved, numbers)) + layer * rows * width;
   }
-  index saved_part() const { return rows * saved_row(s.cell, x.dtype() == Dtype::float64, hidden); }
-  index saved_size() const { return numbers * saved_part() + (s.layers - 1) * rows * width; }
+  template <class T>
+  index saved_part() const {
+    return rows * kernels().of<T>(s.cell).saved_row(hidden);
+  }
+  index saved_bytes() const {
+    return with_numbers(x.dtype(), [&](auto number) {
+      using T = decltype(number);
+      return numbers * saved_part<T>() * index{sizeof(Real<T>)} +
+             (s.layers - 1) * rows * width * index{sizeof(T)};
+    });
+  }
 
   // A sequence as a user's tensor has it, or one of `features` numbers a row without gaps.
   template <class T>
@@ -234,7 +243,7 @@ struct Call {
 
   template <class T>
   Layer<T> layer(int k, int direction, Sequence<const T> input, Sequence<T> y, const View& h_n,
-                 const View& c_n, T* saved, T* panels) const {
+                 const View& c_n, Real<T>* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
     return {steps,

@@ -5,10 +5,51 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace rnnfast {
 
 using index = std::ptrdiff_t;
+
+// A bfloat16 in memory: the upper half of a float32.
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+// What numbers of a type are computed in: sums, gates and cell states are of this type.
+template <class T>
+struct RealOf {
+  using type = T;
+};
+template <>
+struct RealOf<Bfloat16> {
+  using type = float;
+};
+template <class T>
+using Real = typename RealOf<T>::type;
+
+// Forced inline: units of different instruction sets include this, and may share no copy.
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+
+template <class T>
+RNNFAST_INLINE Real<T> widen(T x) {
+  return x;
+}
+RNNFAST_INLINE float widen(Bfloat16 x) {
+  return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
+}
+
+// Rounds to nearest, to even where two are as near.
+template <class T>
+RNNFAST_INLINE T narrow(Real<T> x) {
+  if constexpr (sizeof(T) == sizeof(Real<T>)) {
+    return x;
+  } else {
+    const auto bits = __builtin_bit_cast(std::uint32_t, x);
+    const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return {static_cast<std::uint16_t>(x == x ? rounded : bits >> 16 | 0x40)};
+  }
+}
 
 // Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null. In a
 // packed layer it lies at data[(first[t] + b) * row + k], see Steps.
@@ -47,7 +88,7 @@ struct Layer {
   Matrix<const T> w_hr;    // [R, H], only for cells that can be projected; null: h is not projected
   Sequence<T> y;           // [T, B, R]; forward writes it and reads it back as the state
   Matrix<T> h_n, c_n;      // [B, R], [B, H]; null: not wanted
-  T* saved;                // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
+  Real<T>* saved;          // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
   T* panels;               // packed weights that the caller holds; null: none
 };
 

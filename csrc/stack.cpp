@@ -26,7 +26,11 @@ struct Outputs {
     const Checker check(call.x);
     call.check_sequence(check, y, call.width);
     call.check_states(check, h_n, c_n);
-    check.shape(saved, {call.saved_size()});
+    if (saved && (saved.dtype() != Dtype::uint8 || saved.dims() != 1 ||
+                  saved.size(0) != call.saved_bytes() || !saved.has_contiguous_rows()))
+      throw py::value_error("saved has shape " + saved.shape_text() + " and dtype " +
+                            saved.dtype_name() + "; expected (" + std::to_string(call.saved_bytes()) +
+                            ",) and uint8");
   }
   View y, h_n, c_n, saved;
 };
@@ -179,21 +183,18 @@ bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::h
   call->check_weights();
   if (!passes([&] { call->check_states(); })) return false;
   const Outputs out(*call, y, h_n, c_n, saved);
-  const bool float64 = call->x.dtype() == Dtype::float64;
   if (packed) {
     const Description& of = packed->of_;
     const bool fits = of.cell == description_.cell && of.layers == description_.layers &&
                       of.directions == description_.directions &&
-                      of.projected == description_.projected && packed->float64_ == float64 &&
+                      of.projected == description_.projected && packed->dtype_ == call->x.dtype() &&
                       packed->inputs_ == call->inputs && packed->hidden_ == call->hidden &&
                       packed->outputs_ == call->outputs;
     if (!fits) throw py::value_error("the packed weights are those of another stack");
   }
   const py::gil_scoped_release release;
-  if (float64)
-    run<double>(*call, out, packed, threads);
-  else
-    run<float>(*call, out, packed, threads);
+  with_numbers(call->x.dtype(),
+               [&](auto number) { run<decltype(number)>(*call, out, packed, threads); });
   return true;
 }
 
@@ -209,10 +210,9 @@ void Stack::backward(int threads, py::handle batch_sizes, py::handle x, py::hand
   require(left.saved);
   const GradientViews grads(call, dy, dh_n, dc_n, dx, dh0, dc0, dweights);
   const py::gil_scoped_release release;
-  if (call.x.dtype() == Dtype::float32)
-    run_back<float>(call, left.y, left.saved, grads, threads);
-  else
-    run_back<double>(call, left.y, left.saved, grads, threads);
+  with_numbers(call.x.dtype(), [&](auto number) {
+    run_back<decltype(number)>(call, left.y, left.saved, grads, threads);
+  });
 }
 
 namespace {
@@ -238,31 +238,35 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   call.check_weights();
   auto packed = std::make_unique<Packed>();
   packed->of_ = description_;
-  packed->float64_ = call.x.dtype() == Dtype::float64;
+  packed->dtype_ = call.x.dtype();
   packed->inputs_ = call.inputs;
   packed->hidden_ = call.hidden;
   packed->outputs_ = call.outputs;
   for (int k = 0; k < description_.layers; ++k)
     for (int d = 0; d < description_.directions; ++d)
-      packed->memory_.push_back(packed->float64_ ? pack_one<double>(call, k, d)
-                                                 : pack_one<float>(call, k, d));
+      packed->memory_.push_back(with_numbers(
+          call.x.dtype(), [&](auto number) { return pack_one<decltype(number)>(call, k, d); }));
   return packed;
 }
 
-std::unique_ptr<Memory> Stack::new_saved(bool float64, index rows, index hidden, index outputs) const {
+std::unique_ptr<Memory> Stack::new_saved(const std::string& dtype, index rows, index hidden,
+                                         index outputs) const {
   constexpr index most = index{1} << 40;
   const index layers = description_.layers, directions = description_.directions;
-  index numbers = 0, part, between, bytes;
   if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
     throw py::value_error("new_saved: an argument is out of range");
-  if (__builtin_mul_overflow(rows, saved_row(description_.cell, float64, hidden), &part) ||
-      __builtin_mul_overflow(part, layers * directions, &part) ||
-      __builtin_mul_overflow(rows, outputs * directions, &between) ||
-      __builtin_mul_overflow(between, layers - 1, &between) ||
-      __builtin_add_overflow(part, between, &numbers) ||
-      __builtin_mul_overflow(numbers, index{float64 ? 8 : 4}, &bytes))
-    throw py::value_error("new_saved: an argument is out of range");
-  return std::make_unique<Memory>(static_cast<std::size_t>(bytes));
+  return with_numbers(dtype_of(dtype), [&](auto number) {
+    using T = decltype(number);
+    const index row = kernels().of<T>(description_.cell).saved_row(hidden) * index{sizeof(Real<T>)};
+    index part, between, bytes;  // as Call::saved_bytes
+    if (__builtin_mul_overflow(rows, row, &part) ||
+        __builtin_mul_overflow(part, layers * directions, &part) ||
+        __builtin_mul_overflow(rows, outputs * directions, &between) ||
+        __builtin_mul_overflow(between, (layers - 1) * index{sizeof(T)}, &between) ||
+        __builtin_add_overflow(part, between, &bytes))
+      throw py::value_error("new_saved: an argument is out of range");
+    return std::make_unique<Memory>(static_cast<std::size_t>(bytes));
+  });
 }
 
 }  // namespace rnnfast

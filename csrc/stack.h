@@ -9,6 +9,7 @@
 
 #include "cpu/memory.h"
 #include "layer.h"
+#include "tensor.h"
 
 namespace rnnfast {
 
@@ -37,7 +38,7 @@ class Packed {
  private:
   friend class Stack;
   Description of_{};
-  bool float64_ = false;
+  Dtype dtype_ = Dtype::other;
   index inputs_ = 0, hidden_ = 0, outputs_ = 0;
   std::vector<std::unique_ptr<Memory>> memory_;  // of every direction of every layer
 };
@@ -68,8 +69,9 @@ class Stack {
   // For forward, which then reads no weights but the biases. Of x only its dtype and features matter.
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
 
-  // Memory for `rows` rows of x, uninitialised.
-  std::unique_ptr<Memory> new_saved(bool float64, index rows, index hidden, index outputs) const;
+  // Memory for `rows` rows of x of a dtype, uninitialised.
+  std::unique_ptr<Memory> new_saved(const std::string& dtype, index rows, index hidden,
+                                    index outputs) const;
 
  private:
   const Description description_;

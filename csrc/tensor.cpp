@@ -27,7 +27,7 @@ struct Exchange {
   int (*view)(void* object, Tensor* out);  // non-owning; 0 on success
   void* current_stream;
 };
-constexpr int cpu = 1, code_int = 0, code_float = 2;
+constexpr int cpu = 1, code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4;
 }  // namespace dlpack
 
 // The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
@@ -91,7 +91,9 @@ bool View::read_exchange_api(py::handle object) {
     strides_[dim] = t.strides[dim];
   }
   if (t.code == dlpack::code_float && t.dtype_lanes == 1) dtype_ = float_of_bytes(t.bits / 8);
+  if (t.code == dlpack::code_bfloat && t.bits == 16) dtype_ = Dtype::bfloat16;
   if (t.code == dlpack::code_int && t.bits == 64) dtype_ = Dtype::int64;
+  if (t.code == dlpack::code_uint && t.bits == 8) dtype_ = Dtype::uint8;
   code_ = t.code;
   bits_ = t.bits;
   return true;
@@ -113,10 +115,12 @@ bool View::read_torch_methods(py::handle object) {
   }
   dtype_name_ = py::str(object.attr("dtype")).cast<std::string>();
   if (dtype_name_.rfind("torch.", 0) == 0) dtype_name_ = dtype_name_.substr(6);
-  dtype_ = dtype_name_ == "float32"   ? Dtype::float32
-           : dtype_name_ == "float64" ? Dtype::float64
-           : dtype_name_ == "int64"   ? Dtype::int64
-                                      : Dtype::other;
+  dtype_ = dtype_name_ == "float32"    ? Dtype::float32
+           : dtype_name_ == "float64"  ? Dtype::float64
+           : dtype_name_ == "bfloat16" ? Dtype::bfloat16
+           : dtype_name_ == "int64"    ? Dtype::int64
+           : dtype_name_ == "uint8"    ? Dtype::uint8
+                                       : Dtype::other;
   return true;
 }
 
@@ -137,6 +141,9 @@ void View::read_buffer(py::handle object, bool writable) {
   } else if (format.size() == 1 && std::string("bhilq").find(format) != std::string::npos) {
     dtype_ = view.itemsize == 8 ? Dtype::int64 : Dtype::other;
     dtype_name_ = "int" + bits;
+  } else if (format == "B") {
+    dtype_ = Dtype::uint8;
+    dtype_name_ = "uint8";
   } else {
     dtype_name_ = "buffer format " + format;
   }
@@ -154,7 +161,9 @@ std::string View::dtype_name() const {
   if (code_ < 0) return dtype_name_;
   const std::string bits = std::to_string(bits_);
   return code_ == dlpack::code_float ? "float" + bits
-                                     : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
+         : code_ == dlpack::code_bfloat
+             ? "bfloat" + bits
+             : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
 }
 
 bool View::has_contiguous_rows() const {

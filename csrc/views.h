@@ -13,9 +13,10 @@ namespace rnnfast {
 class Checker {
  public:
   explicit Checker(const View& first) : first_(first) {
-    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64)
+    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64 &&
+        first.dtype() != Dtype::bfloat16)
       throw pybind11::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
-                                 "; expected float32 or float64");
+                                 "; expected float32, float64 or bfloat16");
   }
 
   void shape(const View& view, std::initializer_list<index> expected) const {
@@ -49,10 +50,25 @@ inline const CellInfo& cell_info(int cell) {
   return kernels().info[cell];
 }
 
-// Numbers in Layer::saved for one row of x.
-inline index saved_row(int cell, bool float64, index hidden) {
-  return float64 ? kernels().of<double>(cell).saved_row(hidden)
-                 : kernels().of<float>(cell).saved_row(hidden);
+// The dtype of numbers that a name means.
+inline Dtype dtype_of(const std::string& name) {
+  if (name == "float32") return Dtype::float32;
+  if (name == "float64") return Dtype::float64;
+  if (name == "bfloat16") return Dtype::bfloat16;
+  throw pybind11::value_error("dtype is '" + name + "'; expected 'float32', 'float64' or 'bfloat16'");
+}
+
+// Calls f(a T) for the type of numbers that a dtype names, one that a Checker lets pass.
+template <class F>
+auto with_numbers(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float64:
+      return f(double{});
+    case Dtype::bfloat16:
+      return f(Bfloat16{});
+    default:
+      return f(float{});
+  }
 }
 
 inline void require(const View& view) {

@@ -177,8 +177,8 @@ def forward(
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:
-        memory = stack.new_saved(dtype == np.float64, steps * batch, hidden, outputs)
-        saved = np.frombuffer(memoryview(memory), dtype)
+        memory = stack.new_saved(np.dtype(dtype).name, steps * batch, hidden, outputs)
+        saved = np.frombuffer(memoryview(memory), np.uint8)
     stack.forward(None, threads, None, *inputs, weights, y, h_n, c_n, saved, None)
     call = None if saved is None else _Call(stack, threads, inputs, weights, saved)
     return Forward(y, h_n, c_n, call)

@@ -5,6 +5,7 @@ gives its own answer or raises its own exception.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +15,16 @@ from torch.nn import Parameter
 #: The types that the kernels take; a subclass may mean something else by its data.
 PLAIN_TYPES = (Tensor, Parameter)
 
-_DTYPES = (torch.float32, torch.float64)
+#: What the kernels compute in, and its name there.
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+_HALVES = (torch.bfloat16, torch.float16)
+_AUTOCAST_FROM = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def plain_call() -> bool:
-    """Whether tensors are just tensors now: no tracing, transform, autocast or mode is at work."""
+    """Whether tensors are just tensors now: no tracing, transform or mode is at work."""
     return not (
         torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
@@ -29,12 +32,50 @@ def plain_call() -> bool:
     )
 
 
-def plain_tensors(first: Tensor, others: Sequence[Tensor | None]) -> bool:
-    """Whether all are dense CPU tensors of one dtype that the kernels know, and no subclass."""
-    return first.dtype in _DTYPES and all(
-        t is None or (type(t) in PLAIN_TYPES and t.dtype == first.dtype and _has_memory(t))
-        for t in (first, *others)
-    )
+class Precision(NamedTuple):
+    """In which dtype the kernels compute, and which one the results have."""
+
+    compute: torch.dtype
+    h: torch.dtype
+    c: torch.dtype
+
+
+def autocasts() -> bool:
+    """Whether ``torch.autocast("cpu")`` may change what a call computes in."""
+    return torch.is_autocast_enabled("cpu")
+
+
+def precision(
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    lowers_h: bool,
+    lowers_c: bool,
+) -> Precision | None:
+    """For dense CPU tensors of no subclass, all of one dtype unless autocast is on; None for others.
+
+    float16 is computed through float32. Under autocast the tensors are cast as torch casts them, and
+    h and c are in autocast's dtype where torch lowers them to that, or else in the one that it and the
+    state that a step's formula adds to, the last one, are promoted to.
+    """
+    there = [t for t in states if t is not None]
+    tensors = [x, *there, *(t for t in weights if t is not None)]
+    if not all(type(t) in PLAIN_TYPES and _has_memory(t) for t in tensors):
+        return None
+    dtypes = {t.dtype for t in tensors}
+    if autocasts() and dtypes <= _AUTOCAST_FROM:
+        lower = torch.get_autocast_dtype("cpu")
+        if lower not in _HALVES:
+            return None
+        kept = torch.promote_types(lower, (there[-1] if there else x).dtype)
+        return Precision(_computes_in(lower), lower if lowers_h else kept, lower if lowers_c else kept)
+    if len(dtypes) > 1 or x.dtype not in (*DTYPES, torch.float16):
+        return None
+    return Precision(_computes_in(x.dtype), x.dtype, x.dtype)
+
+
+def _computes_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _has_memory(t: Tensor) -> bool:

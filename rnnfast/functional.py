@@ -8,8 +8,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import autograd
+from . import autograd, checks
+from .checks import Precision
 from .ops import Outputs, Spec
+
+
+def recurrent_in(
+    precision: Precision | None,
+    spec: Spec,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+    **options: Any,
+) -> Outputs | None:
+    """:func:`recurrent` in another dtype; None: in that of the tensors."""
+    if precision is None or (precision.compute == precision.h and not checks.autocasts()):
+        return recurrent(spec, x, h0, c0, weights, **options)
+
+    def cast(t: Any, dtype: torch.dtype) -> Any:
+        return t if t is None else t.to(dtype)
+
+    x, h0, c0, *weights = (cast(t, precision.compute) for t in (x, h0, c0, *weights))
+    with torch.autocast("cpu", enabled=False):
+        found = recurrent(spec, x, h0, c0, weights, **options)
+    if found is None:
+        return None
+    y, h_n, c_n = found
+    return Outputs(cast(y, precision.h), cast(h_n, precision.h), cast(c_n, precision.c))
 
 
 def recurrent(

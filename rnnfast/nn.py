@@ -49,7 +49,7 @@ class _Recurrent(torch.nn.RNNBase):
         """
         if lengths is not None:
             return self._forward_padded(input, hx, lengths)
-        if type(input) is Tensor and checks.plain_call():
+        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
@@ -129,7 +129,13 @@ class _Recurrent(torch.nn.RNNBase):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return False
-        return checks.plain_tensors(data, (*states, *self._flat_weights))
+        return self._precision(data, states, isinstance(input, PackedSequence)) is not None
+
+    def _precision(self, data: Tensor, states: Any, packed: bool) -> checks.Precision | None:
+        # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
+        one_dnn = not packed and self.proj_size == 0 and data.dtype != torch.float16
+        lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
+        return checks.precision(data, (*states,), self._flat_weights, lowered, one_dnn)
 
     def _run(self, input: Any, hx: State, *, fused: bool) -> Any:
         """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
@@ -140,11 +146,13 @@ class _Recurrent(torch.nn.RNNBase):
         elif input.dim() == 2:
             data, batched = input.unsqueeze(0 if self.batch_first else 1), False
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
+        precision = self._precision(data, (h0, c0), batch_sizes is not None)
         if not batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
             h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
-        outputs = functional.recurrent(
+        outputs = functional.recurrent_in(
+            precision,
             self._spec(),
             *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
             [ops.rows(w) for w in self._flat_weights],
@@ -222,7 +230,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's ``forward``."""
-        if type(input) is Tensor and checks.plain_call():
+        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
@@ -264,7 +272,11 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             shape = [*input.shape[:-1], self.hidden_size]
             if not all(isinstance(s, Tensor) and list(s.shape) == shape for s in states):
                 return False
-        return checks.plain_tensors(input, (*states, *self._weights()))
+        return self._precision(input, states) is not None
+
+    def _precision(self, input: Tensor, states: Any) -> checks.Precision | None:
+        lowered = self._cell().startswith("rnn")
+        return checks.precision(input, (*states,), self._weights(), lowered, lowered)
 
     def _spec(self) -> ops.Spec:
         return ops.Spec(self._cell(), 1, 1, self.bias, False, False)
@@ -283,7 +295,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
-        outputs = functional.recurrent(
+        outputs = functional.recurrent_in(
+            self._precision(input, states),
             self._spec(),
             *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
             [ops.rows(w) for w in self._weights()],

@@ -69,12 +69,12 @@ def rows(t: Tensor | None) -> Tensor | None:
 def new_saved(spec: Spec, x: Tensor, count: int, hidden: int, outputs: int) -> Tensor:
     """Uninitialised memory for what backward needs of ``count`` rows of ``x``."""
     try:
-        memory = _stack(*spec).new_saved(x.dtype == torch.float64, count, hidden, outputs)
+        memory = _stack(*spec).new_saved(checks.DTYPES[x.dtype], count, hidden, outputs)
     except MemoryError:  # torch raises RuntimeError, and programs that try a smaller batch catch that
         raise RuntimeError(
             f"can't allocate memory: what backward needs of {count} rows of {hidden} hidden units"
         ) from None
-    return torch.frombuffer(memory, dtype=x.dtype) if count else x.new_empty(0)
+    return torch.frombuffer(memory, dtype=torch.uint8) if count else x.new_empty(0, dtype=torch.uint8)
 
 
 def forward(
@@ -98,7 +98,7 @@ def forward(
     # Written out: at the size of a small call a loop over a helper costs as much as the kernel, and
     # new_empty takes half as long with plain numbers as with a tuple.
     cell, layers, directions, bias, projected, batch_first = spec
-    if cell not in CELLS or x.is_neg() or x._is_zerotensor():
+    if cell not in CELLS or x.dtype not in checks.DTYPES or x.is_neg() or x._is_zerotensor():
         return None
     for state in (h0, c0):
         if state is not None and (state.is_neg() or state._is_zerotensor()):

@@ -28,7 +28,7 @@ def stack(cell: str) -> _C.Stack:
 def memory(mib: int) -> np.ndarray:
     """Of about this size: one slot of rnn_tanh's 16 units for each row."""
     rows = mib * MIB // 64
-    return np.frombuffer(stack("rnn_tanh").new_saved(False, rows, 16, 16), np.uint8)
+    return np.frombuffer(stack("rnn_tanh").new_saved("float32", rows, 16, 16), np.uint8)
 
 
 def resident() -> int:
@@ -81,9 +81,9 @@ def test_training_steps_recycle_and_overlapping_graphs_do_not():
 def test_bad_sizes():
     for rows, hidden in ((-1, 4), (4, -1), (1 << 60, 1 << 20), (4, 1 << 50)):
         with pytest.raises(ValueError, match="out of range"):
-            stack("gru").new_saved(False, rows, hidden, hidden)
+            stack("gru").new_saved("float32", rows, hidden, hidden)
     with pytest.raises(MemoryError):
-        stack("gru").new_saved(False, 1 << 50, 16, 16)
+        stack("gru").new_saved("float32", 1 << 50, 16, 16)
 
 
 def test_out_of_memory_is_the_error_that_torch_raises():

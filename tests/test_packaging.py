@@ -68,7 +68,7 @@ def test_every_instruction_set_is_in_the_build():
     built = {isa_of(path) for path in objects()} - {None}
     assert set(_C.supported_isas()) <= built
     if platform.machine() in ("x86_64", "AMD64"):
-        assert {"baseline", "avx2", "avx512"} <= built
+        assert {"baseline", "avx2", "avx512", "avx512bf16"} <= built
 
 
 def test_libtorch_is_not_linked():

@@ -13,16 +13,13 @@ import rnnfast
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
-AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
 # As CMakeLists.txt builds them: vector bytes, vector registers, flags.
 TARGETS = {
     "baseline": (16, 16, []),
     "avx2": (32, 16, ["-mavx2", "-mfma"]),
-    "avx512": (
-        64,
-        32,
-        [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]],
-    ),
+    "avx512": (64, 32, AVX512),
+    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16", "-DRNNFAST_BFLOAT16_ONLY"]),
 }
 
 

@@ -66,7 +66,7 @@ class Backward {
     panels.input = arena_.template take<T>(grads_.x.data ? columns * input_size() : 0);
     panels.projection =
         arena_.template take<T>(is_projected<Cell>(layer_) ? blocks_ * projection_size() : 0);
-    panels.zeros = arena_.template take<T>(zeros_of(layer_));
+    panels.zeros = arena_.template take<Real<T>>(zeros_of(layer_));
     return panels;
   }
 
@@ -125,26 +125,29 @@ class Backward {
   // Adds the second group's sums to the first's, and writes them in torch's layout.
   void write_weight_gradients(const Team& team) {
     const bool two = groups(layer_) == 2;
-    const auto sum = [&](T* to, const T* other, index size, index block) {
+    const auto sum = [&](Real<T>* to, const Real<T>* other, index size, index block) {
       to += block * size;
       if (two)
         for (index k = 0; k < size; k += L)
-          store(to + k, load(static_cast<const T*>(to) + k) + load(other + block * size + k));
+          store(to + k, load(static_cast<const Real<T>*>(to) + k) + load(other + block * size + k));
       return to;
     };
     const Range blocks = share(blocks_, team.size, team.rank);
     for (index block = blocks.begin; block < blocks.end; ++block) {
       const index unit = block * L, units = layer_.hidden - unit < L ? layer_.hidden - unit : L;
-      const auto write = [&](Matrix<T> w, Window window, index features, T* to, const T* other) {
+      const auto write = [&](Matrix<T> w, Window window, index features, Real<T>* to,
+                             const Real<T>* other) {
         if (w.data)
           unpack_forward<Cell>(w, sum(to, other, window.width() * features * L, block), layer_.hidden,
                                features, window, unit, units);
       };
-      write(grads_.w_ih, Cell::input, layer_.inputs, loops_[0].dw_ih(), loops_[1].dw_ih());
+      write(grads_.w_ih, Cell::input, layer_.inputs, loops_[0].weights().dw_ih(),
+            loops_[1].weights().dw_ih());
       for (int s = 0; s < Cell::stages; ++s)
-        write(grads_.w_hh, Cell::recurrent[s], operand_width(layer_, s), loops_[0].dw_hh(s),
-              loops_[1].dw_hh(s));
-      const T* db = sum(loops_[0].db(), loops_[1].db(), Cell::gates * L, block);
+        write(grads_.w_hh, Cell::recurrent[s], operand_width(layer_, s), loops_[0].weights().dw_hh(s),
+              loops_[1].weights().dw_hh(s));
+      const Real<T>* db =
+          sum(loops_[0].weights().db(), loops_[1].weights().db(), Cell::gates * L, block);
       for (int slot = 0; slot < Cell::gates; ++slot) {
         const Vector<T> total = load(db + slot * L);
         const index to = Cell::weight_block[slot] * layer_.hidden + unit;
@@ -157,9 +160,10 @@ class Backward {
     const Range outputs = share(blocks_of<T>(layer_.outputs), team.size, team.rank);
     for (index block = outputs.begin; block < outputs.end; ++block) {
       const index unit = block * L, units = layer_.outputs - unit < L ? layer_.outputs - unit : L;
-      unpack_forward<Plain>(grads_.w_hr,
-                            sum(loops_[0].dw_hr(), loops_[1].dw_hr(), layer_.hidden * L, block),
-                            layer_.outputs, layer_.hidden, Plain::all, unit, units);
+      unpack_forward<Plain>(
+          grads_.w_hr,
+          sum(loops_[0].weights().dw_hr(), loops_[1].weights().dw_hr(), layer_.hidden * L, block),
+          layer_.outputs, layer_.hidden, Plain::all, unit, units);
     }
   }
 

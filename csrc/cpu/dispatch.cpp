@@ -28,6 +28,7 @@ bool supports(const std::string& name) {
   if (name == "avx512")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (name == "avx512bf16") return supports("avx512") && __builtin_cpu_supports("avx512bf16");
 #endif
   return name == "baseline";
 }
@@ -47,30 +48,28 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-const Kernels& choose() {
+// What an instruction set leaves to the ones before it is theirs.
+Kernels choose() {
   const char* forced = std::getenv("RNNFAST_ISA");
-  const Kernels* chosen = nullptr;
-  for (const Isa& isa : isas())
-    if (isa.supported && (!forced || !*forced || std::string(forced) == isa.kernels->name))
-      chosen = isa.kernels;
-  if (!chosen)
+  Kernels chosen{};
+  bool found = false;
+  for (const Isa& isa : isas()) {
+    if (found || !isa.supported) continue;
+    const Kernels before = chosen;
+    chosen = *isa.kernels;
+    if (!chosen.float32.cells) chosen.float32 = before.float32;
+    if (!chosen.float64.cells) chosen.float64 = before.float64;
+    found = forced && std::string(forced) == chosen.name;
+  }
+  if (forced && *forced && !found)
     throw std::runtime_error(
         "RNNFAST_ISA=" + std::string(forced) +
         " is not an instruction set that this machine can run (built: " + joined(built_isas()) +
         "; of these supported here: " + joined(supported_isas()) + ")");
-  return *chosen;
+  return chosen;
 }
 
 }  // namespace
-
-template <>
-const CellKernels<float>& Kernels::of<float>(int cell) const {
-  return float32[cell];
-}
-template <>
-const CellKernels<double>& Kernels::of<double>(int cell) const {
-  return float64[cell];
-}
 
 std::vector<std::string> built_isas() {
   std::vector<std::string> names;
@@ -86,7 +85,7 @@ std::vector<std::string> supported_isas() {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
+  static const Kernels chosen = choose();
   return chosen;
 }
 

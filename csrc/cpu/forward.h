@@ -18,16 +18,17 @@ struct Product {
   Window window;
   Matrix<const T> w;
   index units, depth;
-  T* panels;  // [blocks][k][gates of the window][lanes]
+  T* panels;  // [blocks][k][gates of the window][lanes], see gemm.h
 
   // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
   // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
   // that, for a few rows and a single step.
   enum class Use { packed, streamed, unpacked } use;
 
-  index panel() const { return window.width() * lanes<T> * depth; }
+  index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
   Extent extent(index c_panel, index init_panel) const {
-    return {contiguous(depth), panel(), window.width() * lanes<T>, c_panel, init_panel};
+    return {contiguous<T>(depth), panel(), window.width() * lanes<T> * per_word<T>, c_panel,
+            init_panel};
   }
   index units_of(index block) const {
     const index left = units - block * lanes<T>;
@@ -55,15 +56,18 @@ class Forward {
           product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s), single);
     if (is_projected<Cell>(layer_))
       projection_ = product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, single);
-    bias_ = arena.template take<T>(padded * Cell::gates);
+    bias_ = arena.template take<Real<T>>(padded * Cell::gates);
     operand_ = arena.template take<T>(
         Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
-    c0_ = arena.template take<T>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
-    zeros_ = arena.template take<T>(zeros_of(layer));
+    whole_x_ =
+        arena.template take<T>(is_whole(layer.inputs) ? 0 : chunk * layer.batch * whole(layer.inputs));
+    whole_h_ = arena.template take<T>(is_whole(layer.outputs) ? 0 : layer.batch * whole(layer.outputs));
+    c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
+    zeros_ = arena.template take<Real<T>>(zeros_of(layer));
     state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, chunk, layer.saved != nullptr};
     if (!layer.saved)
       state_.memory =
-          arena.template take<T>(2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
+          arena.template take<Real<T>>(2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
     scratch_ = arena.used();
   }
 
@@ -174,13 +178,14 @@ class Forward {
     if (product.use != Use::unpacked) {
       for_each_tile<T, P>(rows, blocks, descending,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
-                            f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0});
+                            f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0, 0});
                           });
     } else if (rows > 0) {
       const int R = static_cast<int>(rows);
       for (index block = blocks.begin; block < blocks.end; ++block)
         f(0, R, block, 1,
-          Tile<Of, T, P>{nullptr, R, product.w, product.units, block * L, product.window.begin});
+          Tile<Of, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
+                         product.window.begin});
     }
   }
 
@@ -202,14 +207,15 @@ class Forward {
     constexpr int P = Cell::input.width();
     const index block_stride = state_.slots(steps.begin).block;
     const Extent extent = input_.extent(block_stride, Cell::gates * L);
+    if (whole_x_) copy_whole_x(steps, part);
     for_panels<Cell, P>(input_, part.blocks, [&](Range blocks, const T* panels) {
       const T* x[group];
-      T* slots[group];
+      Real<T>* slots[group];
       index rows = 0;
       const auto project = [&] {
         for_tiles<Cell, P>(input_, rows, blocks, false,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                             T* c[accumulators];
+                             Real<T>* c[accumulators];
                              for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
                              start_from_bias(c, R, block_stride, block, N);
                              for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
@@ -222,7 +228,7 @@ class Forward {
         const Slots<Cell, T> step = state_.slots(t);
         const Range there = present(part.rows, state_.count(t));
         for (index b = there.begin; b < there.end; ++b) {
-          x[rows] = state_.row(layer_.x, t, b);
+          x[rows] = x_row(steps, t, b);
           slots[rows] = step.at(0, b);
           if (++rows == group) project();
         }
@@ -231,14 +237,50 @@ class Forward {
     });
   }
 
+  // Words must not reach past a row. Rows of an odd number of bfloat16 are copied, with a zero after
+  // them.
+  static constexpr index whole(index width) { return words<T>(width) * per_word<T>; }
+  static constexpr bool is_whole(index width) { return whole(width) == width; }
+  static void copy_whole(T* to, const T* from, index width) {
+    for (index k = 0; k < width; ++k) to[k] = from[k];
+    to[width] = T{};
+  }
+
+  // All of a step's rows that this thread reads, where others read them too only some.
+  Range copied(Part part, index t) const {
+    const bool shared = team_.split == Split::units;
+    return present(shared ? share(layer_.batch, team_.size, team_.rank) : part.rows, state_.count(t));
+  }
+  T* whole_x(Range steps, index t, index b) const {
+    return whole_x_ + ((t - steps.begin) * layer_.batch + b) * whole(layer_.inputs);
+  }
+  const T* x_row(Range steps, index t, index b) const {
+    return whole_x_ ? whole_x(steps, t, b) : state_.row(layer_.x, t, b);
+  }
+  void copy_whole_x(Range steps, Part part) {
+    wait_for_units();  // others may still read those of the chunk before
+    for (index t = steps.begin; t < steps.end; ++t) {
+      const Range rows = copied(part, t);
+      for (index b = rows.begin; b < rows.end; ++b)
+        copy_whole(whole_x(steps, t, b), state_.row(layer_.x, t, b), layer_.inputs);
+    }
+    wait_for_units();
+  }
+  void copy_whole_h(index t, Part part) {
+    const Range rows = copied(part, t);
+    for (index b = rows.begin; b < rows.end; ++b)
+      copy_whole(whole_h_ + b * whole(layer_.outputs), state_.h(t, b), layer_.outputs);
+    wait_for_units();
+  }
+
   // Gates that the input does not feed.
-  void start_from_bias(T* const* slots, int R, index block_stride, index block, int N) {
+  void start_from_bias(Real<T>* const* slots, int R, index block_stride, index block, int N) {
     for (int slot = 0; slot < Cell::gates; ++slot)
       if (!Cell::input.has(slot))
         for (int n = 0; n < N; ++n)
           for (int r = 0; r < R; ++r)
             store(slots[r] + n * block_stride + slot * L,
-                  load(static_cast<const T*>(bias_) + ((block + n) * Cell::gates + slot) * L));
+                  load(static_cast<const Real<T>*>(bias_) + ((block + n) * Cell::gates + slot) * L));
   }
 
   template <int s>
@@ -249,15 +291,19 @@ class Forward {
     const Slots<Cell, T> slots = state_.slots(t);
     const Extent extent = stage_[s].extent(slots.block, 0);
     const Range there = present(part.rows, state_.count(t));
+    if (s == 0 && whole_h_) copy_whole_h(t, part);
     for (index first = there.begin; first < there.end; first += group) {
       const index rows = there.end - first < group ? there.end - first : group;
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
       const T* a[group];
-      for (index r = 0; r < rows; ++r) a[r] = s == 0 ? step.h[r] : operand_ + (first + r) * padded;
+      for (index r = 0; r < rows; ++r)
+        a[r] = s > 0      ? operand_ + (first + r) * padded
+               : whole_h_ ? whole_h_ + (first + r) * whole(layer_.outputs)
+                          : step.h[r];
       for_panels<Cell, P>(stage_[s], part.blocks, [&](Range blocks, const T* panels) {
         for_tiles<Cell, P>(stage_[s], rows, blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                             T* c[accumulators];
+                             Real<T>* c[accumulators];
                              for (int r = 0; r < R; ++r)
                                c[r] = slots.at(block, first + row + r) + window.begin * L;
                              tile(a + row, panels + block * extent.panel, c, nullptr, extent);
@@ -275,7 +321,7 @@ class Forward {
     const index units = layer_.hidden - block * L;
     T* const operand = operand_ ? operand_ + first * blocks_ * L : nullptr;
     const index padded = blocks_ * L;
-    T* const own = slots.at(block, first);
+    Real<T>* const own = slots.at(block, first);
     index row = begin;
     for (; row + 2 <= end; row += 2)
       apply<s, Pack<Vector<T>>>(step, own, operand, padded, block, units, row);
@@ -284,15 +330,15 @@ class Forward {
 
   // For one row, or for two (V a Pack).
   template <int s, class V>
-  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* own, T* operand, index padded,
-                                   index block, index units, index row) {
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, Real<T>* own, T* operand,
+                                   index padded, index block, index units, index row) {
     constexpr index size = Cell::slots * L;
     const index unit = block * L;
     V v[Cell::slots];
 #pragma GCC unroll 8
     for (int slot = 0; slot < Cell::gates; ++slot)
       v[slot] = gather<V>(
-          [&](int r) { return load(static_cast<const T*>(own) + (row + r) * size + slot * L); });
+          [&](int r) { return load(static_cast<const Real<T>*>(own) + (row + r) * size + slot * L); });
     V h = splat<V>(0);
     if constexpr (!Cell::projects)
       h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
@@ -320,14 +366,14 @@ class Forward {
       for_panels<Plain, 1>(projection_, part.outputs, [&](Range blocks, const T* panels) {
         for_tiles<Plain, 1>(projection_, rows, blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
-                              T* c[accumulators];
-                              alignas(64) T result[accumulators * L];
+                              Real<T>* c[accumulators];
+                              alignas(64) Real<T> result[accumulators * L];
                               for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
                               tile(a + row, panels + block * extent.panel, c, zeros_, extent);
                               for (int r = 0; r < R; ++r)
                                 for (int n = 0; n < N; ++n)
                                   store_some(state_.row(layer_.y, t, first + row + r) + (block + n) * L,
-                                             load(static_cast<const T*>(c[r]) + n * L),
+                                             load(static_cast<const Real<T>*>(c[r]) + n * L),
                                              projection_.units_of(block + n));
                             });
       });
@@ -356,9 +402,10 @@ class Forward {
   const index blocks_;
   index scratch_;
   Product<T> input_, stage_[Cell::stages], projection_;
-  T* bias_;     // [blocks][gates][lanes]
-  T* operand_;  // [B][blocks][lanes], what a second stage or the projection multiplies
-  T *c0_, *zeros_;
+  Real<T>* bias_;          // [blocks][gates][lanes]
+  T* operand_;             // [B][blocks][lanes], what a second stage or the projection multiplies
+  T *whole_x_, *whole_h_;  // [rows of a chunk][I], [B][R], where those end in half a word: padded
+  Real<T>*c0_, *zeros_;
   States<Cell, T> state_;
 };
 

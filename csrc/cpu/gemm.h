@@ -5,6 +5,9 @@
 // A panel holds P vectors for every k: [k][P][lanes]. Consecutive panels are consecutive blocks of
 // output columns. For a layer's forward weights the P vectors of a block are the gates of `lanes`
 // hidden units, so that a tile of c holds all gates of its units.
+//
+// Of bfloat16 k counts words of two neighbours, in rows and in panels ([k][P][lanes][2]); the result
+// and what it starts from are in float32. All strides are in numbers.
 #pragma once
 
 #include "pack.h"
@@ -23,18 +26,21 @@ inline constexpr int accumulators = 24;
 inline constexpr int accumulators = 12;
 #endif
 
-// The contraction index k runs over outer * inner; a row's element is at outer and inner strides.
+// The contraction index k runs over outer * inner; a row's word is at outer and inner strides.
 struct Depth {
   index outer, outer_stride, inner, inner_stride;
 };
 
-constexpr Depth contiguous(index n) { return {1, 0, n, 1}; }
+template <class T>
+constexpr Depth contiguous(index n) {
+  return {1, 0, words<T>(n), per_word<T>};
+}
 
 template <class T>
 struct Panels {
   const T* data;
   index panel;  // from one panel to the next
-  index step;   // from one k to the next: P * lanes, or more where a panel is part of a wider one
+  index step;   // from one k to the next: P vectors, or more where a panel is part of a wider one
 };
 
 // What all tiles of a product have in common. By reference: on the stack of every call it cost a
@@ -53,7 +59,7 @@ inline constexpr index slice = fused ? 64 : 32;
 // at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from
 // c. Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
 template <class T, int R, int N, int P>
-void tile(const T* const* a, const T* b, T* const* c, const T* init, const Extent& extent) {
+void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init, const Extent& extent) {
   using V = Vector<T>;
   constexpr int L = lanes<T>;
   const T* row[R];
@@ -81,18 +87,18 @@ void tile(const T* const* a, const T* b, T* const* c, const T* init, const Exten
     for (index outer = along_inner ? 0 : begin; outer < outer_end; ++outer) {
       index offset = outer * depth.outer_stride + inner_begin * depth.inner_stride;
       for (index inner = inner_begin; inner < inner_end; ++inner) {
-        V w[N][P];
+        Words<T> w[N][P];
 #pragma GCC unroll 32
         for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-          for (int p = 0; p < P; ++p) w[n][p] = load(b + n * b_panel + p * L);
+          for (int p = 0; p < P; ++p) w[n][p] = load_words(b + n * b_panel + p * L * per_word<T>);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
-          const V x = splat<V>(row[r][offset]);
+          const Words<T> x = repeat_word(row[r] + offset);
 #pragma GCC unroll 32
           for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) acc[r][n][p] = fma(x, w[n][p], acc[r][n][p]);
+            for (int p = 0; p < P; ++p) acc[r][n][p] = multiply_add<T>(x, w[n][p], acc[r][n][p]);
         }
         offset += depth.inner_stride;
         b += step;
@@ -101,7 +107,7 @@ void tile(const T* const* a, const T* b, T* const* c, const T* init, const Exten
     const bool from_init = init && begin == 0;
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
-      const T* from = from_init ? init : c[r];
+      const Real<T>* from = from_init ? init : c[r];
       const index from_panel = from_init ? extent.init_panel : c_panel;
 #pragma GCC unroll 32
       for (int n = 0; n < N; ++n)
@@ -114,7 +120,8 @@ void tile(const T* const* a, const T* b, T* const* c, const T* init, const Exten
 }
 
 template <class T>
-using TileFunction = void (*)(const T* const*, const T*, T* const*, const T*, const Extent&);
+using TileFunction = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*,
+                              const Extent&);
 
 // Panels taken at once: wide tiles keep the arithmetic ahead of the loads, and give a few rows enough
 // independent accumulators.
@@ -178,32 +185,33 @@ struct Plain {
 // --- packing ---------------------------------------------------------------------------------------
 
 // One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit` of
-// `hidden`, all k < depth. Lanes past `units` are zero.
+// `hidden`, all k < depth. What lies past the units and past the depth is zero.
 template <class Cell, class T>
 void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
                   index units) {
-  constexpr int L = lanes<T>;
-  const index step = window.width() * L;
-  for (int slot = window.begin; slot < window.end; ++slot, to += L) {
+  constexpr int L = lanes<T>, per = per_word<T>;
+  const index step = window.width() * L * per;
+  for (int slot = window.begin; slot < window.end; ++slot, to += L * per) {
     const T* from = w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
     index k = 0;
-    for (; k + L <= depth; k += L) {
-      Vector<T> v[L];
+    for (; k + L * per <= depth; k += L * per) {
+      Words<T> v[L];
 #pragma GCC unroll 16
-      for (int u = 0; u < L; ++u) v[u] = u < units ? load(from + u * w.row + k) : Vector<T>{};
-      transpose<T>(v);
+      for (int u = 0; u < L; ++u) v[u] = u < units ? load_words(from + u * w.row + k) : Words<T>{};
+      transpose(v);
 #pragma GCC unroll 16
-      for (int j = 0; j < L; ++j) store(to + (k + j) * step, v[j]);
+      for (int j = 0; j < L; ++j) store_words(to + (k / per + j) * step, v[j]);
     }
-    for (; k < depth; ++k)
-      for (int u = 0; u < L; ++u) to[k * step + u] = u < units ? from[u * w.row + k] : T(0);
+    for (; k < words<T>(depth) * per; ++k)
+      for (int u = 0; u < L; ++u)
+        to[k / per * step + u * per + k % per] = u < units && k < depth ? from[u * w.row + k] : T{};
   }
 }
 
-// The inverse, for gradients: a panel of the full window back to torch's layout.
+// The inverse, for gradients: a panel of the full window, [k][gates][lanes], to torch's layout.
 template <class Cell, class T>
-void unpack_forward(Matrix<T> w, const T* from, index hidden, index depth, Window window, index unit,
-                    index units) {
+void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth, Window window,
+                    index unit, index units) {
   constexpr int L = lanes<T>;
   const index step = window.width() * L;
   for (int slot = window.begin; slot < window.end; ++slot, from += L) {
@@ -213,11 +221,11 @@ void unpack_forward(Matrix<T> w, const T* from, index hidden, index depth, Windo
       Vector<T> v[L];
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) v[j] = load(from + (k + j) * step);
-      transpose<T>(v);
+      transpose(v);
       for (index u = 0; u < units; ++u) store(to + u * w.row + k, v[u]);
     }
     for (; k < depth; ++k)
-      for (index u = 0; u < units; ++u) to[u * w.row + k] = from[k * step + u];
+      for (index u = 0; u < units; ++u) to[u * w.row + k] = narrow<T>(from[k * step + u]);
   }
 }
 
@@ -226,13 +234,42 @@ void unpack_forward(Matrix<T> w, const T* from, index hidden, index depth, Windo
 // matrix are zero.
 template <class Cell, class T>
 void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
-  constexpr int L = lanes<T>;
+  constexpr int L = lanes<T>, per = per_word<T>;
   for (index unit = 0; unit < hidden; unit += L)
     for (int slot = window.begin; slot < window.end; ++slot)
-      for (index u = unit; u < unit + L; ++u, to += L) {
-        const T* from = w.data + (Cell::weight_block[slot] * hidden + u) * w.row + column;
-        store(to, u < hidden ? load_some(from, columns) : Vector<T>{});
+      for (index u = unit; u < unit + L; u += per, to += L * per) {
+        const auto row = [&](index n) {
+          const T* from = w.data + (Cell::weight_block[slot] * hidden + n) * w.row + column;
+          return n < hidden ? load_some(from, columns) : Vector<T>{};
+        };
+        if constexpr (per == 2)
+          store_words(to, pair(narrow(row(u)), narrow(row(u + 1))));
+        else
+          store(to, row(u));
       }
+}
+
+// Pairs rows [begin, end), of `numbers` numbers each, so that words run along them: word k of row pair
+// p, at to[(p * numbers + k) * 2], is number k of rows 2 p and 2 p + 1. A missing last row is zero.
+// `row` gives a row's address.
+template <class Row>
+void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
+  constexpr int L = lanes<Bfloat16>;
+  for (index p = pairs.begin; p < pairs.end; ++p) {
+    const Bfloat16 *a = row(2 * p), *b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
+    Bfloat16* out = to + p * numbers * 2;
+    index k = 0;
+    for (; k + L <= numbers; k += L) {
+      Halves low, high{};
+      __builtin_memcpy(&low, a + k, sizeof low);
+      if (b) __builtin_memcpy(&high, b + k, sizeof high);
+      store_words(out + k * 2, pair(low, high));
+    }
+    for (; k < numbers; ++k) {
+      out[k * 2] = a[k];
+      out[k * 2 + 1] = b ? b[k] : Bfloat16{};
+    }
+  }
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -58,26 +58,40 @@ double peak(long rounds) {
   using V = Vector<T>;
   constexpr int chains = accumulators / 2;
   V acc[chains];
-  V a = splat<V>(T(0.999)), b = splat<V>(T(1e-3));
-  for (int i = 0; i < chains; ++i) acc[i] = splat<V>(T(i));
+  T numbers[2][lanes<T> * per_word<T>] = {};
+  Words<T> a = load_words<T>(numbers[0]), b = load_words<T>(numbers[1]);
+  for (int i = 0; i < chains; ++i) acc[i] = splat<V>(Real<T>(i));
   for (long n = 0; n < rounds; ++n) {
     __asm__ volatile("" : "+m"(a), "+m"(b));  // keeps the loop from being folded
-    const V x = a, y = b;
+    const Words<T> x = a, y = b;
 #pragma GCC unroll 32
     for (int repeat = 0; repeat < 16; ++repeat)
 #pragma GCC unroll 32
-      for (int i = 0; i < chains; ++i) acc[i] = fma(acc[i], x, y);
+      for (int i = 0; i < chains; ++i) acc[i] = multiply_add<T>(x, y, acc[i]);
   }
   for (int i = 1; i < chains; ++i) acc[0] += acc[i];
   __asm__ volatile("" : : "m"(acc[0]));
-  return 2.0 * 16 * chains * lanes<T> * static_cast<double>(rounds);
+  return 2.0 * 16 * chains * lanes<T> * per_word<T> * static_cast<double>(rounds);
+}
+
+template <class T>
+constexpr NumberKernels<T> numbers() {
+  return {kernels_of<T>(Cells{}), &peak<T>};
 }
 
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {
-    RNNFAST_ISA_NAME,           RNNFAST_VECTOR_BYTES,        Cells::size,  info_of(Cells{}),
-    kernels_of<float>(Cells{}), kernels_of<double>(Cells{}), &peak<float>, &peak<double>};
+const Kernels kernels = {RNNFAST_ISA_NAME,
+                         RNNFAST_VECTOR_BYTES,
+                         Cells::size,
+                         info_of(Cells{}),
+#if defined(RNNFAST_BFLOAT16_ONLY)
+                         {},
+                         {},
+#else
+                         numbers<float>(),   numbers<double>(),
+#endif
+                         numbers<Bfloat16>()};
 
 }  // namespace rnnfast::RNNFAST_TARGET

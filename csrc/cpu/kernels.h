@@ -16,6 +16,14 @@ struct CellKernels {
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
 };
 
+// Of all cells; null where an instruction set has nothing of its own for a type of numbers.
+template <class T>
+struct NumberKernels {
+  const CellKernels<T>* cells;
+  // Runs independent multiply-adds in registers for `rounds` rounds; returns their operations.
+  double (*peak)(long rounds);
+};
+
 struct CellInfo {
   const char* name;
   int weight_blocks;  // G: the gate blocks in torch's weights
@@ -28,14 +36,23 @@ struct Kernels {
   int vector_bytes;
   int cells;
   const CellInfo* info;
-  const CellKernels<float>* float32;
-  const CellKernels<double>* float64;
-  // Runs independent multiply-adds in registers for `rounds` rounds; returns their operations.
-  double (*peak_float32)(long rounds);
-  double (*peak_float64)(long rounds);
+  NumberKernels<float> float32;
+  NumberKernels<double> float64;
+  NumberKernels<Bfloat16> bfloat16;
 
   template <class T>
-  const CellKernels<T>& of(int cell) const;
+  const NumberKernels<T>& of() const {
+    if constexpr (sizeof(T) == 2)
+      return bfloat16;
+    else if constexpr (sizeof(T) == 4)
+      return float32;
+    else
+      return float64;
+  }
+  template <class T>
+  const CellKernels<T>& of(int cell) const {
+    return of<T>().cells[cell];
+  }
 };
 
 }  // namespace rnnfast

@@ -26,16 +26,17 @@ Crowd crowd;
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
-// `products`: dependent products in a step; `held`: whether the weights are packed already.
+// `products`: dependent products in a step; `held`: whether the weights are packed already; `item`: the
+// bytes of a number, `lanes_of` how many of them one vector computes.
 Plan plan(index steps, index batch, index inputs, index hidden, index outputs, int weight_blocks,
-          int products, bool held, index item, int threads) {
+          int products, bool held, index item, index lanes_of, int threads) {
   constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
   constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
   constexpr double pack_rate = 40e9, barrier = 0.3e-6, region = 5e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
-  const double gates = weight_blocks, lanes = 64.0 / static_cast<double>(item);
+  const double gates = weight_blocks, lanes = static_cast<double>(lanes_of);
   const double projection = outputs < hidden ? static_cast<double>(outputs) / gates : 0;
   const double features = static_cast<double>(inputs + outputs) + projection;
   const auto seconds = [&](double rows, double units, double barriers) {
@@ -131,7 +132,7 @@ Plan plan_of(int cell, const Layer<T>& layer, int threads) {
   const CellInfo& info = kernels().info[cell];
   return plan(layer.steps, layer.batch, layer.inputs, layer.hidden, layer.outputs, info.weight_blocks,
               info.stages + (layer.w_hr.data ? 1 : 0), layer.panels != nullptr, sizeof(T),
-              std::max(1, threads));
+              64 / sizeof(Real<T>), std::max(1, threads));
 }
 
 template <class T>
@@ -172,7 +173,7 @@ void add(const Layer<T>& layer, Sequence<T> to, const T* from) {
   for (index t = 0; t < steps; ++t)
     for (index b = 0; b < rows; ++b, from += layer.inputs) {
       T* row = to.data + t * to.step + b * to.row;
-      for (index k = 0; k < layer.inputs; ++k) row[k] += from[k];
+      for (index k = 0; k < layer.inputs; ++k) row[k] = narrow<T>(widen(row[k]) + widen(from[k]));
     }
 }
 
@@ -216,12 +217,13 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
 
 template void run_forward(int, const Layer<float>*, int, int);
 template void run_forward(int, const Layer<double>*, int, int);
+template void run_forward(int, const Layer<Bfloat16>*, int, int);
 template void run_backward(int, const Layer<float>*, const Gradients<float>*, int, int);
 template void run_backward(int, const Layer<double>*, const Gradients<double>*, int, int);
+template void run_backward(int, const Layer<Bfloat16>*, const Gradients<Bfloat16>*, int, int);
 
-double peak_flops(bool float64, int threads, double seconds) {
+double peak_flops(double (*run)(long rounds), int threads, double seconds) {
   threads = startable(threads);
-  const auto run = float64 ? kernels().peak_float64 : kernels().peak_float32;
   double flops = 0;
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] {

@@ -17,7 +17,8 @@ template <class T>
 void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, int directions,
                   int threads);
 
-// Operations per second of `threads` threads together, measured for about `seconds`.
-double peak_flops(bool float64, int threads, double seconds);
+// Operations per second of `threads` threads that run a NumberKernels::peak, measured for about
+// `seconds`.
+double peak_flops(double (*run)(long rounds), int threads, double seconds);
 
 }  // namespace rnnfast

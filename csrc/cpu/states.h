@@ -39,27 +39,27 @@ constexpr index saved_row(index hidden) {
 // The slots of one step.
 template <class Cell, class T>
 struct Slots {
-  T* data;
+  Real<T>* data;
   index block;  // from one block to the next
 
-  T* at(index n, index b) const { return data + n * block + b * Cell::slots * lanes<T>; }
+  Real<T>* at(index n, index b) const { return data + n * block + b * Cell::slots * lanes<T>; }
 };
 
 template <class Cell, class T>
 struct States {
   const Layer<T>* layer;
-  const T* zeros;  // zeros_of(layer)
-  const T* c0;     // [blocks][B][lanes]
-  T* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
-  index batch;     // the rows of a step there, of which the layer may be a part
-  index chunk;     // steps
-  bool all;        // whether all chunks are held, or only the last two
+  const Real<T>* zeros;  // zeros_of(layer)
+  const Real<T>* c0;     // [blocks][B][lanes]
+  Real<T>* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
+  index batch;           // the rows of a step there, of which the layer may be a part
+  index chunk;           // steps
+  bool all;              // whether all chunks are held, or only the last two
 
   // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay in
   // the L2 cache until the recurrence reads them. The same for any team, as is all memory.
   static index chunk_steps(const Layer<T>& layer, index batch) {
     constexpr index l2_share = 256 * 1024, fill = 48;
-    const index step_bytes = batch * saved_row<Cell, T>(layer.hidden) * index{sizeof(T)};
+    const index step_bytes = batch * saved_row<Cell, T>(layer.hidden) * index{sizeof(Real<T>)};
     index steps = l2_share / (step_bytes + 1);
     const index least = fill / (batch + 1) + 1;
     if (steps < least) steps = least;
@@ -94,12 +94,12 @@ struct States {
   // h before step t: a row of `outputs` numbers.
   const T* h(index t, index b) const {
     if (continues(t, b)) return row(layer->y, t - 1, b);
-    return layer->h0.data ? layer->h0.data + b * layer->h0.row : zeros;
+    return layer->h0.data ? layer->h0.data + b * layer->h0.row : reinterpret_cast<const T*>(zeros);
   }
 
   // c before step t: where that of block 0 lies, and how far it is from one block to the next.
   struct C {
-    const T* data;
+    const Real<T>* data;
     index block;
   };
   C c(Slots<Cell, T> previous, index t, index b) const {
@@ -139,7 +139,7 @@ constexpr Range present(Range rows, index count) {
 
 // Between [B, width] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
 template <class T>
-void to_blocks(T* to, Matrix<const T> from, index batch, index width, Range rows, Range blocks) {
+void to_blocks(Real<T>* to, Matrix<const T> from, index batch, index width, Range rows, Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;
@@ -149,7 +149,8 @@ void to_blocks(T* to, Matrix<const T> from, index batch, index width, Range rows
 }
 
 template <class T>
-void from_blocks(Matrix<T> to, const T* from, index batch, index width, Range rows, Range blocks) {
+void from_blocks(Matrix<T> to, const Real<T>* from, index batch, index width, Range rows,
+                 Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;

@@ -13,30 +13,33 @@ inline constexpr int most_unpacked_rows = 8;
 // Gates [begin, begin + P) of one block of units; result in c[r], P vectors; init as in tile().
 template <class Cell, class T, int R, int P>
 void unpacked_gates(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
-                    index unit, index units, T* const* c, const T* init) {
+                    index unit, index units, Real<T>* const* c, const Real<T>* init) {
   constexpr int L = lanes<T>;
-  for (index from = 0; from == 0 || from < depth; from += slice) {
-    const index to = from + slice < depth ? from + slice : depth;
+  constexpr int per = per_word<T>;
+  const index all = words<T>(depth);
+  for (index from = 0; from == 0 || from < all; from += slice) {
+    const index to = from + slice < all ? from + slice : all;
     Vector<T> acc[R][P] = {};
     for (index k = from; k < to; k += L) {
       const index count = to - k < L ? to - k : L;
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        const T* rows = w.data + (Cell::weight_block[begin + p] * hidden + unit) * w.row + k;
-        Vector<T> v[L];
-        if (units >= L && count == L) {
+        const T* rows = w.data + (Cell::weight_block[begin + p] * hidden + unit) * w.row + k * per;
+        Words<T> v[L];
+        if (units >= L && (k + L) * per <= depth) {
 #pragma GCC unroll 16
-          for (int u = 0; u < L; ++u) v[u] = load(rows + u * w.row);
+          for (int u = 0; u < L; ++u) v[u] = load_words(rows + u * w.row);
         } else {
           for (int u = 0; u < L; ++u)
-            v[u] = u < units ? load_some(rows + u * w.row, count) : Vector<T>{};
+            v[u] = u < units ? load_some_words(rows + u * w.row, depth - k * per) : Words<T>{};
         }
-        transpose<T>(v);
+        transpose(v);
 #pragma GCC unroll 16
         for (int j = 0; j < L; ++j) {
           if (j >= count) break;
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) acc[r][p] = fma(splat<Vector<T>>(a[r][k + j]), v[j], acc[r][p]);
+          for (int r = 0; r < R; ++r)
+            acc[r][p] = multiply_add<T>(repeat_word(a[r] + (k + j) * per), v[j], acc[r][p]);
         }
       }
     }
@@ -52,11 +55,11 @@ void unpacked_gates(const T* const* a, Matrix<const T> w, index hidden, index de
 // where more rows need the registers.
 template <class Cell, class T, int P, int R>
 void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
-                   index unit, index units, T* const* c, const T* init) {
+                   index unit, index units, Real<T>* const* c, const Real<T>* init) {
   if constexpr (R <= 2) {
     unpacked_gates<Cell, T, R, P>(a, w, hidden, depth, begin, unit, units, c, init);
   } else {
-    T* gate[R];
+    Real<T>* gate[R];
     for (int p = 0; p < P; ++p) {
       for (int r = 0; r < R; ++r) gate[r] = c[r] + p * lanes<T>;
       unpacked_gates<Cell, T, R, 1>(a, w, hidden, depth, begin + p, unit, units, gate,
@@ -71,19 +74,19 @@ struct Tile {
   TileFunction<T> packed;  // null: the other
   int rows;
   Matrix<const T> w;
-  index hidden, unit;
+  index hidden, depth, unit;
   int begin;  // of the window
 
-  void operator()(const T* const* a, const T* b, T* const* c, const T* init,
+  void operator()(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
                   const Extent& extent) const {
     if (packed)
       packed(a, b, c, init, extent);
     else
-      run(a, extent.depth.inner, c, init, std::make_integer_sequence<int, most_unpacked_rows>{});
+      run(a, c, init, std::make_integer_sequence<int, most_unpacked_rows>{});
   }
 
   template <int... R>
-  void run(const T* const* a, index depth, T* const* c, const T* init,
+  void run(const T* const* a, Real<T>* const* c, const Real<T>* init,
            std::integer_sequence<int, R...>) const {
     ((rows == R + 1
           ? unpacked_tile<Cell, T, P, R + 1>(a, w, hidden, depth, begin, unit, hidden - unit, c, init)

@@ -3,6 +3,7 @@
 // keeps the translation units of different instruction sets apart) come from the build.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -13,16 +14,15 @@
 
 #include "../layer.h"
 
-#define RNNFAST_INLINE inline __attribute__((always_inline))
-
 namespace rnnfast::RNNFAST_TARGET {
 
 template <class T>
-inline constexpr int lanes = RNNFAST_VECTOR_BYTES / sizeof(T);
+inline constexpr int lanes = RNNFAST_VECTOR_BYTES / sizeof(Real<T>);
 
+// One vector; for bfloat16 one of the float32 that it is computed in.
 template <class T>
 struct VectorOf {
-  typedef T type __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+  typedef Real<T> type __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
@@ -50,6 +50,11 @@ template <class To, class From>
 RNNFAST_INLINE To bit_cast(From v) {
   return __builtin_bit_cast(To, v);
 }
+
+template <class T>
+inline constexpr bool is_bfloat16 = false;
+template <>
+inline constexpr bool is_bfloat16<Bfloat16> = true;
 
 template <class V>
 RNNFAST_INLINE V splat(scalar_of<V> x) {
@@ -118,16 +123,56 @@ RNNFAST_INLINE V where_positive(V test, V x) {
   return test > V{} ? x : V{};
 }
 
+// As widen and narrow of one number.
+using rnnfast::narrow;
+using rnnfast::widen;
+typedef std::uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
+
+RNNFAST_INLINE Vector<float> widen(Halves h) {
+  return bit_cast<Vector<float>>(__builtin_convertvector(h, Vector<std::uint32_t>) << 16);
+}
+
+RNNFAST_INLINE Halves narrow(Vector<float> v) {
+#if defined(__AVX512BF16__)
+  return bit_cast<Halves>(_mm512_cvtneps_pbh(v));
+#else
+  using Bits = Vector<std::uint32_t>;
+  const Bits bits = bit_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40), Halves);
+#endif
+}
+
 template <class T>
 RNNFAST_INLINE Vector<T> load(const T* p) {
-  Vector<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+  if constexpr (is_bfloat16<T>) {
+    Halves h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return widen(h);
+  } else {
+    Vector<T> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
 }
 
 template <class T>
 RNNFAST_INLINE void store(T* p, Vector<T> v) {
-  __builtin_memcpy(p, &v, sizeof v);
+  if constexpr (is_bfloat16<T>) {
+    const Halves h = narrow(v);
+    __builtin_memcpy(p, &h, sizeof h);
+  } else {
+    __builtin_memcpy(p, &v, sizeof v);
+  }
+}
+
+// As if stored and loaded again.
+template <class T>
+RNNFAST_INLINE Vector<T> rounded(Vector<T> v) {
+  if constexpr (is_bfloat16<T>)
+    return widen(narrow(v));
+  else
+    return v;
 }
 
 // Copies n < lanes elements in pieces of constant size, each a plain move.
@@ -147,21 +192,23 @@ RNNFAST_INLINE void copy_some(T* to, const T* from, index n) {
 template <class T>
 RNNFAST_INLINE Vector<T> load_some(const T* p, index n) {
   if (n >= lanes<T>) return load(p);
-  Vector<T> v{};
-  copy_some(reinterpret_cast<T*>(&v), p, n);
-  return v;
+  T numbers[lanes<T>] = {};
+  copy_some(numbers, p, n);
+  return load(static_cast<const T*>(numbers));
 }
 
 template <class T>
 RNNFAST_INLINE void store_some(T* p, Vector<T> v, index n) {
   if (n >= lanes<T>) return store(p, v);
-  copy_some(p, reinterpret_cast<const T*>(&v), n);
+  T numbers[lanes<T>];
+  store(numbers, v);
+  copy_some(p, static_cast<const T*>(numbers), n);
 }
 
 // The first n lanes of v; the others become zero, whatever they held.
 template <class T>
 RNNFAST_INLINE Vector<T> first_lanes(Vector<T> v, index n) {
-  return load_some(reinterpret_cast<const T*>(&v), n);
+  return load_some(reinterpret_cast<const Real<T>*>(&v), n);
 }
 
 // Lanes [half * lanes / 2, ...) of a and b, alternating: a0 b0 a1 b1 ...
@@ -173,13 +220,12 @@ RNNFAST_INLINE V interleave(V a, V b, int half, std::integer_sequence<int, k...>
 }
 
 // Turns v[row][lane] into v[lane][row]: log2(lanes) rounds of the perfect shuffle.
-template <class T>
-RNNFAST_INLINE void transpose(Vector<T> (&v)[lanes<T>]) {
-  constexpr int n = lanes<T>;
+template <class V, int n>
+RNNFAST_INLINE void transpose(V (&v)[n]) {
   using Lanes = std::make_integer_sequence<int, n>;
 #pragma GCC unroll 8
   for (int round = 1; round < n; round *= 2) {
-    Vector<T> w[n];
+    V w[n];
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
       w[2 * i] = interleave(v[i], v[i + n / 2], 0, Lanes{});
@@ -188,6 +234,83 @@ RNNFAST_INLINE void transpose(Vector<T> (&v)[lanes<T>]) {
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = w[i];
   }
+}
+
+// --- words: what a product multiplies at once --------------------------------------------------------
+//
+// A number; of bfloat16 two neighbours along the sum, whose products are added up in float32.
+
+template <class T>
+inline constexpr int per_word = is_bfloat16<T> ? 2 : 1;
+template <class T>
+constexpr index words(index numbers) {
+  return (numbers + per_word<T> - 1) / per_word<T>;
+}
+
+template <class T>
+struct WordsOf {
+  using type = Vector<T>;
+};
+template <>
+struct WordsOf<Bfloat16> {
+  using type = Vector<int>;
+};
+template <class T>
+using Words = typename WordsOf<T>::type;
+
+template <class T>
+RNNFAST_INLINE Words<T> load_words(const T* p) {
+  Words<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+// The first n numbers; the others are zero.
+template <class T>
+RNNFAST_INLINE Words<T> load_some_words(const T* p, index n) {
+  constexpr index most = lanes<T> * per_word<T>;
+  if constexpr (per_word<T> == 1) return load_some(p, n);
+  if (n >= most) return load_words(p);
+  T numbers[most] = {};
+  for (index k = 0; k < n; ++k) numbers[k] = p[k];
+  return load_words(static_cast<const T*>(numbers));
+}
+template <class T>
+RNNFAST_INLINE void store_words(T* p, Words<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+// The word at p in all lanes.
+template <class T>
+RNNFAST_INLINE Words<T> repeat_word(const T* p) {
+  if constexpr (is_bfloat16<T>) {
+    int word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return word - Vector<int>{};
+  } else {
+    return splat<Vector<T>>(*p);
+  }
+}
+
+// c + a b, lane by lane.
+template <class T>
+RNNFAST_INLINE Vector<T> multiply_add(Words<T> a, Words<T> b, Vector<T> c) {
+  if constexpr (is_bfloat16<T>) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+#else
+    const auto low = [](Vector<int> v) { return bit_cast<Vector<float>>(v << 16); };
+    const auto high = [](Vector<int> v) { return bit_cast<Vector<float>>(v & ~0xffff); };
+    return fma(high(a), high(b), fma(low(a), low(b), c));
+#endif
+  } else {
+    return fma(a, b, c);
+  }
+}
+
+// Words of each lane's numbers in low and high.
+RNNFAST_INLINE Vector<int> pair(Halves low, Halves high) {
+  using Bits = Vector<std::uint32_t>;
+  return bit_cast<Vector<int>>(__builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits)
+                                                                        << 16);
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from rnnfast.cli.peers import PEERS, frozen_peer
 Shape = tuple[int, int, int, int]
 
 
-def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str) -> list[Case]:
+def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str, dtype: str) -> list[Case]:
     if shapes:
-        return [
-            Case(cell, *shape, mode) for mode in (FORWARD, TRAIN) for cell in cells for shape in shapes
-        ]
-    return [case for case in GRIDS[grid]() if case.cell in cells]
+        modes = (FORWARD, TRAIN)
+        chosen = [Case(cell, *shape, mode) for mode in modes for cell in cells for shape in shapes]
+    else:
+        chosen = [case for case in GRIDS[grid]() if case.cell in cells]
+    return [replace(case, dtype=dtype) for case in chosen]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", type=shape, action="append", metavar="T,B,I,H", help="your own; repeatable"
     )
+    parser.add_argument("--dtype", choices=list(SAME), default="float32", help="default: float32")
     parser.add_argument("--grid", choices=list(GRIDS), default="default", help="which cases")
     parser.add_argument(
         "--quick",
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
-    chosen = cases(args.cell or list(GATES), args.shape, args.grid)
+    chosen = cases(args.cell or list(GATES), args.shape, args.grid, args.dtype)
     if not chosen:
         raise CommandError(f"{args.grid} has no case for {', '.join(args.cell)}")
     console = Console(highlight=False)

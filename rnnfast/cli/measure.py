@@ -19,7 +19,7 @@ FORWARD = "forward"  # under no_grad
 TRAIN = "train"  # forward, and the gradients of the input and of every weight
 
 # Not an accuracy test (that is rnnfast check): only proof that peers do the same work.
-SAME = {"float32": 1e-4, "float64": 1e-10}
+SAME = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 0.1}
 BATCH_SECONDS = 2e-3  # quick jobs are timed several to a sample
 LEAST_SAMPLES = 5
 SETTLE_SECONDS = 0.05
