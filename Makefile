@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
 
+# On all processors; the sanitizers' builds at the end are the longest tests.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench

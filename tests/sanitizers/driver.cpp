@@ -168,8 +168,12 @@ int main() {
       failures += check<Bfloat16>(cell, n);
       ++calls;
       if (!table.float32.cells) continue;  // an instruction set that has nothing of its own for them
-      failures += check<float>(cell, n) + check<double>(cell, n);
-      calls += 2;
+      failures += check<float>(cell, n);
+      ++calls;
+#if !defined(__SANITIZE_THREAD__)  // who computes what does not depend on the type
+      failures += check<double>(cell, n);
+      ++calls;
+#endif
     }
   std::printf("%s: %d problems, %d failures\n", table.name, calls, failures);
   return failures != 0;
