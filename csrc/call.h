@@ -85,14 +85,15 @@ Matrix<T> state(const View& view, int number) {
 // The tensors that forward and backward both read, and the sizes that all others must have. To be
 // checked in the order of the functions here.
 struct Call {
-  Call(const Description& stack, py::handle batch_sizes, py::handle input, py::handle h, py::handle c,
-       const py::list& list)
+  Call(const Description& stack, py::handle batch_sizes, py::handle resets, py::handle input,
+       py::handle h, py::handle c, const py::list& list)
       : s(stack),
         info(cell_info(s.cell)),
         numbers(s.layers * s.directions),
         is_packed(!batch_sizes.is_none()),
         packing{{View(batch_sizes, "batch_sizes", false), s.reverse},
                 {View(batch_sizes, "batch_sizes", false), true}},
+        reset(resets, "reset", false),
         x(input, "x", false),
         h0(h, "h0", false),
         c0(c, "c0", false),
@@ -113,6 +114,20 @@ struct Call {
     inputs = x.size(x.dims() - 1);
     if (steps < 1) throw py::value_error("x has no steps");
     check_sequence(Checker(x), x, inputs);
+    check_reset();
+  }
+
+  // A bool for every row of x.
+  void check_reset() const {
+    if (!reset) return;
+    if (reset.dtype() != Dtype::boolean)
+      throw py::type_error("reset has dtype " + reset.dtype_name() + "; expected bool");
+    const int dims = x.dims() - 1;
+    bool same = reset.dims() == dims;
+    for (int dim = 0; same && dim < dims; ++dim) same = reset.size(dim) == x.size(dim);
+    if (!same)
+      throw py::value_error("reset has shape " + reset.shape_text() +
+                            "; expected that of x without its features, and x has " + x.shape_text());
   }
 
   // Of the dtype of x, and in memory that kernels can read.
@@ -179,6 +194,12 @@ struct Call {
       throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
   }
 
+  void check_cells(const Checker& check, const View& cells) const {
+    check_sequence(check, cells, s.directions * hidden);
+    if (cells && !info.cell_state)
+      throw py::value_error(std::string("the cell ") + info.name + " has no cell states");
+  }
+
   void check_weights(const Checker& check, const AllWeights& all) const {
     const index gates = info.weight_blocks * hidden;
     for (int number = 0; number < numbers; ++number) {
@@ -241,9 +262,28 @@ struct Call {
     return directed(of, direction);
   }
 
+  // In the order of processing of a direction: a reset comes before its step there.
+  Resets resets(int direction) const {
+    const auto* data = static_cast<const std::uint8_t*>(reset.data());
+    if (!data) return {};
+    if (is_packed || is_step) return {data, 0, reset.stride(0)};
+    const Sequence<const std::uint8_t> all{data, reset.stride(s.batch_first ? 1 : 0),
+                                           reset.stride(s.batch_first ? 0 : 1)};
+    const auto [first, step, row] = directed(all, direction);
+    return {first, step, row};
+  }
+
+  // The cell states of the last layer, of both directions side by side.
   template <class T>
-  Layer<T> layer(int k, int direction, Sequence<const T> input, Sequence<T> y, const View& h_n,
-                 const View& c_n, Real<T>* saved, T* panels) const {
+  Sequence<T> cells_of(const View& cells, int k, int direction) const {
+    Sequence<T> all = k == s.layers - 1 ? sequence<T>(cells) : Sequence<T>{};
+    if (all.data) all.data += direction * hidden;
+    return directed(all, direction);
+  }
+
+  template <class T>
+  Layer<T> layer(int k, int direction, Sequence<const T> input, Sequence<T> y, const View& cells,
+                 const View& h_n, const View& c_n, Real<T>* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
     return {steps,
@@ -252,6 +292,7 @@ struct Call {
             hidden,
             outputs,
             packing[direction].steps(),
+            resets(direction),
             directed(input, direction),
             state<const T>(h0, number),
             state<const T>(c0, number),
@@ -261,6 +302,7 @@ struct Call {
             vector<const T>(w.b_hh),
             matrix<const T>(w.w_hr),
             own(y, direction),
+            cells_of<T>(cells, k, direction),
             state<T>(h_n, number),
             state<T>(c_n, number),
             saved,
@@ -272,7 +314,7 @@ struct Call {
   const int numbers;  // layers times directions
   bool is_packed, is_step = false;
   const Packing packing[2];  // by direction
-  const View x, h0, c0;
+  const View reset, x, h0, c0;
   const AllWeights weights;
   index steps = 0, batch = 0, rows = 0, inputs = 0, hidden = 0, outputs = 0;
   index width = 0;  // of a layer's output

@@ -59,6 +59,14 @@ struct Sequence {
   index step, row;
 };
 
+// Element (t, b) lies at data[t * step + b * row], in a packed layer at data[(first[t] + b) * row].
+// Where it is not zero, row b's states are zero before step t, and no gradient passes there. May be
+// null.
+struct Resets {
+  const std::uint8_t* data;
+  index step, row;
+};
+
 // Rows of different lengths, as in torch's PackedSequence: step t has only the rows b < count[t] of the
 // batch, and they are rows first[t], first[t] + 1, ... of its sequences; before[t] is the number of
 // rows of all steps before it. Steps are in the order of processing; in the order of memory counts
@@ -80,6 +88,7 @@ template <class T>
 struct Layer {
   index steps, batch, inputs, hidden, outputs;  // T, B, I, H, R
   Steps packed;
+  Resets resets;
   Sequence<const T> x;     // [T, B, I]
   Matrix<const T> h0, c0;  // [B, R], [B, H]; null means zeros; c0 only for cells with a cell state
   Matrix<const T> w_ih;    // [G * H, I]
@@ -87,6 +96,7 @@ struct Layer {
   const T *b_ih, *b_hh;    // [G * H]; null means zeros
   Matrix<const T> w_hr;    // [R, H], only for cells that can be projected; null: h is not projected
   Sequence<T> y;           // [T, B, R]; forward writes it and reads it back as the state
+  Sequence<T> cells;       // [T, B, H], the cell states; null: not wanted; inference and training
   Matrix<T> h_n, c_n;      // [B, R], [B, H]; null: not wanted
   Real<T>* saved;          // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
   T* panels;               // packed weights that the caller holds; null: none
@@ -96,6 +106,7 @@ struct Layer {
 template <class T>
 struct Gradients {
   Sequence<const T> y;       // incoming, [T, B, R]; null means zeros
+  Sequence<const T> cells;   // incoming, [T, B, H]; null means zeros
   Matrix<const T> h_n, c_n;  // incoming, [B, R], [B, H]; null means zeros
   Sequence<T> x;             // the outgoing ones; null: not wanted
   bool x_accumulate;         // add to x rather than overwrite it

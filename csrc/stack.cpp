@@ -17,22 +17,25 @@ bool is_one_of(py::handle object, py::handle types) {
 }
 
 struct Outputs {
-  Outputs(const Call& call, py::handle of_y, py::handle of_h, py::handle of_c, py::handle of_saved)
+  Outputs(const Call& call, py::handle of_y, py::handle of_h, py::handle of_c, py::handle of_cells,
+          py::handle of_saved)
       : y(of_y, "y", true),
         h_n(of_h, "h_n", true),
         c_n(of_c, "c_n", true),
+        cells(of_cells, "cells", true),
         saved(of_saved, "saved", true) {
     require(y);
     const Checker check(call.x);
     call.check_sequence(check, y, call.width);
     call.check_states(check, h_n, c_n);
+    call.check_cells(check, cells);
     if (saved && (saved.dtype() != Dtype::uint8 || saved.dims() != 1 ||
                   saved.size(0) != call.saved_bytes() || !saved.has_contiguous_rows()))
       throw py::value_error("saved has shape " + saved.shape_text() + " and dtype " +
                             saved.dtype_name() + "; expected (" + std::to_string(call.saved_bytes()) +
                             ",) and uint8");
   }
-  View y, h_n, c_n, saved;
+  View y, h_n, c_n, cells, saved;
 };
 
 template <class T>
@@ -51,7 +54,7 @@ void run(const Call& call, const Outputs& out, const Packed* packed, int threads
     Layer<T> jobs[2];
     for (int d = 0; d < directions; ++d) {
       const int number = k * directions + d;
-      jobs[d] = call.layer<T>(k, d, x, y, out.h_n, out.c_n,
+      jobs[d] = call.layer<T>(k, d, x, y, out.cells, out.h_n, out.c_n,
                               out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
                               packed ? packed->panels<T>(number) : nullptr);
     }
@@ -62,10 +65,12 @@ void run(const Call& call, const Outputs& out, const Packed* packed, int threads
 
 struct GradientViews {
   GradientViews(const Call& call, py::handle of_dy, py::handle of_dh_n, py::handle of_dc_n,
-                py::handle of_dx, py::handle of_dh0, py::handle of_dc0, const py::list& list)
+                py::handle of_dcells, py::handle of_dx, py::handle of_dh0, py::handle of_dc0,
+                const py::list& list)
       : dy(of_dy, "dy", false),
         dh_n(of_dh_n, "dh_n", false),
         dc_n(of_dc_n, "dc_n", false),
+        dcells(of_dcells, "dcells", false),
         dx(of_dx, "dx", true),
         dh0(of_dh0, "dh0", true),
         dc0(of_dc0, "dc0", true),
@@ -74,11 +79,12 @@ struct GradientViews {
     call.check_sequence(check, dy, call.width);
     call.check_sequence(check, dx, call.inputs);
     call.check_states(check, dh_n, dc_n);
+    call.check_cells(check, dcells);
     call.check_states(check, dh0, dc0);
     call.check_weights(check, weights);
   }
 
-  View dy, dh_n, dc_n, dx, dh0, dc0;
+  View dy, dh_n, dc_n, dcells, dx, dh0, dc0;
   AllWeights weights;
 };
 
@@ -117,8 +123,10 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
     for (int d = 0; d < directions; ++d) {
       const int number = k * directions + d;
       const Weights& w = of(k, d);
-      jobs[d] = call.layer<T>(k, d, x, output(k), none, none, call.saved_of<T>(saved, number), nullptr);
+      jobs[d] =
+          call.layer<T>(k, d, x, output(k), none, none, none, call.saved_of<T>(saved, number), nullptr);
       wanted[d] = {call.own(dy, d),
+                   call.cells_of<const T>(grads.dcells, k, d),
                    state<const T>(grads.dh_n, number),
                    state<const T>(grads.dc_n, number),
                    call.directed(dx, d),
@@ -152,9 +160,10 @@ Stack::Stack(const Description& description) : description_(description) {
     throw py::value_error(std::string("the cell ") + info.name + " has no projection w_hr");
 }
 
-bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::handle x, py::handle h0,
-                    py::handle c0, const py::list& weights, py::handle y, py::handle h_n,
-                    py::handle c_n, py::handle saved, const Packed* packed) const {
+bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::handle reset,
+                    py::handle x, py::handle h0, py::handle c0, const py::list& weights, py::handle y,
+                    py::handle h_n, py::handle c_n, py::handle cells, py::handle saved,
+                    const Packed* packed) const {
   // Whether `check` succeeds; where there are no types it throws if it does not.
   const auto passes = [&](auto check) {
     try {
@@ -169,20 +178,20 @@ bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::h
   };
   if (!types.is_none()) {
     if (!py::isinstance<py::tuple>(types)) throw py::type_error("types must be a tuple or None");
-    for (py::handle object : {x, h0, c0})
+    for (py::handle object : {x, h0, c0, reset})
       if (!object.is_none() && !is_one_of(object, types)) return false;
     for (py::handle object : weights)
       if (!is_one_of(object, types)) return false;
   }
   std::optional<Call> call;
   const bool readable = passes([&] {
-    call.emplace(description_, batch_sizes, x, h0, c0, weights);
+    call.emplace(description_, batch_sizes, reset, x, h0, c0, weights);
     call->check_input();
   });
   if (!readable || (!types.is_none() && !call->has_like_weights())) return false;
   call->check_weights();
   if (!passes([&] { call->check_states(); })) return false;
-  const Outputs out(*call, y, h_n, c_n, saved);
+  const Outputs out(*call, y, h_n, c_n, cells, saved);
   if (packed) {
     const Description& of = packed->of_;
     const bool fits = of.cell == description_.cell && of.layers == description_.layers &&
@@ -198,17 +207,17 @@ bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::h
   return true;
 }
 
-void Stack::backward(int threads, py::handle batch_sizes, py::handle x, py::handle h0, py::handle c0,
-                     const py::list& weights, py::handle y, py::handle saved, py::handle dy,
-                     py::handle dh_n, py::handle dc_n, py::handle dx, py::handle dh0, py::handle dc0,
-                     const py::list& dweights) const {
-  Call call(description_, batch_sizes, x, h0, c0, weights);
+void Stack::backward(int threads, py::handle batch_sizes, py::handle reset, py::handle x, py::handle h0,
+                     py::handle c0, const py::list& weights, py::handle y, py::handle saved,
+                     py::handle dy, py::handle dh_n, py::handle dc_n, py::handle dcells, py::handle dx,
+                     py::handle dh0, py::handle dc0, const py::list& dweights) const {
+  Call call(description_, batch_sizes, reset, x, h0, c0, weights);
   call.check_input();
   call.check_weights();
   call.check_states();
-  const Outputs left(call, y, Py_None, Py_None, saved);
+  const Outputs left(call, y, Py_None, Py_None, Py_None, saved);
   require(left.saved);
-  const GradientViews grads(call, dy, dh_n, dc_n, dx, dh0, dc0, dweights);
+  const GradientViews grads(call, dy, dh_n, dc_n, dcells, dx, dh0, dc0, dweights);
   const py::gil_scoped_release release;
   with_numbers(call.x.dtype(), [&](auto number) {
     run_back<decltype(number)>(call, left.y, left.saved, grads, threads);
@@ -222,7 +231,7 @@ template <class T>
 std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
   const View none(Py_None, "", false);
   const CellKernels<T>& kernel = kernels().of<T>(call.s.cell);
-  Layer<T> layer = call.layer<T>(k, direction, {}, {}, none, none, nullptr, nullptr);
+  Layer<T> layer = call.layer<T>(k, direction, {}, {}, none, none, none, nullptr, nullptr);
   auto memory =
       std::make_unique<Memory>(static_cast<std::size_t>(kernel.panels_size(layer)) * sizeof(T));
   layer.panels = static_cast<T*>(memory->data());
@@ -233,7 +242,7 @@ std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
 }  // namespace
 
 std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const {
-  Call call(description_, Py_None, x, Py_None, Py_None, weights);
+  Call call(description_, Py_None, Py_None, x, Py_None, Py_None, weights);
   call.check_input();
   call.check_weights();
   auto packed = std::make_unique<Packed>();

@@ -19,7 +19,9 @@ namespace rnnfast {
 // for a step and where the stack is `single`, one direction of one layer. Weights are a flat list in
 // torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where there is `bias`,
 // then w_hr where h is `projected`. A state or bias that is None means zeros (an input) or is not
-// wanted (an output).
+// wanted (an output). `reset` is bool, x's shape without its features: where it is true, a row's states
+// are zero before that step in each direction's own order, in every layer. `cells` are the cell states
+// of the last layer at every step, [T, B, D * H] or as x is.
 struct Description {
   int cell, layers, directions;
   bool single;
@@ -53,18 +55,19 @@ class Stack {
   // handles it or says what is wrong. Everything else raises, and without `types` that does too:
   // ValueError for shapes, TypeError for dtypes. `saved`, from new_saved, keeps what backward needs;
   // `packed` is null or from pack, with the same weights.
-  bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes, pybind11::handle x,
-               pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
-               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle saved,
+  bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes,
+               pybind11::handle reset, pybind11::handle x, pybind11::handle h0, pybind11::handle c0,
+               const pybind11::list& weights, pybind11::handle y, pybind11::handle h_n,
+               pybind11::handle c_n, pybind11::handle cells, pybind11::handle saved,
                const Packed* packed) const;
 
   // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
   // its inputs (None: not wanted), which are in the order of the inputs.
-  void backward(int threads, pybind11::handle batch_sizes, pybind11::handle x, pybind11::handle h0,
-                pybind11::handle c0, const pybind11::list& weights, pybind11::handle y,
-                pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
-                pybind11::handle dc_n, pybind11::handle dx, pybind11::handle dh0, pybind11::handle dc0,
-                const pybind11::list& dweights) const;
+  void backward(int threads, pybind11::handle batch_sizes, pybind11::handle reset, pybind11::handle x,
+                pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
+                pybind11::handle y, pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
+                pybind11::handle dc_n, pybind11::handle dcells, pybind11::handle dx,
+                pybind11::handle dh0, pybind11::handle dc0, const pybind11::list& dweights) const;
 
   // For forward, which then reads no weights but the biases. Of x only its dtype and features matter.
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;

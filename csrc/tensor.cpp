@@ -27,7 +27,7 @@ struct Exchange {
   int (*view)(void* object, Tensor* out);  // non-owning; 0 on success
   void* current_stream;
 };
-constexpr int cpu = 1, code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4;
+constexpr int cpu = 1, code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6;
 }  // namespace dlpack
 
 // The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
@@ -94,6 +94,7 @@ bool View::read_exchange_api(py::handle object) {
   if (t.code == dlpack::code_bfloat && t.bits == 16) dtype_ = Dtype::bfloat16;
   if (t.code == dlpack::code_int && t.bits == 64) dtype_ = Dtype::int64;
   if (t.code == dlpack::code_uint && t.bits == 8) dtype_ = Dtype::uint8;
+  if (t.code == dlpack::code_bool && t.bits == 8) dtype_ = Dtype::boolean;
   code_ = t.code;
   bits_ = t.bits;
   return true;
@@ -120,6 +121,7 @@ bool View::read_torch_methods(py::handle object) {
            : dtype_name_ == "bfloat16" ? Dtype::bfloat16
            : dtype_name_ == "int64"    ? Dtype::int64
            : dtype_name_ == "uint8"    ? Dtype::uint8
+           : dtype_name_ == "bool"     ? Dtype::boolean
                                        : Dtype::other;
   return true;
 }
@@ -141,6 +143,9 @@ void View::read_buffer(py::handle object, bool writable) {
   } else if (format.size() == 1 && std::string("bhilq").find(format) != std::string::npos) {
     dtype_ = view.itemsize == 8 ? Dtype::int64 : Dtype::other;
     dtype_name_ = "int" + bits;
+  } else if (format == "?") {
+    dtype_ = Dtype::boolean;
+    dtype_name_ = "bool";
   } else if (format == "B") {
     dtype_ = Dtype::uint8;
     dtype_name_ = "uint8";
@@ -159,6 +164,7 @@ void View::read_buffer(py::handle object, bool writable) {
 
 std::string View::dtype_name() const {
   if (code_ < 0) return dtype_name_;
+  if (code_ == dlpack::code_bool) return "bool";
   const std::string bits = std::to_string(bits_);
   return code_ == dlpack::code_float ? "float" + bits
          : code_ == dlpack::code_bfloat

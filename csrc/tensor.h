@@ -12,7 +12,7 @@
 
 namespace rnnfast {
 
-enum class Dtype { float32, float64, bfloat16, int64, uint8, other };
+enum class Dtype { float32, float64, bfloat16, int64, uint8, boolean, other };
 
 class View {
  public:

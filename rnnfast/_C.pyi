@@ -27,6 +27,7 @@ class Stack:
         types: tuple[type, ...] | None,
         threads: int,
         batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
+        reset: Memory | None,  # bool
         x: Memory,
         h0: Memory | None,
         c0: Memory | None,
@@ -34,6 +35,7 @@ class Stack:
         y: Memory,
         h_n: Memory | None,
         c_n: Memory | None,
+        cells: Memory | None,
         saved: Memory | None,
         packed: Packed | None,
         /,
@@ -43,6 +45,7 @@ class Stack:
         self,
         threads: int,
         batch_sizes: Memory | None,
+        reset: Memory | None,
         x: Memory,
         h0: Memory | None,
         c0: Memory | None,
@@ -52,6 +55,7 @@ class Stack:
         dy: Memory | None,
         dh_n: Memory | None,
         dc_n: Memory | None,
+        dcells: Memory | None,
         dx: Memory | None,
         dh0: Memory | None,
         dc0: Memory | None,

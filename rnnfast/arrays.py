@@ -46,6 +46,7 @@ class Gradients(NamedTuple):
 class _Call(NamedTuple):
     stack: _C.Stack
     threads: int
+    reset: Array | None
     inputs: tuple[Array | None, ...]  # x, h0, c0
     weights: list[Array | None]  # w_ih, w_hh, b_ih, b_hh, and w_hr where h is projected
     saved: Array
@@ -82,15 +83,14 @@ class Forward:
         """
         if self._call is None:
             raise RuntimeError("backward needs forward(..., save=True)")
-        stack, threads, inputs, weights, saved = self._call
+        stack, threads, reset, inputs, weights, saved = self._call
         x, h0, c0 = inputs
         dx, dh_0 = np.empty_like(x, order="C"), np.empty_like(self.h_n)
         dc_0 = None if self.c_n is None else np.empty_like(self.c_n)
         dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
-        given = (_rows(dy), _rows(dh_n), _rows(dc_n))
-        stack.backward(
-            threads, None, x, h0, c0, weights, self.y, saved, *given, dx, dh_0, dc_0, dweights
-        )
+        given = (_rows(dy), _rows(dh_n), _rows(dc_n), None)
+        written = (dx, dh_0, dc_0, dweights)
+        stack.backward(threads, None, reset, x, h0, c0, weights, self.y, saved, *given, *written)
         w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
         return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]
 
@@ -119,6 +119,7 @@ def forward(
     c0: Array | None = None,
     *,
     w_hr: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
     save: bool = False,
     threads: int | None = None,
@@ -137,6 +138,8 @@ def forward(
         h0: the state before the first step, ``[B, H]``; None means zeros.
         c0: the cell state before the first step, ``[B, H]``, LSTM only; None means zeros.
         w_hr: ``[R, H]``, LSTM only; None means that h is not projected.
+        reset: bools, ``[T, B]``: where true, the row's states are zero before that step, in the
+            order of processing, and no gradient passes there.
         reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
         save: keep what :meth:`Forward.backward` needs.
         threads: how many threads the call may use; None means OpenMP's own setting.
@@ -158,6 +161,7 @@ def forward(
     inputs = (_rows(x), _rows(h0), _rows(c0))
     weights = [_rows(w) for w in (w_ih, w_hh, b_ih, b_hh, *(() if w_hr is None else (w_hr,)))]
     x, w_hh = np.asarray(x), np.asarray(w_hh)
+    reset = None if reset is None else np.asarray(reset)
     dtype = x.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
@@ -179,6 +183,6 @@ def forward(
     if save:
         memory = stack.new_saved(np.dtype(dtype).name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
-    stack.forward(None, threads, None, *inputs, weights, y, h_n, c_n, saved, None)
-    call = None if saved is None else _Call(stack, threads, inputs, weights, saved)
+    stack.forward(None, threads, None, reset, *inputs, weights, y, h_n, c_n, None, saved, None)
+    call = None if saved is None else _Call(stack, threads, reset, inputs, weights, saved)
     return Forward(y, h_n, c_n, call)

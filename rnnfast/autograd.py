@@ -24,6 +24,8 @@ def stack(
     c0: Tensor | None,
     weights: list[Any],
     packed: Any = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
 ) -> Outputs | None:
     """Run a stack of layers, as :func:`ops.forward` does, with gradients where they are wanted.
 
@@ -34,10 +36,12 @@ def stack(
         tensors = (x, h0, c0, *weights)
         if any(t is not None and t.requires_grad for t in tensors):
             try:
-                return Outputs(*_Stack.apply(spec, batch_sizes, *tensors))  # type: ignore[no-untyped-call]
+                return Outputs(*_Stack.apply(spec, batch_sizes, reset, cells, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    found = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed)
+    found = ops.forward(
+        spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed, reset=reset, cells=cells
+    )
     return None if found is None else found[0]
 
 
@@ -47,15 +51,19 @@ class _Stack(torch.autograd.Function):
         ctx: Any,
         spec: Spec,
         batch_sizes: Tensor | None,
+        reset: Tensor | None,
+        cells: bool,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        found = ops.forward(spec, batch_sizes, x, h0, c0, list(weights), save=True)
+        found = ops.forward(
+            spec, batch_sizes, x, h0, c0, list(weights), save=True, reset=reset, cells=cells
+        )
         if found is None:
             raise _NotCoveredError
-        (y, h_n, c_n), saved = found
+        (y, h_n, c_n, c), saved = found
         ctx.spec, ctx.batch_sizes = spec, batch_sizes
         ctx.set_materialize_grads(False)
         # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
@@ -64,33 +72,35 @@ class _Stack(torch.autograd.Function):
         counter = y.detach()
         counter.set_()  # type: ignore[call-overload]
         ctx.y_counter, ctx.y_version = counter, counter._version
-        ctx.save_for_backward(x, h0, c0, saved, y.data, *weights)
-        return y, h_n, c_n
+        ctx.save_for_backward(x, h0, c0, saved, y.data, reset, *weights)
+        return y, h_n, c_n, c
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec: Spec = ctx.spec
         batch_sizes: Tensor | None = ctx.batch_sizes
-        x, h0, c0, saved, y, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        x, h0, c0, saved, y, reset, *weights = ctx.saved_tensors
+        wanted, others = ctx.needs_input_grad[4:], (None,) * 4
         if all(g is None for g in grads):
-            return (None,) * (len(wanted) + 2)
+            return (*others, *(None for _ in wanted))
         inputs = (x, h0, c0, *weights)
         batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
         if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
-            return (None, None, *_differentiable(spec, batch_sizes, inputs, grads, wanted))
+            return (*others, *_differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
             # Hooks on saved tensors may have returned others, not contiguous.
             x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
-            again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True)
+            again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True, reset=reset)
             assert again is not None
             y, saved = again[0].y, again[1]
-        return (None, None, *ops.backward(spec, batch_sizes, inputs, y, saved, grads, wanted))
+        found = ops.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
+        return (*others, *found)
 
 
 def _differentiable(
     spec: Spec,
     batch_sizes: Tensor | None,
+    reset: Tensor | None,
     tensors: tuple[Tensor | None, ...],
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
@@ -103,7 +113,9 @@ def _differentiable(
             t if t is None else t.view_as(t) if graph else t.detach().requires_grad_(wants)
             for t, wants in zip(tensors, wanted, strict=True)
         ]
-        outputs = eager_stack(spec, batch_sizes, own[0], own[1], own[2], own[3:])  # type: ignore[arg-type]
+        x, h0, c0, *weights = own
+        cells = grads[3] is not None
+        outputs = eager_stack(spec, batch_sizes, x, h0, c0, weights, None, reset, cells)  # type: ignore[arg-type]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
     inputs = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(
@@ -125,12 +137,17 @@ def eager_stack(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
+    packed: Any = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
 ) -> Outputs:
     """:func:`stack` in torch operators."""
     is_step = x.dim() == 2 and batch_sizes is None
     outputs, hidden = spec.widths(weights)
     batch_first = spec.batch_first and x.dim() == 3
     y = x[None] if is_step else x.transpose(0, 1) if batch_first else x
+    if reset is not None and batch_sizes is None:
+        reset = reset[None] if is_step else reset.transpose(0, 1) if batch_first else reset
     batch = y.size(1) if batch_sizes is None else int(batch_sizes[0])
     has_c = spec.cell == "lstm"
 
@@ -142,10 +159,11 @@ def eager_stack(
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     for k in range(spec.layers):
-        halves = []
+        halves: list[Tensor] = []
+        c_halves: list[Tensor] = []
         for d in range(spec.directions):
             number = k * spec.directions + d
-            half, h, c = eager.layer(
+            half, h, c, c_half = eager.layer(
                 spec.cell,
                 y,
                 state(h0, number, outputs),
@@ -153,13 +171,20 @@ def eager_stack(
                 spec.weights(weights, number),
                 d == 1,
                 batch_sizes,
+                reset,
             )
             halves.append(half)
             h_n.append(h)
             if c is not None:
                 c_n.append(c)
+                c_halves.append(c_half)
         y = torch.cat(halves, -1)
+    every_c = torch.cat(c_halves, -1) if cells and has_c else None
     if is_step:
-        return Outputs(y[0], None, c_n[0] if has_c else None)
-    y = y.transpose(0, 1).contiguous() if batch_first else y
-    return Outputs(y, torch.stack(h_n), torch.stack(c_n) if has_c else None)
+        return Outputs(
+            y[0], None, c_n[0] if has_c else None, every_c if every_c is None else every_c[0]
+        )
+    if batch_first:
+        y = y.transpose(0, 1).contiguous()
+        every_c = every_c if every_c is None else every_c.transpose(0, 1).contiguous()
+    return Outputs(y, torch.stack(h_n), torch.stack(c_n) if has_c else None, every_c)

@@ -5,6 +5,9 @@ The kernels give first derivatives; higher ones, forward mode and function trans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,18 +55,35 @@ def layer(
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     reverse: bool,
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Any]:
     """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
-    With ``batch_sizes`` both sequences are packed: ``[sum of batch_sizes, features]``.
+    With ``batch_sizes`` all sequences are packed: ``[sum of batch_sizes, features]``. ``reset [T, B]``
+    says before which steps a row's states are zero. The last result is c after every step,
+    ``[T, B, H]``, None where there is no cell state.
     """
-    steps = x.unbind(0) if batch_sizes is None else torch.split(x, batch_sizes.tolist())
+
+    def by_step(t: Tensor) -> Sequence[Tensor]:
+        return t.unbind(0) if batch_sizes is None else torch.split(t, batch_sizes.tolist())
+
+    def kept(state: Tensor, cut: Tensor | None) -> Tensor:
+        return state if cut is None else state.masked_fill(cut[:, None], 0)
+
+    steps = by_step(x)
+    cuts: Sequence[Tensor | None] = [None] * len(steps) if reset is None else by_step(reset)
+    pairs = list(zip(steps, cuts, strict=True))
     y: list[Tensor] = []
-    for x_t in reversed(steps) if reverse else steps:
+    cells: list[Tensor] = []
+    for x_t, cut in reversed(pairs) if reverse else pairs:
         n = x_t.size(0)  # rows beyond have ended, or, in reverse, not begun
-        h_t, c_t = step(cell, x_t, h[:n], None if c is None else c[:n], *weights)
+        h_0, c_0 = kept(h[:n], cut), None if c is None else kept(c[:n], cut)
+        h_t, c_t = step(cell, x_t, h_0, c_0, *weights)
         h = torch.cat([h_t, h[n:]])
         c = None if c is None or c_t is None else torch.cat([c_t, c[n:]])
         y.append(h_t)
-    y = y[::-1] if reverse else y
-    return torch.stack(y) if batch_sizes is None else torch.cat(y), h, c
+        cells += [] if c_t is None else [c_t]
+    if reverse:
+        y, cells = y[::-1], cells[::-1]
+    join = torch.stack if batch_sizes is None else torch.cat
+    return join(y), h, c, join(cells) if cells else None

@@ -34,8 +34,8 @@ def recurrent_in(
         found = recurrent(spec, x, h0, c0, weights, **options)
     if found is None:
         return None
-    y, h_n, c_n = found
-    return Outputs(cast(y, precision.h), cast(h_n, precision.h), cast(c_n, precision.c))
+    h, c = precision.h, precision.c
+    return Outputs(cast(found.y, h), cast(found.h_n, h), cast(found.c_n, c), cast(found.cells, c))
 
 
 def recurrent(
@@ -47,6 +47,8 @@ def recurrent(
     *,
     dropout: float = 0.0,
     batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
     fused: bool = True,
     packed: Any = None,
 ) -> Outputs | None:
@@ -62,17 +64,20 @@ def recurrent(
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
     torch's operators compute it, differentiable in every way. ``packed`` is None or ``weights`` as
-    :func:`ops.pack` packed them, for calls without gradients or dropout.
+    :func:`ops.pack` packed them, for calls without gradients or dropout. ``reset`` and ``cells`` are
+    those of :func:`ops.forward`.
     """
     if packed is not None:
-        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, packed)
+        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, packed, reset, cells)
     run = autograd.stack if fused else autograd.eager_stack
     if dropout == 0 or spec.layers == 1:
-        return run(spec, batch_sizes, x, h0, c0, weights)
+        return run(spec, batch_sizes, x, h0, c0, weights, None, reset, cells)
     one = spec._replace(layers=1, batch_first=False)
     each = spec.weights_each * spec.directions
     turned = spec.batch_first and batch_sizes is None
     y = x.transpose(0, 1) if turned else x  # as torch has it: the same masks from the same seed
+    reset = reset.transpose(0, 1) if turned and reset is not None else reset
+    every_c = None
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     for k in range(spec.layers):
@@ -84,11 +89,15 @@ def recurrent(
             None if h0 is None else h0[part],
             None if c0 is None else c0[part],
             weights[k * each : (k + 1) * each],
+            None,
+            reset,
+            cells and k == spec.layers - 1,
         )
         if result is None:
             return None
-        y, h, c = result
+        y, h, c, every_c = result
         h_n += [] if h is None else [h]
         c_n += [] if c is None else [c]
-    y = y.transpose(0, 1) if turned else y
-    return Outputs(y, torch.cat(h_n), torch.cat(c_n) if c_n else None)
+    if turned:
+        y, every_c = y.transpose(0, 1), every_c if every_c is None else every_c.transpose(0, 1)
+    return Outputs(y, torch.cat(h_n), torch.cat(c_n) if c_n else None, every_c)

@@ -37,8 +37,16 @@ class _Recurrent(torch.nn.RNNBase):
     def _cell(self) -> str:
         return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}[self.mode]
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
-        """As torch's ``forward``, with one more keyword.
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        return_cells: bool = False,
+    ) -> Any:
+        """As torch's ``forward``, with three more keywords.
 
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
@@ -46,18 +54,51 @@ class _Recurrent(torch.nn.RNNBase):
             lengths: ``[B]`` integers in any order, on the CPU: how many steps of each row of a padded
                 batch are real. Only they are computed; the output is zero past them, and the final
                 states are those of each row's last step (in reverse, its first).
+            reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``), ``[T]`` where there is no batch:
+                where true, the row's states are zero before that step, in every layer, and no gradient
+                passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
+                its steps from the last to the first, and its states are zero before it takes step t.
+                For a PackedSequence one of bools packed alike, or padded as above.
+            return_cells: LSTM only; return ``(output, (h_n, c_n), cells)``, with the cell states that
+                belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
         """
         if lengths is not None:
-            return self._forward_padded(input, hx, lengths)
+            return self._forward_padded(input, hx, lengths, reset, return_cells)
+        if reset is not None or return_cells:
+            return self._forward_further(input, hx, reset, return_cells)
         if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
         self._update_flat_weights()
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return super().forward(input, hx) if outputs is None else outputs
+        return self._uncovered(input, hx) if outputs is None else outputs
 
-    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
+    def _uncovered(self, input: Any, hx: Any) -> Any:
+        """What no kernel covers, bad input included: torch's own answer, or its exception."""
+        return super().forward(input, hx)
+
+    def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
+        """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
+        if cells and self.mode != "LSTM":
+            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
+        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
+            outputs = self._forward_directly(input, hx, reset, cells)
+            if outputs is not None:
+                return outputs
+        self._update_flat_weights()
+        covered = self._covers(input, hx)
+        if not covered and checks.plain_call():
+            with torch.no_grad():  # torch knows what is wrong with the other arguments
+                super().forward(input, hx)
+        if reset is not None:
+            reset = checks.reset_rows(input, reset, self.batch_first)
+        outputs = self._run(input, hx, fused=True, reset=reset, cells=cells) if covered else None
+        if outputs is None:
+            outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
+        return outputs
+
+    def _forward_directly(self, input: Tensor, hx: Any, reset: Any = None, cells: bool = False) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         if input.is_nested or dropout > 0 or input.dim() != 3 or input.size(2) != self.input_size:
@@ -73,11 +114,15 @@ class _Recurrent(torch.nn.RNNBase):
             return None
         spec = self._spec()
         packed = packing.packed(self, spec, weights) if packing.HELD else None
-        outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
+        outputs = functional.recurrent(
+            spec, input, pair[0], pair[1], weights, packed=packed, reset=reset, cells=cells
+        )
         if outputs is None:
             return None
-        y, h_n, c_n = outputs
-        return (y, (h_n, c_n)) if is_lstm else (y, h_n)
+        y, h_n, c_n, every_c = outputs
+        if not is_lstm:
+            return y, h_n
+        return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
 
     def _spec(self) -> ops.Spec:
         directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
@@ -85,7 +130,9 @@ class _Recurrent(torch.nn.RNNBase):
             self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first
         )
 
-    def _forward_padded(self, input: Tensor, hx: State, lengths: Any) -> Any:
+    def _forward_padded(
+        self, input: Tensor, hx: State, lengths: Any, reset: Any, return_cells: bool
+    ) -> Any:
         if not isinstance(input, Tensor):
             raise TypeError(f"lengths needs a padded batch, a Tensor; got {type(input).__name__}")
         if input.dim() != 3:
@@ -100,8 +147,19 @@ class _Recurrent(torch.nn.RNNBase):
         steps = input.size(1 if self.batch_first else 0)
         if packed.batch_sizes.numel() > steps:
             raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
-        y, states = self.forward(packed, hx)
-        return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], states
+        if reset is not None:
+            checks.reset_rows(input, reset, self.batch_first)  # padded like input
+            reset = (
+                reset[:, : len(packed.batch_sizes)]
+                if self.batch_first
+                else reset[: len(packed.batch_sizes)]
+            )
+        y, states, *cells = self.forward(packed, hx, reset=reset, return_cells=return_cells)
+
+        def padded(t: PackedSequence) -> Tensor:
+            return pad_packed_sequence(t, self.batch_first, total_length=steps)[0]
+
+        return (padded(y), states, *map(padded, cells))
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not checks.plain_call():
@@ -137,14 +195,24 @@ class _Recurrent(torch.nn.RNNBase):
         lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
         return checks.precision(data, (*states,), self._flat_weights, lowered, one_dnn)
 
-    def _run(self, input: Any, hx: State, *, fused: bool) -> Any:
+    def _run(
+        self,
+        input: Any,
+        hx: State,
+        *,
+        fused: bool,
+        reset: Tensor | None = None,
+        cells: bool = False,
+    ) -> Any:
         """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         batch_sizes = order = back = None
         data, batched = input, True
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
         elif input.dim() == 2:
-            data, batched = input.unsqueeze(0 if self.batch_first else 1), False
+            rows = 0 if self.batch_first else 1
+            data, batched = input.unsqueeze(rows), False
+            reset = reset if reset is None else reset.unsqueeze(rows)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         precision = self._precision(data, (h0, c0), batch_sizes is not None)
         if not batched:
@@ -158,20 +226,28 @@ class _Recurrent(torch.nn.RNNBase):
             [ops.rows(w) for w in self._flat_weights],
             dropout=self.dropout if self.training else 0.0,
             batch_sizes=batch_sizes,
+            reset=reset,
+            cells=cells,
             fused=fused,
         )
         if outputs is None:
             return None
         y: Any
-        y, h_n, c_n = outputs
+        every_c: Any
+        y, h_n, c_n, every_c = outputs
         if batch_sizes is not None:
             if back is not None:
                 h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
             y = PackedSequence(y, batch_sizes, order, back)
+            if cells:
+                every_c = PackedSequence(every_c, batch_sizes, order, back)
         elif not batched:
             y = y.squeeze(0 if self.batch_first else 1)
+            every_c = every_c.squeeze(0 if self.batch_first else 1) if cells else None
             h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        return (y, (h_n, c_n)) if self.mode == "LSTM" else (y, h_n)
+        if self.mode != "LSTM":
+            return y, h_n
+        return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -202,13 +278,10 @@ class GRU(_Recurrent, torch.nn.GRU):
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_original"
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
-        """As :meth:`LSTM.forward`."""
-        if self.reset_after or lengths is not None or self._covers(input, hx):
-            return super().forward(input, hx, lengths=lengths)
-        with torch.no_grad():  # torch has no such cell, but it knows what is wrong with the arguments
-            torch.nn.GRU.forward(self, input, hx)
-        return self._run(input, hx, fused=False)
+    def _uncovered(self, input: Any, hx: Any) -> Any:
+        if self.reset_after:
+            return super()._uncovered(input, hx)
+        return self._forward_further(input, hx, None, False)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
@@ -256,7 +329,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
         if outputs is None:
             return None
-        h1, _, c1 = outputs
+        h1, _, c1, _ = outputs
         return h1 if c1 is None else (h1, c1)
 
     def _covers(self, input: Any, hx: Any) -> bool:

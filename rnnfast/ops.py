@@ -48,6 +48,7 @@ class Outputs(NamedTuple):
     y: Tensor
     h_n: Tensor | None  # None for a step, whose y it is
     c_n: Tensor | None
+    cells: Tensor | None = None  # where they were asked for
 
 
 @cache
@@ -87,13 +88,16 @@ def forward(
     *,
     save: bool,
     packed: Any = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
 ) -> tuple[Outputs, Tensor | None] | None:
     """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
     ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed with ``batch_sizes``, or
     ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. The second result is what
     backward needs, where ``save`` asks for it. ``packed`` is None or from :func:`pack`, with the same
-    weights.
+    weights. Where ``reset``, bools for the rows of ``x``, is true, a row's states are zero before that
+    step. ``cells`` asks for the last layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
     """
     # Written out: at the size of a small call a loop over a helper costs as much as the kernel, and
     # new_empty takes half as long with plain numbers as with a tuple.
@@ -133,13 +137,14 @@ def forward(
         c_n = x.new_empty(number, batch, hidden) if is_lstm else None
     saved = new_saved(spec, x, count, hidden, outputs) if save else None
     threads = torch.get_num_threads()
-    given = (checks.PLAIN_TYPES, threads, batch_sizes, x, h0, c0, weights, y, h_n, c_n, saved, packed)
+    c = y.new_empty(*y.shape[:-1], directions * hidden) if cells else None
+    given = (checks.PLAIN_TYPES, threads, batch_sizes, reset, x, h0, c0, weights)
     try:
-        if not _stack(*spec).forward(*given):
+        if not _stack(*spec).forward(*given, y, h_n, c_n, c, saved, packed):
             return None
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
-    return Outputs(y, h_n, c_n), saved
+    return Outputs(y, h_n, c_n, c), saved
 
 
 def pack(spec: Spec, weights: list[Any]) -> Any:
@@ -154,6 +159,7 @@ def pack(spec: Spec, weights: list[Any]) -> Any:
 def backward(
     spec: Spec,
     batch_sizes: Tensor | None,
+    reset: Tensor | None,
     inputs: tuple[Tensor | None, ...],
     y: Tensor,
     saved: Tensor,
@@ -162,19 +168,19 @@ def backward(
 ) -> list[Tensor | None]:
     """The gradients of those ``inputs``, ``(x, h0, c0, *weights)``, that are ``wanted``; others None.
 
-    ``grads`` are those of y, h_n and c_n; None means zeros.
+    ``grads`` are those of y, h_n, c_n and cells; None means zeros.
     """
     found = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if wants and t is not None else None
         for t, wants in zip(inputs, wanted, strict=True)
     ]
-    dy, dh_n, dc_n = map(rows, grads)
+    given = tuple(map(rows, grads))
     stack, threads = _stack(*spec), torch.get_num_threads()
     written = (*found[:3], found[3:])
 
     def run(y: Any, x: Any, h0: Any, c0: Any, *weights: Any) -> None:
         stack.backward(
-            *(threads, batch_sizes, x, h0, c0, list(weights), y, saved, dy, dh_n, dc_n, *written)
+            *(threads, batch_sizes, reset, x, h0, c0, list(weights), y, saved, *given, *written)
         )
 
     try:

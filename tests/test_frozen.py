@@ -157,6 +157,6 @@ def test_packed_weights_of_another_stack():
     packed = gru.pack(x, [torch.zeros(12, 3), torch.zeros(12, 4)])
     for other in (packed, lstm.pack(x.double(), [w.double() for w in weights])):
         with pytest.raises(ValueError, match="another stack"):
-            lstm.forward(None, 1, None, x, None, None, weights, y, None, None, None, other)
+            lstm.forward(None, 1, None, None, x, None, None, weights, y, None, None, None, None, other)
     with pytest.raises(ValueError, match="w_hh has shape"):
         lstm.pack(x, [torch.zeros(16, 3), torch.zeros(15, 4)])

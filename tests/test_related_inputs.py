@@ -102,7 +102,8 @@ def call(cell=2, batch_sizes=None, x=None, y=None, **shape):
     weights = [np.zeros((20, 4)), np.zeros((20, 5))]
     x = np.zeros((3, 2, 4)) if x is None else x
     y = np.zeros((3, 2, 5)) if y is None else y
-    return stack.forward(None, 1, batch_sizes, x, None, None, weights, y, None, None, None, None)
+    arguments = (None, x, None, None, weights, y, None, None, None, None, None)
+    return stack.forward(None, 1, batch_sizes, *arguments)
 
 
 @pytest.mark.parametrize("cell", [-1, 5, 99, 2**31 - 1])
@@ -153,6 +154,7 @@ def test_items_without_size():
 def test_types_that_are_no_tuple(types):
     stack = _C.Stack(2, 1, 1, False, False, False, False, False)
     x, y, weights = np.zeros((3, 2, 4)), np.zeros((3, 2, 5)), [np.zeros((20, 4)), np.zeros((20, 5))]
-    assert stack.forward((np.ndarray,), 1, None, x, None, None, weights, y, None, None, None, None)
+    arguments = (None, x, None, None, weights, y, None, None, None, None, None)
+    assert stack.forward((np.ndarray,), 1, None, *arguments)
     with pytest.raises(TypeError, match="tuple"):
-        stack.forward(types, 1, None, x, None, None, weights, y, None, None, None, None)
+        stack.forward(types, 1, None, *arguments)

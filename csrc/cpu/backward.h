@@ -83,11 +83,13 @@ class Backward {
     layer.batch = rows.size();
     layer.x = own(layer.x);
     layer.y = own(layer.y);
+    layer.resets = own(layer.resets);
     layer.h0 = own(layer.h0);
     layer.c0 = own(layer.c0);
     layer.saved += rows.begin * Cell::slots * L;
     Gradients<T> grads = grads_;
     grads.y = own(grads.y);
+    grads.cells = own(grads.cells);
     grads.x = own(grads.x);
     grads.h_n = own(grads.h_n);
     grads.c_n = own(grads.c_n);

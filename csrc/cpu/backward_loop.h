@@ -122,6 +122,7 @@ class BackwardLoop {
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
     const Range rows = present(part.rows, state_.count(t));
+    if (Cell::cell_state >= 0 && grads_.cells.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
       output_gradients(t, row, rows, part.outputs);
       product(chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all, panels_.projection, t, rows,
@@ -135,6 +136,32 @@ class BackwardLoop {
     }
     if (t > 0 || grads_.h0.data)
       gate_product<0>(t, row, rows, part.outputs, dh_, is_projected<Cell>(layer_));
+    if (layer_.resets.data) cut(t, rows, part);
+  }
+
+  // The gradients of the cell states that the caller was given.
+  void add_cell_gradients(index t, Range rows, Range blocks) {
+    for (index b = rows.begin; b < rows.end; ++b) {
+      const T* from = state_.row(grads_.cells, t, b);
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        Real<T>* to = dc_ + (block * layer_.batch + b) * L;
+        store(to, load(static_cast<const Real<T>*>(to)) +
+                      load_some(from + block * L, layer_.hidden - block * L));
+      }
+    }
+  }
+
+  // No gradient reaches the states before a reset.
+  void cut(index t, Range rows, Part part) {
+    const auto clear = [&](Real<T>* of, Range blocks, index b) {
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        store(of + (block * layer_.batch + b) * L, Vector<T>{});
+    };
+    for (index b = rows.begin; b < rows.end; ++b) {
+      if (!state_.resets(t, b)) continue;
+      clear(dh_, part.outputs, b);
+      if (Cell::cell_state >= 0) clear(dc_, part.blocks, b);
+    }
   }
 
   // The gradients of the step's projected outputs.

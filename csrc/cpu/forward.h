@@ -108,6 +108,7 @@ class Forward {
           wait_for_units();
           project_outputs(t, part);
         }
+        if (Cell::cell_state >= 0 && layer_.cells.data) write_cells(t, part);
         if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
       }
     }
@@ -378,6 +379,15 @@ class Forward {
                             });
       });
     }
+  }
+
+  void write_cells(index t, Part part) {
+    const Range there = present(part.rows, state_.count(t));
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index b = there.begin; b < there.end; ++b)
+      for (index block = part.blocks.begin; block < part.blocks.end; ++block)
+        store_some(state_.row(layer_.cells, t, b) + block * L,
+                   load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
   }
 
   // From the last step that each row has; a row that inference no longer holds was written then.

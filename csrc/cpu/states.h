@@ -91,10 +91,19 @@ struct States {
   // Whether row b has a step before t; if not, its state there is the initial one.
   bool continues(index t, index b) const { return t > 0 && b < count(t - 1); }
 
+  // Whether its state there is zero instead.
+  bool resets(index t, index b) const {
+    const Resets& r = layer->resets;
+    if (!r.data) return false;
+    return r.data[layer->packed.first ? (layer->packed.first[t] + b) * r.row : t * r.step + b * r.row];
+  }
+
   // h before step t: a row of `outputs` numbers.
   const T* h(index t, index b) const {
+    const T* none = reinterpret_cast<const T*>(zeros);
+    if (resets(t, b)) return none;
     if (continues(t, b)) return row(layer->y, t - 1, b);
-    return layer->h0.data ? layer->h0.data + b * layer->h0.row : reinterpret_cast<const T*>(zeros);
+    return layer->h0.data ? layer->h0.data + b * layer->h0.row : none;
   }
 
   // c before step t: where that of block 0 lies, and how far it is from one block to the next.
@@ -106,8 +115,9 @@ struct States {
     if constexpr (Cell::cell_state < 0)
       return {zeros, 0};
     else
-      return continues(t, b) ? C{previous.at(0, b) + Cell::cell_state * lanes<T>, previous.block}
-                             : C{c0 + b * lanes<T>, layer->batch * lanes<T>};
+      return resets(t, b)      ? C{zeros, 0}
+             : continues(t, b) ? C{previous.at(0, b) + Cell::cell_state * lanes<T>, previous.block}
+                               : C{c0 + b * lanes<T>, layer->batch * lanes<T>};
   }
 };
 

@@ -74,7 +74,8 @@ class WeightGradients {
       d_ = take(w_ih || w_hh, padded * Cell::gates);
       p_ = take(w_hr, outputs_ * L);
     } else {
-      h_ = arena.template take<T>(w_hh && layer.packed.count ? most_ * layer.outputs : 0);
+      const bool scattered = layer.packed.count || layer.resets.data;
+      h_ = arena.template take<T>(w_hh && scattered ? most_ * layer.outputs : 0);
     }
   }
 
@@ -261,7 +262,7 @@ class WeightGradients {
   const index blocks_, outputs_, most_;
   Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
   const T** h_rows_ = nullptr;  // in pairs: where h before each row of the chunk is
-  T* h_;                        // h before each row, copied: where packed or in pairs
+  T* h_;                        // h before each row, copied: packed, with resets, or in pairs
   T *x_ = nullptr, *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
 };
 

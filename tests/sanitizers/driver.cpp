@@ -65,12 +65,16 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(c0.size());
   Numbers<Real<T>> saved(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)), widen(nan));
   const bool c = info.cell_state;
+  Numbers<T> cells(static_cast<std::size_t>(rows * n.hidden));
+  std::vector<std::uint8_t> resets(static_cast<std::size_t>(rows));
+  for (std::uint8_t& reset : resets) reset = random() % 4 == 0;
   Layer<T> layer{n.steps,
                  n.batch,
                  n.inputs,
                  n.hidden,
                  n.outputs,
                  {},
+                 {states ? resets.data() : nullptr, n.batch, 1},
                  {x.data(), n.batch * n.inputs, n.inputs},
                  {states ? h0.data() : nullptr, n.outputs},
                  {states && c ? c0.data() : nullptr, n.hidden},
@@ -80,6 +84,7 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
                  b_hh.data(),
                  {projected ? w_hr.data() : nullptr, n.hidden},
                  {y.data(), n.batch * n.outputs, n.outputs},
+                 {states && c ? cells.data() : nullptr, n.batch * n.hidden, n.hidden},
                  {h_n.data(), n.outputs},
                  {c ? c_n.data() : nullptr, n.hidden},
                  save ? saved.data() : nullptr,
@@ -99,13 +104,14 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
     const auto memory = scratch(kernel.forward_scratch(layer));
     run_team(team_size, split, [&](const Team& team) { kernel.forward(layer, team, memory.get()); });
   }
-  std::vector<Numbers<T>> results{y, h_n, c_n};
+  std::vector<Numbers<T>> results{y, h_n, c_n, cells};
   if (!save) return results;
   Numbers<T> dx(x.size()), dh0 = poisoned(h0.size()), dc0(c0.size());
   Numbers<T> dw_ih = poisoned(w_ih.size()), dw_hh = poisoned(w_hh.size());
   Numbers<T> db_ih = poisoned(b_ih.size()), db_hh = poisoned(b_hh.size());
   Numbers<T> dw_hr(w_hr.size());
   const Gradients<T> grads{{dy.data(), n.batch * n.outputs, n.outputs},
+                           {states && c ? cells.data() : nullptr, n.batch * n.hidden, n.hidden},
                            {dh_n.data(), n.outputs},
                            {c ? dc_n.data() : nullptr, n.hidden},
                            {dx.data(), n.batch * n.inputs, n.inputs},
