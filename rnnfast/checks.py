@@ -33,6 +33,16 @@ def plain_call() -> bool:
     )
 
 
+def traced() -> bool:
+    """Whether torch.compile or torch.export is looking: a graph is made, and nothing is computed."""
+    return torch.compiler.is_compiling()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward mode, is at work."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
 class Precision(NamedTuple):
     """In which dtype the kernels compute, and which one the results have."""
 
@@ -61,7 +71,7 @@ def precision(
     """
     there = [t for t in states if t is not None]
     tensors = [x, *there, *(t for t in weights if t is not None)]
-    if not all(type(t) in PLAIN_TYPES and _has_memory(t) for t in tensors):
+    if not all((traced() or type(t) in PLAIN_TYPES) and _has_memory(t) for t in tensors):
         return None
     dtypes = {t.dtype for t in tensors}
     if autocasts() and dtypes <= _AUTOCAST_FROM:

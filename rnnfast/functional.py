@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import autograd, checks
+from . import autograd, checks, library
 from .checks import Precision
 from .ops import Outputs, Spec
 
@@ -69,7 +69,7 @@ def recurrent(
     """
     if packed is not None:
         return autograd.stack(spec, batch_sizes, x, h0, c0, weights, packed, reset, cells)
-    run = autograd.stack if fused else autograd.eager_stack
+    run = autograd.eager_stack if not fused else library.stack if checks.traced() else autograd.stack
     if dropout == 0 or spec.layers == 1:
         return run(spec, batch_sizes, x, h0, c0, weights, None, reset, cells)
     one = spec._replace(layers=1, batch_first=False)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, functional, ops, packing
+from . import checks, dynamo, functional, ops, packing
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 State = Tensor | tuple[Tensor, Tensor] | None
+
+_PLAIN = frozenset(checks.PLAIN_TYPES)
 
 
 def _states(hx: Any, is_lstm: bool) -> Any:
@@ -62,6 +64,13 @@ class _Recurrent(torch.nn.RNNBase):
             return_cells: LSTM only; return ``(output, (h_n, c_n), cells)``, with the cell states that
                 belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
         """
+        if (
+            checks.traced()
+            and dynamo.untraced
+            and (lengths is not None or isinstance(input, PackedSequence))
+        ):
+            options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
+            return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
@@ -70,12 +79,18 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
-        self._update_flat_weights()
+        if not checks.traced():
+            self._update_flat_weights()
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
         return self._uncovered(input, hx) if outputs is None else outputs
 
     def _uncovered(self, input: Any, hx: Any) -> Any:
-        """What no kernel covers, bad input included: torch's own answer, or its exception."""
+        """What no kernel covers, bad input included: torch's own answer, or its exception.
+
+        But torch's own recurrent operators know neither vmap nor, all of them, forward mode.
+        """
+        if checks.transformed() and self._fitting(input, hx) is not None:
+            return self._run(input, hx, fused=False)
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
@@ -86,7 +101,8 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, cells)
             if outputs is not None:
                 return outputs
-        self._update_flat_weights()
+        if not checks.traced():
+            self._update_flat_weights()
         covered = self._covers(input, hx)
         if not covered and checks.plain_call():
             with torch.no_grad():  # torch knows what is wrong with the other arguments
@@ -112,6 +128,8 @@ class _Recurrent(torch.nn.RNNBase):
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # computed at each access (a parametrization)
             return None
+        if not _PLAIN.issuperset(map(type, weights)):
+            return None
         spec = self._spec()
         packed = packing.packed(self, spec, weights) if packing.HELD else None
         outputs = functional.recurrent(
@@ -123,6 +141,11 @@ class _Recurrent(torch.nn.RNNBase):
         if not is_lstm:
             return y, h_n
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
+
+    def _weights(self) -> list[Any]:
+        if checks.traced():
+            return [getattr(self, name) for name in self._flat_weights_names]
+        return self._flat_weights
 
     def _spec(self) -> ops.Spec:
         directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
@@ -162,9 +185,17 @@ class _Recurrent(torch.nn.RNNBase):
         return (padded(y), states, *map(padded, cells))
 
     def _covers(self, input: Any, hx: Any) -> bool:
-        if not checks.plain_call():
+        if not (checks.traced() or checks.plain_call()):
             return False
-        if isinstance(input, PackedSequence):
+        fitting = self._fitting(input, hx)
+        return fitting is not None and self._precision(*fitting) is not None
+
+    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], bool] | None:
+        """The data, the states, and whether they are packed, if their shapes fit; None if not."""
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            if checks.traced():  # how many rows there are is data
+                return None
             data, batched, batch = input.data, True, int(input.batch_sizes[0])
             right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
@@ -173,27 +204,27 @@ class _Recurrent(torch.nn.RNNBase):
             # No steps at all: torch says so.
             right = input.dim() in (2, 3) and input.size(1 if batched and self.batch_first else 0) > 0
         else:
-            return False
+            return None
         if not right or data.size(-1) != self.input_size:
-            return False
+            return None
         states: tuple[Any, ...] = ()
         if hx is not None:
             states = hx if self.mode == "LSTM" else (hx,)
             if not isinstance(states, tuple | list) or len(states) != (2 if self.mode == "LSTM" else 1):
-                return False
+                return None
             layers = self.num_layers * (2 if self.bidirectional else 1)
             widths = (self.proj_size or self.hidden_size, self.hidden_size)
             for state, width in zip(states, widths, strict=False):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
-                    return False
-        return self._precision(data, states, isinstance(input, PackedSequence)) is not None
+                    return None
+        return data, (*states,), packed
 
     def _precision(self, data: Tensor, states: Any, packed: bool) -> checks.Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
         one_dnn = not packed and self.proj_size == 0 and data.dtype != torch.float16
         lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
-        return checks.precision(data, (*states,), self._flat_weights, lowered, one_dnn)
+        return checks.precision(data, states, self._weights(), lowered, one_dnn)
 
     def _run(
         self,
@@ -223,7 +254,7 @@ class _Recurrent(torch.nn.RNNBase):
             precision,
             self._spec(),
             *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
-            [ops.rows(w) for w in self._flat_weights],
+            [ops.rows(w) for w in self._weights()],
             dropout=self.dropout if self.training else 0.0,
             batch_sizes=batch_sizes,
             reset=reset,
@@ -248,6 +279,9 @@ class _Recurrent(torch.nn.RNNBase):
         if self.mode != "LSTM":
             return y, h_n
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
+
+
+dynamo.admit(_Recurrent)
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -308,7 +342,13 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             if outputs is not None:
                 return outputs
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return super().forward(input, hx) if outputs is None else outputs
+        return self._uncovered(input, hx) if outputs is None else outputs
+
+    def _uncovered(self, input: Any, hx: Any) -> Any:
+        """As that of the layers."""
+        if checks.transformed() and self._fitting(input, hx) is not None:
+            return self._run(input, hx, fused=False)
+        return super().forward(input, hx)
 
     def _forward_directly(self, input: Tensor, hx: Any) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
@@ -325,6 +365,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             weights = [parameters[name] for name in _CELL_WEIGHTS[: spec.weights_each]]
         except KeyError:  # computed at each access (a parametrization)
             return None
+        if not _PLAIN.issuperset(map(type, weights)):
+            return None
         packed = packing.packed(self, spec, weights) if packing.HELD else None
         outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
         if outputs is None:
@@ -333,19 +375,25 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return h1 if c1 is None else (h1, c1)
 
     def _covers(self, input: Any, hx: Any) -> bool:
-        if not isinstance(input, Tensor) or not checks.plain_call():
+        if not (checks.traced() or checks.plain_call()):
             return False
-        if input.dim() not in (1, 2) or input.size(-1) != self.input_size or self.hidden_size < 1:
-            return False
-        states: tuple[Any, ...] = ()
-        if hx is not None:
-            states = hx if self._has_c else (hx,)
-            if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
-                return False
-            shape = [*input.shape[:-1], self.hidden_size]
-            if not all(isinstance(s, Tensor) and list(s.shape) == shape for s in states):
-                return False
-        return self._precision(input, states) is not None
+        states = self._fitting(input, hx)
+        return states is not None and self._precision(input, states) is not None
+
+    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """The states, if all shapes fit; None if not."""
+        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
+            return None
+        if input.size(-1) != self.input_size or self.hidden_size < 1:
+            return None
+        if hx is None:
+            return ()
+        states = hx if self._has_c else (hx,)
+        if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
+            return None
+        shape = [*input.shape[:-1], self.hidden_size]
+        fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
+        return (*states,) if fit else None
 
     def _precision(self, input: Tensor, states: Any) -> checks.Precision | None:
         lowered = self._cell().startswith("rnn")
@@ -387,8 +435,8 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
     def _cell(self) -> str:
         return "rnn_" + self.nonlinearity
 
-    def _covers(self, input: Any, hx: Any) -> bool:
-        return self.nonlinearity in ("tanh", "relu") and super()._covers(input, hx)
+    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        return super()._fitting(input, hx) if self.nonlinearity in ("tanh", "relu") else None
 
 
 class LSTMCell(_RecurrentCell, torch.nn.LSTMCell):
@@ -412,11 +460,14 @@ class GRUCell(_RecurrentCell, torch.nn.GRUCell):
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_original"
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if self.reset_after or self._covers(input, hx):
-            return super().forward(input, hx)
-        with torch.no_grad():  # torch has no such cell, but it knows what is wrong with the arguments
-            torch.nn.GRUCell.forward(self, input, hx)
+    def _uncovered(self, input: Any, hx: Any) -> Any:
+        if self.reset_after:
+            return super()._uncovered(input, hx)
+        if checks.plain_call():
+            with (
+                torch.no_grad()
+            ):  # torch has no such cell, but it knows what is wrong with the arguments
+                torch.nn.GRUCell.forward(self, input, hx)
         return self._run(input, hx, fused=False)
 
     def extra_repr(self) -> str:

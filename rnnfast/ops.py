@@ -60,8 +60,8 @@ def _stack(
 
 def rows(t: Tensor | None) -> Tensor | None:
     """A tensor that the kernels can read: its last dimension contiguous. Copies only if it must."""
-    if t is None:
-        return None
+    if t is None or checks.traced():  # the operator looks again
+        return t
     if checks.lazy(t):
         t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype)
     return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
@@ -76,6 +76,12 @@ def new_saved(spec: Spec, x: Tensor, count: int, hidden: int, outputs: int) -> T
             f"can't allocate memory: what backward needs of {count} rows of {hidden} hidden units"
         ) from None
     return torch.frombuffer(memory, dtype=torch.uint8) if count else x.new_empty(0, dtype=torch.uint8)
+
+
+def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int, outputs: int) -> int:
+    """The size of :func:`new_saved` for each row."""
+    memory = _stack(*spec).new_saved(checks.DTYPES[dtype], 1, hidden, outputs)
+    return memoryview(memory).nbytes
 
 
 def forward(

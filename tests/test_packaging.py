@@ -112,10 +112,12 @@ MAY_IMPORT = {
     "_native": {"_C"},
     "arrays": {"_native", "_C"},
     "ops": {"_native", "_C", "checks"},
+    "library": {"ops"},
     "autograd": {"ops", "eager"},
-    "functional": {"autograd", "ops", "checks"},
+    "functional": {"autograd", "library", "ops", "checks"},
     "packing": {"ops"},
-    "nn": {"functional", "autograd", "ops", "checks", "packing"},
+    "dynamo": set(),
+    "nn": {"dynamo", "functional", "autograd", "ops", "checks", "packing"},
     "convert": {"nn"},
 }
 

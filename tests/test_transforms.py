@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,3 +209,73 @@ def test_cells_of_no_size(cell, sizes):
     assert h.shape == (2, sizes[1])
     h.sum().backward()
     assert x.grad.shape == x.shape
+
+
+def first(out):
+    return flatten(out)[0]
+
+
+def parameters(module):
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+@every_cell
+@every_suffix
+def test_vmap(cell, suffix):
+    """Over inputs; over samples of a gradient; over models. torch.nn's own layers know none of them."""
+    module, xs = make(rnnfast, cell, 5, 7, suffix=suffix), torch.randn(6, *input_for(suffix).shape)
+    for got, x in zip(torch.func.vmap(lambda x: first(module(x)))(xs), xs, strict=True):
+        torch.testing.assert_close(got, first(module(x)))
+
+    def loss(weights, x):
+        return first(torch.func.functional_call(module, weights, (x,))).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters(module), xs)
+    for k, x in enumerate(xs):
+        want = torch.autograd.grad(first(module(x)).square().sum(), list(module.parameters()))
+        for (name, _), b in zip(module.named_parameters(), want, strict=True):
+            torch.testing.assert_close(grads[name][k], b, rtol=1e-4, atol=1e-5)
+
+    models = [make(rnnfast, cell, 5, 7, suffix=suffix) for _ in range(3)]
+    for model in models:
+        for p in model.parameters():
+            torch.nn.init.normal_(p)
+    stacked, _ = torch.func.stack_module_state(models)
+    base = make(rnnfast, cell, 5, 7, suffix=suffix, device="meta")
+    outputs = torch.func.vmap(
+        lambda weights: first(torch.func.functional_call(base, weights, (xs[0],)))
+    )(stacked)
+    for got, model in zip(outputs, models, strict=True):
+        torch.testing.assert_close(got, first(model(xs[0])), rtol=1e-4, atol=1e-5)
+
+
+@every_cell
+@every_suffix
+def test_forward_mode_in_float32(cell, suffix):
+    """Which torch.nn.LSTM cannot: oneDNN has no such formula."""
+    module, x = make(rnnfast, cell, 5, 7, suffix=suffix), input_for(suffix)
+    wide = make(rnnfast, cell, 5, 7, suffix=suffix, dtype=torch.float64)
+    wide.load_state_dict(module.state_dict())
+    v = torch.randn_like(x)
+    got = torch.func.jvp(lambda x: first(module(x)), (x,), (v,))[1]
+    step = 1e-6 * v.double()
+    want = (first(wide(x.double() + step)) - first(wide(x.double() - step))) / 2e-6
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+    rows = torch.func.jacfwd(lambda x: first(module(x)).sum(0))(x)
+    torch.testing.assert_close(
+        rows, torch.func.jacrev(lambda x: first(module(x)).sum(0))(x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru"])
+def test_expanded_weights(cell):
+    """Gradients of each sample, where torch.nn gives them: not for its LSTM, nor for its cells."""
+    module = make(rnnfast, cell, 5, 7, batch_first=True)
+    x = torch.randn(3, 4, 5)
+    want = []
+    for one in x.split(1):
+        want.append(torch.autograd.grad(module(one)[0].square().sum(), list(module.parameters())))
+    call = call_for_per_sample_grads(module, batch_size=3)
+    call(x)[0].square().sum().backward()
+    for k, p in enumerate(module.parameters()):
+        torch.testing.assert_close(p.grad_sample, torch.stack([grads[k] for grads in want]))

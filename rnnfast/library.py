@@ -1,0 +1,168 @@
+"""What torch.compile and torch.export see: the operators ``rnnfast::stack`` and its backward.
+
+An eager call does not come through here, since the dispatcher would cost it as much as a small kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops import Outputs, Spec
+
+_STACK = """stack(
+    Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? reset,
+    str cell, int layers, int directions, bool bias, bool projected, bool batch_first,
+    bool cells, bool save
+) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)"""
+
+_BACKWARD = """stack_backward(
+    Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? reset,
+    str cell, int layers, int directions, bool bias, bool projected, bool batch_first,
+    Tensor y, Tensor saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, bool[] wanted
+) -> Tensor[]"""
+
+_LIBRARY: Any = torch.library.Library("rnnfast", "DEF")  # type: ignore[no-untyped-call]
+for schema in (_STACK, _BACKWARD):
+    _LIBRARY.define(" ".join(schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def stack(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    packed: Any = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
+) -> Outputs | None:
+    """As :func:`autograd.stack`, as one node of a graph. Not for packed sequences."""
+    if batch_sizes is not None:
+        return None
+    save = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, h0, c0, *weights)
+    )
+    y, h_n, c_n, every_c, _ = torch.ops.rnnfast.stack(
+        x, h0, c0, list(weights), reset, *spec, cells, save
+    )
+    has_c = spec.cell == "lstm"
+    is_step = x.dim() == 2
+    return Outputs(y, None if is_step else h_n, c_n if has_c else None, every_c if cells else None)
+
+
+def _forward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reset: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    spec, (cells, save) = Spec(*rest[:6]), rest[6:]
+    x, h0, c0, *weights = map(ops.rows, (x, h0, c0, *weights))  # type: ignore[assignment]
+    found = ops.forward(spec, None, x, h0, c0, weights, save=save, reset=reset, cells=cells)
+    if found is None:
+        raise RuntimeError("rnnfast::stack got tensors that its kernels do not take")
+    outputs, saved = found
+    y, h_n, c_n, every_c = (x.new_empty(0) if t is None else t for t in outputs)
+    return y, h_n, c_n, every_c, x.new_empty(0, dtype=torch.uint8) if saved is None else saved
+
+
+def _forward_fake(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reset: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    spec, (cells, save) = Spec(*rest[:6]), rest[6:]
+    outputs, hidden = spec.widths(weights)
+    has_c, numbers = spec.cell == "lstm", spec.layers * spec.directions
+
+    def empty(wanted: bool, *shape: Any) -> Tensor:
+        return x.new_empty(*shape) if wanted else x.new_empty(0)
+
+    is_step = x.dim() == 2
+    if is_step:
+        count = batch = x.size(0)
+        leading: tuple[Any, ...] = (batch,)
+    else:
+        count, batch = x.size(0) * x.size(1), x.size(0 if spec.batch_first else 1)
+        leading = (x.size(0), x.size(1))
+    states = (batch,) if is_step else (numbers, batch)
+    y = x.new_empty(*leading, spec.directions * outputs)
+    h_n = empty(not is_step, *states, outputs)
+    c_n = empty(has_c, *states, hidden)
+    every_c = empty(cells, *leading, spec.directions * hidden)
+    saved = x.new_empty(0, dtype=torch.uint8)
+    if save:
+        each = ops.saved_bytes_of_a_row(spec, x.dtype, int(hidden), int(outputs))
+        saved = saved.new_empty(count * each)
+    return y, h_n, c_n, every_c, saved
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, weights, reset, *rest = inputs
+    y, _, _, _, saved = output
+    ctx.spec = rest[:6]
+    ctx.there = (True, x.dim() == 3, rest[0] == "lstm", rest[6])  # the others are empty stand-ins
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, h0, c0, reset, y, saved, *weights)
+
+
+def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    x, h0, c0, reset, y, saved, *weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = [bool(needs[0]), bool(needs[1]), bool(needs[2])]
+    each = needs[3] if isinstance(needs[3], Sequence) else [needs[3]] * len(weights)
+    wanted += [bool(wants) for wants in each]
+    given = [g if there else None for g, there in zip(grads[:4], ctx.there, strict=True)]
+    found = torch.ops.rnnfast.stack_backward(
+        x, h0, c0, weights, reset, *ctx.spec, y, saved, *given, wanted
+    )
+    own = [g if wants else None for g, wants in zip(found, wanted, strict=True)]
+    return (*own[:3], own[3:], *[None] * (1 + 6 + 2))
+
+
+def _backward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reset: Tensor | None,
+    *rest: Any,
+) -> list[Tensor]:
+    spec = Spec(*rest[:6])
+    y, saved, *grads, wanted = rest[6:]
+    inputs = tuple(map(ops.rows, (x, h0, c0, *weights)))
+    if all(g is None for g in grads):
+        grads[0] = torch.zeros_like(y)
+    found = ops.backward(spec, None, reset, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
+    return [x.new_empty(0) if g is None else g for g in found]
+
+
+def _backward_fake(
+    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor], *rest: Any
+) -> list[Tensor]:
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        if wants and t is not None
+        else x.new_empty(0)
+        for t, wants in zip((x, h0, c0, *weights), rest[-1], strict=True)
+    ]
+
+
+_LIBRARY.impl("stack", _forward, "CPU")
+_LIBRARY.impl("stack_backward", _backward, "CPU")
+torch.library.register_fake("rnnfast::stack", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("rnnfast::stack_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "rnnfast::stack", _backward_of, setup_context=_setup_context, lib=_LIBRARY
+)

@@ -1,0 +1,222 @@
+"""torch.compile, torch.export and the operators that they see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnfast
+from reference import CELLS
+from twins import flatten, make, states
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_suffix = pytest.mark.parametrize("suffix", ["", "Cell"])
+
+OPTIONS = {
+    "layer": {},
+    "stack": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    "no bias": {"bias": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+def recorded(backend="aot_eager"):
+    """A backend, and the names of our operators in the graphs that it was given."""
+    counter = CompileCounterWithBackend(backend)
+
+    def names():
+        nodes = [n for graph in counter.graphs for n in graph.graph.nodes]
+        return [str(n.target) for n in nodes if "rnnfast" in str(n.target)]
+
+    return counter, names
+
+
+def same(got, want):
+    got, want = flatten(got), flatten(want)
+    assert len(got) == len(want)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@every_cell
+@pytest.mark.parametrize("kind", [*OPTIONS, "Cell"])
+def test_one_graph_forward_and_backward(cell, kind):
+    """Without a break, through our operator, and with the bits of the eager call."""
+    suffix = "Cell" if kind == "Cell" else ""
+    module = make(rnnfast, cell, 5, 17, suffix=suffix, **OPTIONS.get(kind, {}))
+    backend, names = recorded()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    x = torch.randn(*(() if suffix else (4,)), 3, 5, requires_grad=True)
+    batch = 4 if kind == "stack" else 3
+    hx = states(cell, *(() if suffix else (4 if kind == "stack" else 1,)), batch, 17)
+    for given in ((x,), (x, hx)):
+        got, want = compiled(*given), module(*given)
+        same(got, want)
+        leaves = [x, *module.parameters()]
+        a, b = (
+            torch.autograd.grad(sum(o.square().sum() for o in flatten(out)), leaves)
+            for out in (got, want)
+        )
+        same(a, b)
+        with torch.no_grad():
+            same(compiled(*given), want)
+    assert names()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    module = rnnfast.GRU(5, 17, dtype=dtype)
+    x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
+    y = torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0]
+    same(y, module(x)[0])
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert x.grad.dtype == dtype
+
+
+def test_autocast():
+    module, x = rnnfast.LSTM(5, 17), torch.randn(4, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x)
+    same(got, want)
+    assert got[0].dtype == torch.bfloat16
+
+
+def test_projections_resets_and_cells():
+    module = rnnfast.LSTM(5, 17, 2, proj_size=7, bidirectional=True)
+    x, reset = torch.randn(6, 3, 5), torch.rand(6, 3) < 0.4
+
+    def run(x, reset):
+        return module(x, reset=reset, return_cells=True)
+
+    backend, names = recorded()
+    same(torch.compile(run, fullgraph=True, backend=backend)(x, reset), run(x, reset))
+    assert names()
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.embed = torch.nn.Linear(5, 8)
+        self.rnn = rnnfast.LSTM(8, 17, 2, dropout=dropout, bidirectional=True)
+        self.head = torch.nn.Linear(34, 3)
+
+    def forward(self, x):
+        y, (h, _) = self.rnn(self.embed(x))
+        return self.head(y) + h.sum()
+
+
+def test_any_batch_and_length_without_compiling_again():
+    net = Tagger(dropout=0.3)
+    backend, _ = recorded()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    counts = []
+    for steps, batch in ((6, 3), (7, 4), (9, 2), (20, 33), (5, 8)):
+        x = torch.randn(steps, batch, 5)
+        torch.manual_seed(1)
+        got = compiled(x)
+        torch.manual_seed(1)  # the same dropout masks
+        torch.testing.assert_close(got, net(x))
+        got.sum().backward()
+        counts.append(backend.frame_count)
+    assert counts[-1] == counts[1] <= 2  # once for these sizes, once for any
+
+
+def test_inductor():
+    net = Tagger()
+    x = torch.randn(6, 3, 5)
+    compiled = torch.compile(net, fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x))
+    grads = [torch.autograd.grad(f(x).square().sum(), list(net.parameters())) for f in (compiled, net)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_dynamic_sizes(strict):
+    net = Tagger().eval()
+    dims = {0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")}
+    program = torch.export.export(net, (torch.randn(6, 3, 5),), dynamic_shapes=(dims,), strict=strict)
+    assert any("rnnfast" in str(node.target) for node in program.graph.nodes)
+    for steps, batch in ((6, 3), (9, 5), (2, 2)):
+        x = torch.randn(steps, batch, 5)
+        torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_accelerated_models_compile():
+    """And go back."""
+    net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.GRU(8, 17))
+    x = torch.randn(6, 3, 5)
+    rnnfast.accelerate(net)
+    backend, names = recorded()
+    same(torch.compile(net, fullgraph=True, backend=backend)(x), net(x))
+    assert names()
+    rnnfast.restore(net)
+    assert type(net[1]) is torch.nn.GRU
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(net, fullgraph=True, backend="eager")(x)
+
+
+def test_modules_of_torch_are_treated_as_ever():
+    """Dynamo still breaks the graph at torch.nn's own, and its switch is where the user left it."""
+    assert torch._dynamo.config.allow_rnn is False
+    torch.compile(rnnfast.LSTM(5, 17), fullgraph=True, backend="eager")(torch.randn(4, 3, 5))
+    assert torch._dynamo.config.allow_rnn is False
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        torch.compile(torch.nn.LSTM(5, 17), fullgraph=True, backend="eager")(torch.randn(4, 3, 5))
+    assert isinstance(rnnfast.LSTM(5, 17), torch.nn.LSTM)
+
+
+@pytest.mark.parametrize("first", ["rnnfast", "torch._dynamo"])
+def test_whichever_is_imported_first(python, first):
+    second = "torch._dynamo" if first == "rnnfast" else "rnnfast"
+    python(
+        f"import {first}, {second}, torch, rnnfast\n"
+        "module, x = rnnfast.GRU(5, 17), torch.randn(4, 3, 5)\n"
+        "y = torch.compile(module, fullgraph=True, backend='eager')(x)[0]\n"
+        "assert torch.equal(y, module(x)[0])\n"
+    )
+
+
+def test_packed_sequences_break_the_graph_and_are_right():
+    """How many rows a step has is data."""
+    module = rnnfast.GRU(5, 17)
+    packed = pack_padded_sequence(torch.randn(6, 3, 5), [6, 4, 1])
+    got, want = torch.compile(module, backend="eager")(packed), module(packed)
+    same(got[0].data, want[0].data)
+    same(got[1], want[1])
+
+
+def test_bad_input_is_refused():
+    compiled = torch.compile(rnnfast.GRU(5, 17), backend="eager")
+    with pytest.raises(RuntimeError, match="Expected 5, got 6"):
+        compiled(torch.randn(4, 3, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_cell
+def test_opcheck(cell, dtype):
+    """Schema, fake tensors, registration of autograd, and the dispatch under dynamic shapes."""
+    make_leaf = {"dtype": dtype, "requires_grad": True}
+    for suffix, options in (("", {"num_layers": 2, "bidirectional": True}), ("Cell", {})):
+        module = make(rnnfast, cell, 5, 17, suffix=suffix, dtype=dtype, **options)
+        spec = module._spec()
+        lead = () if suffix else (4,)
+        x = torch.randn(*lead, 3, 5, **make_leaf)
+        h = torch.randn(*lead, 3, 17, **make_leaf)
+        c = torch.randn(*lead, 3, 17, **make_leaf) if CELLS[cell].has_c else None
+        reset = torch.rand(*x.shape[:-1]) < 0.4
+        weights = list(module.parameters())
+        for h0, c0, mask, cells in ((None, None, None, False), (h, c, reset, CELLS[cell].has_c)):
+            args = (x, h0, c0, weights, mask, *spec, cells, True)
+            tolerances = {"rtol": 2**-6, "atol": 2**-5} if dtype == torch.bfloat16 else {}
+            assert set(opcheck(torch.ops.rnnfast.stack.default, args, **tolerances).values()) == {
+                "SUCCESS"
+            }
