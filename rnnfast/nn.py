@@ -464,9 +464,7 @@ class GRUCell(_RecurrentCell, torch.nn.GRUCell):
         if self.reset_after:
             return super()._uncovered(input, hx)
         if checks.plain_call():
-            with (
-                torch.no_grad()
-            ):  # torch has no such cell, but it knows what is wrong with the arguments
+            with torch.no_grad():  # torch knows what is wrong with the arguments
                 torch.nn.GRUCell.forward(self, input, hx)
         return self._run(input, hx, fused=False)
 
