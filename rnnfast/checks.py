@@ -111,12 +111,17 @@ def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) ->
 
     Raises:
         TypeError: it is no tensor of bools.
-        ValueError: its shape is not that of ``input`` without the features.
+        ValueError: it lies elsewhere than ``input``, or has not its shape without the features.
     """
     given = reset.data if isinstance(reset, PackedSequence) else reset
     if not isinstance(given, Tensor) or given.dtype != torch.bool:
         what = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(f"reset must be a Tensor of torch.bool, got {what}")
+    data = input.data if isinstance(input, PackedSequence) else input
+    if given.device != data.device or given.layout != torch.strided:
+        raise ValueError(
+            f"reset is {given.layout} on {given.device}; expected {torch.strided} on {data.device}"
+        )
     if isinstance(reset, PackedSequence):
         if not isinstance(input, PackedSequence) or not torch.equal(
             reset.batch_sizes, input.batch_sizes

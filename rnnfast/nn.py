@@ -33,6 +33,11 @@ def _states(hx: Any, is_lstm: bool) -> Any:
     return hx if plain else None
 
 
+def _is_uneven(batch_sizes: Tensor) -> bool:
+    """Whether the rows of a packed sequence differ in length."""
+    return len(batch_sizes) > 0 and bool(batch_sizes[0] != batch_sizes[-1])
+
+
 class _Recurrent(torch.nn.RNNBase):
     """What the three modules share. It adds no state: a torch.nn module can become one in place."""
 
@@ -104,8 +109,9 @@ class _Recurrent(torch.nn.RNNBase):
         if not checks.traced():
             self._update_flat_weights()
         covered = self._covers(input, hx)
-        if not covered and checks.plain_call():
-            with torch.no_grad():  # torch knows what is wrong with the other arguments
+        if not covered and (checks.plain_call() or self._fitting(input, hx) is None):
+            # torch knows what is wrong with the other arguments.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 super().forward(input, hx)
         if reset is not None:
             reset = checks.reset_rows(input, reset, self.batch_first)
@@ -191,12 +197,13 @@ class _Recurrent(torch.nn.RNNBase):
         return fitting is not None and self._precision(*fitting) is not None
 
     def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], bool] | None:
-        """The data, the states, and whether they are packed, if their shapes fit; None if not."""
-        packed = isinstance(input, PackedSequence)
-        if packed:
+        """The data, the states, and whether rows differ in length, if shapes fit; None if not."""
+        uneven = False
+        if isinstance(input, PackedSequence):
             if checks.traced():  # how many rows there are is data
                 return None
             data, batched, batch = input.data, True, int(input.batch_sizes[0])
+            uneven = _is_uneven(input.batch_sizes)
             right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
             data, batched = input, input.dim() == 3
@@ -218,11 +225,11 @@ class _Recurrent(torch.nn.RNNBase):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return None
-        return data, (*states,), packed
+        return data, (*states,), uneven
 
-    def _precision(self, data: Tensor, states: Any, packed: bool) -> checks.Precision | None:
+    def _precision(self, data: Tensor, states: Any, uneven: bool) -> checks.Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
-        one_dnn = not packed and self.proj_size == 0 and data.dtype != torch.float16
+        one_dnn = not uneven and self.proj_size == 0 and data.dtype != torch.float16
         lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
         return checks.precision(data, states, self._weights(), lowered, one_dnn)
 
@@ -245,7 +252,8 @@ class _Recurrent(torch.nn.RNNBase):
             data, batched = input.unsqueeze(rows), False
             reset = reset if reset is None else reset.unsqueeze(rows)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        precision = self._precision(data, (h0, c0), batch_sizes is not None)
+        uneven = batch_sizes is not None and _is_uneven(batch_sizes)
+        precision = self._precision(data, (h0, c0), uneven)
         if not batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
@@ -292,7 +300,26 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     """:class:`torch.nn.LSTM` on fused kernels; the same constructor, state and behaviour."""
 
 
-class GRU(_Recurrent, torch.nn.GRU):
+class _ResetAfter(torch.nn.Module):
+    """What the GRU and its cell share: the keyword that chooses between the two forms."""
+
+    reset_after: bool = True
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        if not isinstance(reset_after, bool):
+            raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
+        super().__init__(*args, **kwargs)
+        if not reset_after:
+            self.reset_after = False
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_original"
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
+class GRU(_ResetAfter, _Recurrent, torch.nn.GRU):
     """:class:`torch.nn.GRU` on fused kernels; the same constructor, state and behaviour.
 
     One more keyword, ``reset_after`` (Keras's name). True, the default, is torch's and cuDNN's GRU:
@@ -301,29 +328,10 @@ class GRU(_Recurrent, torch.nn.GRU):
     parameters.
     """
 
-    reset_after: bool = True
-
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
-        _check_reset_after(reset_after)
-        super().__init__(*args, **kwargs)
-        if not reset_after:
-            self.reset_after = False
-
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_original"
-
     def _uncovered(self, input: Any, hx: Any) -> Any:
         if self.reset_after:
             return super()._uncovered(input, hx)
         return self._forward_further(input, hx, None, False)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
-
-
-def _check_reset_after(reset_after: object) -> None:
-    if not isinstance(reset_after, bool):
-        raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -446,19 +454,8 @@ class LSTMCell(_RecurrentCell, torch.nn.LSTMCell):
         return "lstm"
 
 
-class GRUCell(_RecurrentCell, torch.nn.GRUCell):
+class GRUCell(_ResetAfter, _RecurrentCell, torch.nn.GRUCell):
     """A fused :class:`torch.nn.GRUCell`, with the keyword ``reset_after`` of :class:`GRU`."""
-
-    reset_after: bool = True
-
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
-        _check_reset_after(reset_after)
-        super().__init__(*args, **kwargs)
-        if not reset_after:
-            self.reset_after = False
-
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_original"
 
     def _uncovered(self, input: Any, hx: Any) -> Any:
         if self.reset_after:
@@ -467,6 +464,3 @@ class GRUCell(_RecurrentCell, torch.nn.GRUCell):
             with torch.no_grad():  # torch knows what is wrong with the arguments
                 torch.nn.GRUCell.forward(self, input, hx)
         return self._run(input, hx, fused=False)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

@@ -239,7 +239,7 @@ def autocast_cases():
 
 
 @every_layer
-@pytest.mark.parametrize("kind", ["", "stack", "packed", "projected", "Cell"])
+@pytest.mark.parametrize("kind", ["", "stack", "packed", "packed evenly", "projected", "Cell"])
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_autocast_gives_the_dtypes_that_torch_gives(cell, kind):
     if kind == "projected" and cell != "lstm":
@@ -257,7 +257,9 @@ def test_autocast_gives_the_dtypes_that_torch_gives(cell, kind):
             hx = copy(hx, state)
             if kind == "projected":
                 hx = (hx[0][..., :3], hx[1])
-        given = pack_padded_sequence(x, [4, 3, 1]) if kind == "packed" else x
+        given = x
+        if "packed" in kind:  # rows of one length take torch through oneDNN again
+            given = pack_padded_sequence(x, [4, 3, 1] if kind == "packed" else [4, 4, 4])
         with torch.autocast("cpu", lower):
             try:
                 want = theirs.to(weights)(given, hx)
@@ -265,7 +267,7 @@ def test_autocast_gives_the_dtypes_that_torch_gives(cell, kind):
                 continue
             got = ours.to(weights)(given, hx)
         compared += 1
-        if kind == "packed":
+        if "packed" in kind:
             got, want = ((out[0].data, out[1]) for out in (got, want))
         for a, b in zip(flatten(got), flatten(want), strict=True):
             assert a.dtype == b.dtype, (weights, dtype, state, lower)

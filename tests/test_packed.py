@@ -269,3 +269,18 @@ def test_lengths_are_for_padded_batches():
     x = pack_padded_sequence(torch.randn(3, 2, 5), torch.tensor([3, 1]))
     with pytest.raises(TypeError, match="got PackedSequence"):
         rnnfast.GRU(5, 7)(x, lengths=[3, 1])
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_threads_do_not_matter_in_inference(cell, dtype):
+    """No barrier keeps two threads in the same chunk of steps: often, and with chunks of few steps."""
+    module = make(rnnfast, cell, 16, 32, dtype=dtype)
+    lengths = torch.randint(1, 60, (48,))
+    x = packed(torch.randn(60, 48, 16, dtype=dtype), lengths.tolist())
+    with torch.no_grad():
+        want = module(x)[0].data
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            for _ in range(60):
+                assert torch.equal(module(x)[0].data, want)

@@ -253,6 +253,21 @@ def test_dropout_between_layers():
     assert torch.equal(cells[-1], c_n[-1])
 
 
+def test_dropout_where_no_kernel_covers_the_call():
+    """The check of the arguments draws no numbers."""
+
+    class Mine(torch.Tensor):
+        pass
+
+    module = module_of("lstm", 5, 18, num_layers=3, dropout=0.5, dtype=torch.float32)
+    x, hx, reset = problem("lstm", module, 6, 3, share=0)
+    outputs = []
+    for given, options in ((x, {}), (x.as_subclass(Mine), {"reset": reset})):
+        torch.manual_seed(1)
+        outputs.append(module(given, hx, **options)[0].as_subclass(torch.Tensor))
+    torch.testing.assert_close(*outputs)
+
+
 def test_cells_belong_to_the_outputs():
     """A call that goes on from (y[t], cells[t]) gives the rest, bit by bit."""
     module = module_of("lstm", 5, 33, dtype=torch.float32)
@@ -340,6 +355,13 @@ def test_other_bad_input():
         module(x, return_cells=True)
     with pytest.raises(RuntimeError, match="Expected 5, got 6"):  # as torch says it
         module(torch.randn(4, 3, 6, dtype=torch.float64), reset=torch.zeros(4, 3, dtype=torch.bool))
+    mask = torch.zeros(4, 3, dtype=torch.bool)
+    for elsewhere in (mask.to("meta"), mask.to_sparse()):
+        with pytest.raises(ValueError, match=r"reset is torch\..*; expected torch.strided on cpu"):
+            module(x, reset=elsewhere)
+    state = torch.zeros(1, 1, 18, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="Expected hidden size"):  # also where no kernel runs
+        torch.func.vmap(lambda x: module(x, state, reset=mask)[0])(x.expand(2, 4, 3, 5))
     other = pack_padded_sequence(x, [4, 2, 1])
     marks = PackedSequence(torch.zeros(7, dtype=torch.bool), other.batch_sizes)
     with pytest.raises(ValueError, match="packed as input is"):

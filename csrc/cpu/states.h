@@ -82,7 +82,12 @@ struct States {
     constexpr index size = Cell::slots * lanes<T>;
     const index number = t / chunk, begin = number * chunk;
     const index end = begin + chunk < layer->steps ? begin + chunk : layer->steps;
-    const auto rows_before = [&](index s) { return layer->packed.before ? before(s) : s * batch; };
+    // Packed rows lie without gaps where all chunks are held. The two halves that inference uses in
+    // turn have every row at its own place modulo the batch: a thread may be two chunks ahead of
+    // another.
+    const auto rows_before = [&](index s) {
+      return all && layer->packed.before ? before(s) : s * batch;
+    };
     const index place = all ? rows_before(begin) : number % 2 * chunk * batch;
     return {memory + (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
             (rows_before(end) - rows_before(begin)) * size};
