@@ -53,7 +53,11 @@ struct Extent {
 
 // A sum is added up in slices, each from zero, and then the slices: rounding errors grow with the
 // square root of the longest chain, and one chain of 1024 is worse than what BLAS libraries do.
-inline constexpr index slice = fused ? 64 : 32;
+// Longer for bfloat16, whose own rounding outweighs that of any such chain.
+template <class T>
+inline constexpr index slice = is_bfloat16<T> ? 256
+                               : fused        ? 64
+                                              : 32;
 
 // Each of R rows (addresses in a) times N panels of P vectors from b on. Row r's result in panel n is
 // at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from
@@ -70,7 +74,7 @@ void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
   // Slices run along the inner index where there is one outer step, otherwise over whole outer steps.
   const bool along_inner = depth.outer == 1;
   const index whole = along_inner ? depth.inner : depth.outer;
-  index part = along_inner ? slice : slice / (depth.inner + 1) + 1;
+  index part = along_inner ? slice<T> : slice<T> / (depth.inner + 1) + 1;
   if (part > whole) part = whole;
   index begin = 0;
   do {

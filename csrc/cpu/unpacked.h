@@ -17,8 +17,8 @@ void unpacked_gates(const T* const* a, Matrix<const T> w, index hidden, index de
   constexpr int L = lanes<T>;
   constexpr int per = per_word<T>;
   const index all = words<T>(depth);
-  for (index from = 0; from == 0 || from < all; from += slice) {
-    const index to = from + slice < all ? from + slice : all;
+  for (index from = 0; from == 0 || from < all; from += slice<T>) {
+    const index to = from + slice<T> < all ? from + slice<T> : all;
     Vector<T> acc[R][P] = {};
     for (index k = from; k < to; k += L) {
       const index count = to - k < L ? to - k : L;

@@ -215,7 +215,7 @@ class WeightGradients {
   // to += the sum of all rows, in slices as in the products; all gates at once.
   static void sum_rows(Real<T>* to, const T* from, index rows) {
     for (index r = 0; r < rows;) {
-      const index end = r + slice < rows ? r + slice : rows;
+      const index end = r + slice<T> < rows ? r + slice<T> : rows;
       Vector<T> total[Cell::gates] = {};
       for (; r < end; ++r)
 #pragma GCC unroll 8
@@ -237,7 +237,7 @@ class WeightGradients {
     const Range blocks = by_blocks ? share(all_blocks, team.size, team.rank) : Range{0, all_blocks};
     const Range own = by_blocks ? Range{0, count} : share(count, team.size, team.rank);
     // A tile cuts its sum into slices between steps, or within one: many rows are a sum of their own.
-    const index sums = depth.inner > slice ? depth.outer : 1;
+    const index sums = depth.inner > slice<T> ? depth.outer : 1;
     const Depth each{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
     const Extent extent{each, panels.panel, panels.step, count * P * L, 0};
     for_each_tile<T, P>(own.size(), blocks, false, [&](index row, int R, index block, int, auto tile) {
