@@ -31,8 +31,8 @@ std::vector<std::string> cells() {
 }
 
 double measure_peak(const std::string& dtype, int threads, double seconds) {
-  const auto peak =
-      with_numbers(dtype_of(dtype), [](auto number) { return kernels().of<decltype(number)>().peak; });
+  const auto peak = with_numbers(number_named(dtype),
+                                 [](auto number) { return kernels().of<decltype(number)>().peak; });
   if (!(seconds >= 0)) throw py::value_error("seconds must not be negative");
   if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected >= 1");
   const py::gil_scoped_release release;

@@ -264,7 +264,7 @@ std::unique_ptr<Memory> Stack::new_saved(const std::string& dtype, index rows, i
   const index layers = description_.layers, directions = description_.directions;
   if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
     throw py::value_error("new_saved: an argument is out of range");
-  return with_numbers(dtype_of(dtype), [&](auto number) {
+  return with_numbers(number_named(dtype), [&](auto number) {
     using T = decltype(number);
     const index row = kernels().of<T>(description_.cell).saved_row(hidden) * index{sizeof(Real<T>)};
     index part, between, bytes;  // as Call::saved_bytes

@@ -61,6 +61,16 @@ Dtype float_of_bytes(py::ssize_t bytes) {
 
 }  // namespace
 
+Dtype dtype_named(const std::string& name) {
+  return name == "float32"    ? Dtype::float32
+         : name == "float64"  ? Dtype::float64
+         : name == "bfloat16" ? Dtype::bfloat16
+         : name == "int64"    ? Dtype::int64
+         : name == "uint8"    ? Dtype::uint8
+         : name == "bool"     ? Dtype::boolean
+                              : Dtype::other;
+}
+
 View::View(py::handle object, const char* name, bool writable) : name_(name) {
   if (object.is_none()) return;
   present_ = true;
@@ -116,13 +126,7 @@ bool View::read_torch_methods(py::handle object) {
   }
   dtype_name_ = py::str(object.attr("dtype")).cast<std::string>();
   if (dtype_name_.rfind("torch.", 0) == 0) dtype_name_ = dtype_name_.substr(6);
-  dtype_ = dtype_name_ == "float32"    ? Dtype::float32
-           : dtype_name_ == "float64"  ? Dtype::float64
-           : dtype_name_ == "bfloat16" ? Dtype::bfloat16
-           : dtype_name_ == "int64"    ? Dtype::int64
-           : dtype_name_ == "uint8"    ? Dtype::uint8
-           : dtype_name_ == "bool"     ? Dtype::boolean
-                                       : Dtype::other;
+  dtype_ = dtype_named(dtype_name_);
   return true;
 }
 

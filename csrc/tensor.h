@@ -14,6 +14,8 @@ namespace rnnfast {
 
 enum class Dtype { float32, float64, bfloat16, int64, uint8, boolean, other };
 
+Dtype dtype_named(const std::string& name);  // as NumPy and torch name them
+
 class View {
  public:
   static constexpr int most_dims = 3;

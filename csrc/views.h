@@ -9,12 +9,16 @@
 
 namespace rnnfast {
 
+// Whether kernels compute in it.
+constexpr bool is_number(Dtype dtype) {
+  return dtype == Dtype::float32 || dtype == Dtype::float64 || dtype == Dtype::bfloat16;
+}
+
 // Checks views against the sizes and the dtype that the first of them sets.
 class Checker {
  public:
   explicit Checker(const View& first) : first_(first) {
-    if (first.dtype() != Dtype::float32 && first.dtype() != Dtype::float64 &&
-        first.dtype() != Dtype::bfloat16)
+    if (!is_number(first.dtype()))
       throw pybind11::type_error(std::string(first.name()) + " has dtype " + first.dtype_name() +
                                  "; expected float32, float64 or bfloat16");
   }
@@ -50,12 +54,11 @@ inline const CellInfo& cell_info(int cell) {
   return kernels().info[cell];
 }
 
-// The dtype of numbers that a name means.
-inline Dtype dtype_of(const std::string& name) {
-  if (name == "float32") return Dtype::float32;
-  if (name == "float64") return Dtype::float64;
-  if (name == "bfloat16") return Dtype::bfloat16;
-  throw pybind11::value_error("dtype is '" + name + "'; expected 'float32', 'float64' or 'bfloat16'");
+inline Dtype number_named(const std::string& name) {
+  const Dtype dtype = dtype_named(name);
+  if (!is_number(dtype))
+    throw pybind11::value_error("dtype is '" + name + "'; expected 'float32', 'float64' or 'bfloat16'");
+  return dtype;
 }
 
 // Calls f(a T) for the type of numbers that a dtype names, one that a Checker lets pass.

@@ -58,8 +58,9 @@ double peak(long rounds) {
   using V = Vector<T>;
   constexpr int chains = accumulators / 2;
   V acc[chains];
-  T numbers[2][lanes<T> * per_word<T>] = {};
-  Words<T> a = load_words<T>(numbers[0]), b = load_words<T>(numbers[1]);
+  T number[lanes<T> * per_word<T>];
+  for (T& x : number) x = narrow<T>(Real<T>(1e-3));
+  Words<T> a = load_words<T>(number), b = a;
   for (int i = 0; i < chains; ++i) acc[i] = splat<V>(Real<T>(i));
   for (long n = 0; n < rounds; ++n) {
     __asm__ volatile("" : "+m"(a), "+m"(b));  // keeps the loop from being folded
