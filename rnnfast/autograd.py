@@ -23,9 +23,9 @@ def stack(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Any],
-    packed: Any = None,
     reset: Tensor | None = None,
     cells: bool = False,
+    packed: Any = None,
 ) -> Outputs | None:
     """Run a stack of layers, as :func:`ops.forward` does, with gradients where they are wanted.
 
@@ -115,7 +115,7 @@ def _differentiable(
         ]
         x, h0, c0, *weights = own
         cells = grads[3] is not None
-        outputs = eager_stack(spec, batch_sizes, x, h0, c0, weights, None, reset, cells)  # type: ignore[arg-type]
+        outputs = eager_stack(spec, batch_sizes, x, h0, c0, weights, reset, cells)  # type: ignore[arg-type]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
     inputs = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(
@@ -137,7 +137,6 @@ def eager_stack(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    packed: Any = None,
     reset: Tensor | None = None,
     cells: bool = False,
 ) -> Outputs:
@@ -172,6 +171,7 @@ def eager_stack(
                 d == 1,
                 batch_sizes,
                 reset,
+                cells,
             )
             halves.append(half)
             h_n.append(h)

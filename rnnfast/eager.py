@@ -56,12 +56,13 @@ def layer(
     reverse: bool,
     batch_sizes: Tensor | None,
     reset: Tensor | None,
+    every_c: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
     """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
     With ``batch_sizes`` all sequences are packed: ``[sum of batch_sizes, features]``. ``reset [T, B]``
     says before which steps a row's states are zero. The last result is c after every step,
-    ``[T, B, H]``, None where there is no cell state.
+    ``[T, B, H]``, where ``every_c`` asks for it and there is a cell state.
     """
 
     def by_step(t: Tensor) -> Sequence[Tensor]:
@@ -82,7 +83,7 @@ def layer(
         h = torch.cat([h_t, h[n:]])
         c = None if c is None or c_t is None else torch.cat([c_t, c[n:]])
         y.append(h_t)
-        cells += [] if c_t is None else [c_t]
+        cells += [c_t] if every_c and c_t is not None else []
     if reverse:
         y, cells = y[::-1], cells[::-1]
     join = torch.stack if batch_sizes is None else torch.cat

@@ -68,10 +68,10 @@ def recurrent(
     those of :func:`ops.forward`.
     """
     if packed is not None:
-        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, packed, reset, cells)
+        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, reset, cells, packed)
     run = autograd.eager_stack if not fused else library.stack if checks.traced() else autograd.stack
     if dropout == 0 or spec.layers == 1:
-        return run(spec, batch_sizes, x, h0, c0, weights, None, reset, cells)
+        return run(spec, batch_sizes, x, h0, c0, weights, reset, cells)
     one = spec._replace(layers=1, batch_first=False)
     each = spec.weights_each * spec.directions
     turned = spec.batch_first and batch_sizes is None
@@ -89,7 +89,6 @@ def recurrent(
             None if h0 is None else h0[part],
             None if c0 is None else c0[part],
             weights[k * each : (k + 1) * each],
-            None,
             reset,
             cells and k == spec.layers - 1,
         )

@@ -38,7 +38,6 @@ def stack(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor],
-    packed: Any = None,
     reset: Tensor | None = None,
     cells: bool = False,
 ) -> Outputs | None:

@@ -69,6 +69,11 @@ class _Recurrent(torch.nn.RNNBase):
             return_cells: LSTM only; return ``(output, (h_n, c_n), cells)``, with the cell states that
                 belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
         """
+        usual = lengths is None and type(input) is Tensor
+        if usual and checks.plain_call() and not checks.autocasts():
+            outputs = self._forward_directly(input, hx, reset, return_cells)
+            if outputs is not None:
+                return outputs
         if (
             checks.traced()
             and dynamo.untraced
@@ -80,10 +85,6 @@ class _Recurrent(torch.nn.RNNBase):
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
             return self._forward_further(input, hx, reset, return_cells)
-        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
-            outputs = self._forward_directly(input, hx)
-            if outputs is not None:
-                return outputs
         if not checks.traced():
             self._update_flat_weights()
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
@@ -102,10 +103,6 @@ class _Recurrent(torch.nn.RNNBase):
         """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
         if cells and self.mode != "LSTM":
             raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
-        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
-            outputs = self._forward_directly(input, hx, reset, cells)
-            if outputs is not None:
-                return outputs
         if not checks.traced():
             self._update_flat_weights()
         covered = self._covers(input, hx)
@@ -120,14 +117,14 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
         return outputs
 
-    def _forward_directly(self, input: Tensor, hx: Any, reset: Any = None, cells: bool = False) -> Any:
+    def _forward_directly(self, input: Tensor, hx: Any, reset: Any, cells: bool) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         if input.is_nested or dropout > 0 or input.dim() != 3 or input.size(2) != self.input_size:
             return None
         is_lstm = self.mode == "LSTM"
         pair = _states(hx, is_lstm)
-        if pair is None:
+        if pair is None or (cells and not is_lstm):
             return None
         parameters = self._parameters  # attributes of a module cost ten times as much
         try:
