@@ -1,7 +1,8 @@
 """LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
 
-A call that the kernels cover runs on them; any other (half precision, another device, a transform, bad
-input) runs torch's own ``forward``, so its answers and its exceptions are torch's.
+A call that the kernels cover runs on them, and one under a transform of torch.func on torch's operators;
+any other (another device, bad input) runs torch's own ``forward``, so its answers and its exceptions are
+torch's.
 """
 
 from __future__ import annotations
