@@ -70,8 +70,7 @@ class BackwardLoop {
       weights_.add(team_, empty, state_);
       wait(team_);
     }
-    const Range gathered =
-        team_.split == Split::units ? share(layer_.batch, team_.size, team_.rank) : part.rows;
+    const Range gathered = rows_once(layer_.batch, team_, part);
     for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
       const Chunk<Cell, T> chunk = chunk_before(t1);
       for (index t = t1 - 1; t >= chunk.steps.begin; --t) step(t, chunk.place(t), part);

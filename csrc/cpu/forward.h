@@ -247,10 +247,8 @@ class Forward {
     to[width] = T{};
   }
 
-  // All of a step's rows that this thread reads, where others read them too only some.
   Range copied(Part part, index t) const {
-    const bool shared = team_.split == Split::units;
-    return present(shared ? share(layer_.batch, team_.size, team_.rank) : part.rows, state_.count(t));
+    return present(rows_once(layer_.batch, team_, part), state_.count(t));
   }
   T* whole_x(Range steps, index t, index b) const {
     return whole_x_ + ((t - steps.begin) * layer_.batch + b) * whole(layer_.inputs);

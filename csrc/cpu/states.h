@@ -196,6 +196,11 @@ index first_row(const Layer<T>& layer, int parts, int part) {
   return row;
 }
 
+// Of the rows that a thread reads, those that it alone prepares: a share, where all threads read all.
+inline Range rows_once(index batch, const Team& team, Part part) {
+  return team.split == Split::units ? share(batch, team.size, team.rank) : part.rows;
+}
+
 template <class T>
 Part part_of(const Layer<T>& layer, const Team& team) {
   const index blocks = blocks_of<T>(layer.hidden), outputs = blocks_of<T>(layer.outputs);
