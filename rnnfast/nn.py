@@ -1,7 +1,8 @@
 """LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
 
-A call that the kernels cover runs on them, one under a transform of torch.func on torch's operators. Any
-other (another device, bad input) runs torch's own ``forward``: its answers and exceptions are torch's.
+A call that the kernels cover runs on them, one under a transform of torch.func on torch's operators.
+Any other (another device, bad input) runs torch's own ``forward``, so its answers and exceptions are
+torch's.
 """
 
 from __future__ import annotations
