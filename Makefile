@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
 
 # On all processors; the sanitizers' builds at the end are the longest tests.
-test: $(VENV)/installed
+test: $(VENV)/testable
 	$(BIN)/pytest -n auto --dist worksteal
 
 bench: $(VENV)/installed
@@ -37,11 +37,15 @@ format: $(VENV)/linters
 $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group build --group test
+	$(BIN)/python -m pip install --quiet --group build --group demo
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-$(VENV)/peers: $(VENV)/installed
+$(VENV)/testable: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group test
+	touch $@
+
+$(VENV)/peers: $(VENV)/testable
 	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import arrays
+    from . import arrays, onnx
     from .convert import Report, accelerate, restore
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .packing import frozen
@@ -32,13 +32,14 @@ __all__ = [
     "accelerate",
     "arrays",
     "frozen",
+    "onnx",
     "restore",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "arrays":
-        return importlib.import_module(".arrays", __name__)
+    if name in ("arrays", "onnx"):
+        return importlib.import_module(f".{name}", __name__)
     if name == "_C":
         return importlib.import_module("._native", __name__)._C
     module = _FROM_TORCH_MODULES.get(name)

@@ -15,15 +15,7 @@ __all__ = ["Entry", "Report", "accelerate", "restore"]
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 _RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
-_REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    torch.nn.RNN: nn.RNN,
-    torch.nn.LSTM: nn.LSTM,
-    torch.nn.GRU: nn.GRU,
-    torch.nn.RNNCell: nn.RNNCell,
-    torch.nn.LSTMCell: nn.LSTMCell,
-    torch.nn.GRUCell: nn.GRUCell,
-}
-_ORIGINALS = {new: old for old, new in _REPLACEMENTS.items()}
+_REPLACEMENTS = {original: own for own, original in nn.ORIGINALS.items()}
 
 
 class Entry(NamedTuple):
@@ -66,7 +58,7 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
     """
     entries: list[Entry] = []
     for name, module in list(model.named_modules()):
-        if not isinstance(module, _RECURRENT) or type(module) in _ORIGINALS:
+        if not isinstance(module, _RECURRENT) or type(module) in nn.ORIGINALS:
             continue
         reason = _obstacle(module)
         entries.append(
@@ -95,12 +87,12 @@ def restore(model: Model) -> Model:
 
     """
     for name, module in model.named_modules():
-        if is_parametrized(module) and isinstance(module, tuple(_ORIGINALS)):
+        if is_parametrized(module) and isinstance(module, tuple(nn.ORIGINALS)):
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__}, parametrized since; remove its "
                 "parametrizations first"
             )
-    modules = [(name, m) for name, m in model.named_modules() if type(m) in _ORIGINALS]
+    modules = [(name, m) for name, m in model.named_modules() if type(m) in nn.ORIGINALS]
     for name, module in modules:
         if getattr(module, "reset_after", True) is False:
             raise ValueError(
@@ -108,7 +100,7 @@ def restore(model: Model) -> Model:
                 "which torch.nn does not have"
             )
     for _, module in modules:
-        module.__class__ = _ORIGINALS[type(module)]
+        module.__class__ = nn.ORIGINALS[type(module)]
     return model
 
 

@@ -7,12 +7,10 @@ instances of those classes. So the one function that asks is told otherwise for 
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import sys
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
+
+from . import when_imported
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -22,36 +20,7 @@ untraced: Any = None
 
 def admit(kind: type) -> None:
     """Have instances of ``kind`` traced, as soon as Dynamo is imported."""
-    if _BUILDER in sys.modules:
-        _patch(sys.modules[_BUILDER], kind)
-    else:
-        sys.meta_path.insert(0, _Finder(kind))
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the builder as the others do, and patches it once it has been loaded."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        loader: Any = spec and spec.loader
-        if loader is None:
-            return None
-        load = loader.exec_module
-
-        def load_and_patch(module: ModuleType) -> None:
-            load(module)
-            _patch(module, self.kind)
-
-        loader.exec_module = load_and_patch
-        return spec
+    when_imported.call(_BUILDER, lambda builder: _patch(builder, kind))
 
 
 def _patch(builder: Any, kind: type) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, dynamo, functional, ops, packing
+from . import checks, dynamo, functional, onnx, ops, packing, script
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -45,16 +45,16 @@ class _Recurrent(torch.nn.RNNBase):
     def _cell(self) -> str:
         return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}[self.mode]
 
+    # Not keyword-only: torch.onnx's older exporter hands over all arguments in order.
     def forward(
         self,
         input: Any,
         hx: Any = None,
-        *,
         lengths: Any = None,
         reset: Any = None,
         return_cells: bool = False,
     ) -> Any:
-        """As torch's ``forward``, with three more keywords.
+        """As torch's ``forward``, with three more arguments, best given by name.
 
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
@@ -287,9 +287,6 @@ class _Recurrent(torch.nn.RNNBase):
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
 
 
-dynamo.admit(_Recurrent)
-
-
 class RNN(_Recurrent, torch.nn.RNN):
     """:class:`torch.nn.RNN` on fused kernels; the same constructor, state and behaviour."""
 
@@ -462,3 +459,18 @@ class GRUCell(_ResetAfter, _RecurrentCell, torch.nn.GRUCell):
             with torch.no_grad():  # torch knows what is wrong with the arguments
                 torch.nn.GRUCell.forward(self, input, hx)
         return self._run(input, hx, fused=False)
+
+
+#: Each class, and the one of torch.nn whose place it takes.
+ORIGINALS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    RNN: torch.nn.RNN,
+    LSTM: torch.nn.LSTM,
+    GRU: torch.nn.GRU,
+    RNNCell: torch.nn.RNNCell,
+    LSTMCell: torch.nn.LSTMCell,
+    GRUCell: torch.nn.GRUCell,
+}
+
+dynamo.admit(_Recurrent)
+script.admit(ORIGINALS)
+onnx.register()

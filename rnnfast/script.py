@@ -1,0 +1,48 @@
+"""Lets torch.jit.script compile our modules.
+
+TorchScript compiles the source of ``forward``, and ours is more Python than it knows. So it is shown
+torch.nn's: a scripted program, like a traced one, contains torch's own operators, and runs wherever
+TorchScript does, without rnnfast and at torch's speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.jit import _recursive
+
+
+def admit(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) -> None:
+    """Have TorchScript take instances of each key for instances of its value, while it compiles."""
+    compile_module: Any = getattr(_recursive, "create_script_module", None)
+    if compile_module is None:
+        return  # another TorchScript: it says what it does not know
+
+    def create_script_module(nn_module: Any, *args: Any, **options: Any) -> Any:
+        with _shown_as(originals, nn_module):
+            return compile_module(nn_module, *args, **options)
+
+    _recursive.create_script_module = create_script_module
+
+
+@contextmanager
+def _shown_as(
+    originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]], model: torch.nn.Module
+) -> Iterator[None]:
+    ours = [(m, type(m)) for m in model.modules() if type(m) in originals]
+    for module, _ in ours:
+        if getattr(module, "reset_after", True) is False:
+            raise RuntimeError(
+                f"torch.jit.script: {type(module).__name__} with reset_after=False is not in torch.nn, "
+                "and TorchScript has no operator for it; torch.jit.trace and torch.export work"
+            )
+    try:
+        for module, kind in ours:
+            module.__class__ = originals[kind]
+        yield
+    finally:
+        for module, kind in ours:
+            module.__class__ = kind

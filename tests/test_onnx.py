@@ -1,0 +1,141 @@
+"""torch.onnx.export gives ONNX's own nodes, and ONNX Runtime the same answers."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import rnnfast
+from reference import CELLS
+from twins import LAYERS, flatten, make, states
+
+pytestmark = [
+    # Of torch's own exporters, about themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::torch.jit.TracerWarning"),
+]
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+OPTIONS = {
+    "layer": {},
+    "stack": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    "no bias": {"bias": False},
+    "Cell": {},
+}
+
+
+class Net(torch.nn.Module):
+    """The module between others, as it is in a program, with or without states from outside."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.embed, self.rnn = torch.nn.Linear(4, 5), rnn
+
+    def forward(self, x, h=None, c=None):
+        return self.rnn(self.embed(x), h if c is None else (h, c))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The exporter logs what of torchvision it lacks."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def arguments(cell, kind, hx, steps, batch):
+    if kind == "Cell":
+        x, lead = torch.randn(batch, 4), ()
+    elif kind == "stack":
+        x, lead = torch.randn(batch, steps, 4), (4,)
+    else:
+        x, lead = torch.randn(steps, batch, 4), (1,)
+    return (x, *(flatten(states(cell, *lead, batch, 7)) if hx else ()))
+
+
+def dynamic(cell, kind, hx):
+    T, B = torch.export.Dim("T"), torch.export.Dim("B")
+    x = {"Cell": {0: B}, "stack": {0: B, 1: T}}.get(kind, {0: T, 1: B})
+    state = {0: B} if kind == "Cell" else {1: B}
+    return (x, *(state,) * ((2 if CELLS[cell].has_c else 1) if hx else 0))
+
+
+def answers(model, args):
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    given = {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)}
+    return [torch.from_numpy(a) for a in session.run(None, given)]
+
+
+@every_cell
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("hx", [False, True], ids=["", "hx"])
+def test_nodes_and_answers(cell, kind, hx):
+    suffix = "Cell" if kind == "Cell" else ""
+    net = Net(make(rnnfast, cell, 5, 7, suffix=suffix, **OPTIONS[kind])).eval()
+    exported = torch.onnx.export(
+        net,
+        arguments(cell, kind, hx, 4, 3),
+        dynamo=True,
+        dynamic_shapes=dynamic(cell, kind, hx),
+        verbose=False,
+    )
+    assert exported is not None
+    nodes = [n for n in exported.model_proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+    assert [n.op_type for n in nodes] == [CELLS[cell].layer] * (2 if kind == "stack" else 1)
+    if CELLS[cell].layer == "GRU":
+        flags = [a.i for n in nodes for a in n.attribute if a.name == "linear_before_reset"]
+        assert flags == [int(cell == "gru")] * len(nodes)
+    for steps, batch in ((4, 3), (7, 2), (1, 1)):
+        args = arguments(cell, kind, hx, steps, batch)
+        got, want = answers(exported.model_proto, args), flatten(net(*args))
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_unbatched_and_by_hand():
+    net = Net(make(rnnfast, "gru", 5, 7)).eval()
+    x = torch.randn(6, 4)
+    exported = torch.onnx.export(
+        net, (x,), dynamo=True, custom_translation_table=rnnfast.onnx.translations(), verbose=False
+    )
+    for got, want in zip(answers(exported.model_proto, (x,)), net(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "extra"),
+    [
+        ({"proj_size": 3}, "proj_size", {}),
+        ({}, "reset=", {"reset": torch.zeros(4, 3, dtype=torch.bool)}),
+        ({}, "return_cells=", {"return_cells": True}),
+    ],
+    ids=["proj_size", "reset", "return_cells"],
+)
+def test_what_onnx_lacks_is_said(options, what, extra):
+    """torch.nn's own projected LSTM exports without a word, and the file computes something else."""
+    module = make(rnnfast, "lstm", 5, 7, **options)
+    with pytest.raises(torch.onnx.OnnxExporterError) as caught:
+        torch.onnx.export(module, (torch.randn(4, 3, 5),), kwargs=extra, dynamo=True, verbose=False)
+    error: BaseException | None = caught.value
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    assert f"ONNX's LSTM has no counterpart of {what}" in "".join(said)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_older_exporter(cell):
+    """By tracing: what torch.nn's modules give there."""
+    module, x, file = make(rnnfast, cell, 5, 7).eval(), torch.randn(4, 3, 5), io.BytesIO()
+    torch.onnx.export(module, (x,), file, dynamo=False)
+    model = onnx.load_from_string(file.getvalue())
+    assert CELLS[cell].layer in [n.op_type for n in model.graph.node]
+    for got, want in zip(answers(model, (x,)), flatten(module(x)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
