@@ -42,6 +42,11 @@ def _is_uneven(batch_sizes: Tensor) -> bool:
 class _Recurrent(torch.nn.RNNBase):
     """What the three modules share. It adds no state: a torch.nn module can become one in place."""
 
+    def __init__(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        if device is not None:  # a parameter, since torch.nn.utils.skip_init looks for one
+            kwargs["device"] = device
+        super().__init__(*args, **kwargs)
+
     def _cell(self) -> str:
         return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}[self.mode]
 
@@ -75,12 +80,14 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
+        options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
+        if checks.is_leaf(self, input):
+            return checks.node(self, input, hx, {k: v for k, v in options.items() if v})
         if (
             checks.traced()
             and dynamo.untraced
             and (lengths is not None or isinstance(input, PackedSequence))
         ):
-            options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
             return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
@@ -300,9 +307,11 @@ class _ResetAfter(torch.nn.Module):
 
     reset_after: bool = True
 
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reset_after: bool = True, device: Any = None, **kwargs: Any) -> None:
         if not isinstance(reset_after, bool):
             raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
+        if device is not None:
+            kwargs["device"] = device
         super().__init__(*args, **kwargs)
         if not reset_after:
             self.reset_after = False
@@ -344,6 +353,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
+        if checks.is_leaf(self, input):
+            return checks.node(self, input, hx, {})
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
         return self._uncovered(input, hx) if outputs is None else outputs
 
