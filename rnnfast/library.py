@@ -5,13 +5,13 @@ An eager call does not come through here, since the dispatcher would cost it as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 from .ops import Outputs, Spec
 
 _STACK = """stack(
@@ -55,6 +55,10 @@ def stack(
     return Outputs(y, None if is_step else h_n, c_n if has_c else None, every_c if cells else None)
 
 
+class _NotTakenError(RuntimeError):
+    """The kernels do not take these arguments."""
+
+
 def _forward(
     x: Tensor,
     h0: Tensor | None,
@@ -67,7 +71,7 @@ def _forward(
     x, h0, c0, *weights = map(ops.rows, (x, h0, c0, *weights))  # type: ignore[assignment]
     found = ops.forward(spec, None, x, h0, c0, weights, save=save, reset=reset, cells=cells)
     if found is None:
-        raise RuntimeError("rnnfast::stack got tensors that its kernels do not take")
+        raise _NotTakenError("rnnfast::stack got tensors that its kernels do not take")
     outputs, saved = found
     y, h_n, c_n, every_c = (x.new_empty(0) if t is None else t for t in outputs)
     return y, h_n, c_n, every_c, x.new_empty(0, dtype=torch.uint8) if saved is None else saved
@@ -165,3 +169,30 @@ torch.library.register_fake("rnnfast::stack_backward", _backward_fake, lib=_LIBR
 torch.library.register_autograd(
     "rnnfast::stack", _backward_of, setup_context=_setup_context, lib=_LIBRARY
 )
+
+
+def _shorten(overload: Any, kernel: Callable[..., Any]) -> None:
+    """Have a call that needs no dispatch, as those of compiled programs, go straight to its kernel.
+
+    The dispatcher takes as long as the kernel of a small layer, twice.
+    """
+    dispatch = getattr(overload, "_op", None)
+    if dispatch is None:
+        return
+
+    profiled = torch._C._autograd._profiler_enabled  # it records what the dispatcher sees
+
+    def call(*args: Any, **options: Any) -> Any:
+        listened = options or torch.is_grad_enabled() or profiled()
+        if not listened and type(args[0]) in checks.PLAIN_TYPES and checks.plain_call():
+            try:
+                return kernel(*args)
+            except _NotTakenError:
+                pass
+        return dispatch(*args, **options)
+
+    overload._op = call
+
+
+_shorten(torch.ops.rnnfast.stack.default, _forward)
+_shorten(torch.ops.rnnfast.stack_backward.default, _backward)

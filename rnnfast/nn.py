@@ -80,15 +80,12 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
-        options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
-        if checks.is_leaf(self, input):
-            return checks.node(self, input, hx, {k: v for k, v in options.items() if v})
-        if (
-            checks.traced()
-            and dynamo.untraced
-            and (lengths is not None or isinstance(input, PackedSequence))
-        ):
-            return dynamo.untraced(self.forward, input, hx, **options)
+        if lengths is not None or isinstance(input, (PackedSequence, torch.fx.Proxy)):
+            options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
+            if checks.is_leaf(self, input):
+                return checks.node(self, input, hx, {k: v for k, v in options.items() if v})
+            if checks.traced() and dynamo.untraced:
+                return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:

@@ -220,3 +220,39 @@ def test_opcheck(cell, dtype):
             assert set(opcheck(torch.ops.rnnfast.stack.default, args, **tolerances).values()) == {
                 "SUCCESS"
             }
+
+
+@every_cell
+def test_what_a_compiled_program_calls(cell):
+    """Its calls skip the dispatcher, and must not where somebody listens there."""
+    module, x = make(rnnfast, cell, 5, 17), torch.randn(4, 3, 5)
+    args = (x, None, None, [p.detach() for p in module.parameters()], None, *module._spec())
+    stack = torch.ops.rnnfast.stack.default
+    with torch.no_grad():
+        want = stack(*args, False, False)
+        same(want[0], module(x)[0])
+        with torch.profiler.profile() as profile:
+            same(stack(*args, False, False), want)
+        assert "rnnfast::stack" in [event.key for event in profile.key_averages()]
+        seen = []
+
+        class Listen(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                seen.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with Listen():
+            got = stack(*args, False, False)
+        assert seen == [stack]
+        same(got, want)
+
+        class Mine(torch.Tensor):
+            @classmethod
+            def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+                seen.append("mine")
+                return func(*torch.utils._pytree.tree_map_only(cls, lambda t: t.plain, args))
+
+        mine = torch.Tensor._make_subclass(Mine, x)
+        mine.plain = x
+        same(stack(mine, *args[1:], False, False), want)
+        assert seen == [stack, "mine"]
