@@ -56,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
         return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first});
       }))
       .def("forward", &Stack::forward)
+      .def("call", &Stack::call)
       .def("pack", &Stack::pack)
       .def("backward", &Stack::backward)
       .def("new_saved", &Stack::new_saved);

@@ -130,6 +130,12 @@ struct Call {
                             "; expected that of x without its features, and x has " + x.shape_text());
   }
 
+  // Whether other Python threads should run meanwhile: taking the GIL again costs a microsecond or,
+  // where they do, up to five milliseconds. Some ten microseconds of arithmetic.
+  bool is_long() const {
+    return rows * numbers * info.weight_blocks * hidden * (inputs + outputs) > index{1} << 18;
+  }
+
   // Of the dtype of x, and in memory that kernels can read.
   bool has_like_weights() const {
     return std::all_of(weights.begin(), weights.end(), [&](const auto& w) {

@@ -9,11 +9,53 @@
 namespace rnnfast {
 namespace {
 
-bool is_one_of(py::handle object, py::handle types) {
-  const auto tuple = py::reinterpret_borrow<py::tuple>(types);
-  return std::any_of(tuple.begin(), tuple.end(), [&](py::handle type) {
+PyObject* interned(const char* name) {
+  PyObject* string = PyUnicode_InternFromString(name);
+  if (!string) throw py::error_already_set();
+  return string;
+}
+
+bool is_true(py::handle object, PyObject* method) {
+  PyObject* result = PyObject_CallMethodNoArgs(object.ptr(), method);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result).ptr() == Py_True;
+}
+
+// Whether a tensor is of one of these exact types, and its memory does not hold the negatives of its
+// values, as the imaginary part of a conjugate does. (Zeros without memory have no address to read.)
+bool is_plain(py::handle object, const py::tuple& types) {
+  static PyObject* const is_neg = interned("is_neg");
+  const auto is_type = [&](py::handle type) {
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type.ptr();
-  });
+  };
+  return std::any_of(types.begin(), types.end(), is_type) && !is_true(object, is_neg);
+}
+
+// Like x in all but shape, uninitialised.
+py::object new_like(py::handle x, std::initializer_list<index> shape) {
+  static PyObject* const name = interned("new_empty");
+  py::object sizes[3];
+  PyObject* arguments[4] = {x.ptr()};
+  std::size_t count = 0;
+  for (index size : shape) {
+    sizes[count] = py::int_(size);
+    arguments[count + 1] = sizes[count].ptr();
+    ++count;
+  }
+  PyObject* made = PyObject_VectorcallMethod(name, arguments, count + 1, nullptr);
+  if (!made) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+py::object new_sequence(const Call& call, py::handle x, index features) {
+  if (call.is_packed || call.is_step) return new_like(x, {call.rows, features});
+  return call.s.batch_first ? new_like(x, {call.batch, call.steps, features})
+                            : new_like(x, {call.steps, call.batch, features});
+}
+
+py::object new_states(const Call& call, py::handle x, index features) {
+  return call.is_step ? new_like(x, {call.batch, features})
+                      : new_like(x, {call.numbers, call.batch, features});
 }
 
 struct Outputs {
@@ -39,7 +81,7 @@ struct Outputs {
 };
 
 template <class T>
-void run(const Call& call, const Outputs& out, const Packed* packed, int threads) {
+void run_layers(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
   std::optional<Memory> between[2];  // outputs of layers that only the next one reads
   Sequence<const T> x = call.sequence<const T>(call.x);
@@ -61,6 +103,13 @@ void run(const Call& call, const Outputs& out, const Packed* packed, int threads
     run_forward(call.s.cell, jobs, directions, threads);
     x = {y.data, y.step, y.row};
   }
+}
+
+void run(const Call& call, const Outputs& out, const Packed* packed, int threads) {
+  std::optional<py::gil_scoped_release> release;
+  if (call.is_long()) release.emplace();
+  with_numbers(call.x.dtype(),
+               [&](auto number) { run_layers<decltype(number)>(call, out, packed, threads); });
 }
 
 struct GradientViews {
@@ -160,51 +209,67 @@ Stack::Stack(const Description& description) : description_(description) {
     throw py::value_error(std::string("the cell ") + info.name + " has no projection w_hr");
 }
 
-bool Stack::forward(py::handle types, int threads, py::handle batch_sizes, py::handle reset,
-                    py::handle x, py::handle h0, py::handle c0, const py::list& weights, py::handle y,
-                    py::handle h_n, py::handle c_n, py::handle cells, py::handle saved,
-                    const Packed* packed) const {
-  // Whether `check` succeeds; where there are no types it throws if it does not.
-  const auto passes = [&](auto check) {
-    try {
-      check();
-      return true;
-    } catch (const py::builtin_exception&) {
-      if (types.is_none()) throw;
-    } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
-      if (types.is_none()) throw;
-    }
-    return false;
-  };
-  if (!types.is_none()) {
-    if (!py::isinstance<py::tuple>(types)) throw py::type_error("types must be a tuple or None");
-    for (py::handle object : {x, h0, c0, reset})
-      if (!object.is_none() && !is_one_of(object, types)) return false;
-    for (py::handle object : weights)
-      if (!is_one_of(object, types)) return false;
-  }
+void Stack::forward(int threads, py::handle batch_sizes, py::handle reset, py::handle x, py::handle h0,
+                    py::handle c0, const py::list& weights, py::handle y, py::handle h_n,
+                    py::handle c_n, py::handle cells, py::handle saved) const {
+  Call call(description_, batch_sizes, reset, x, h0, c0, weights);
+  call.check_input();
+  call.check_weights();
+  call.check_states();
+  run(call, Outputs(call, y, h_n, c_n, cells, saved), nullptr, threads);
+}
+
+py::object Stack::call(const py::tuple& types, int threads, py::handle batch_sizes, py::handle reset,
+                       py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
+                       py::handle save, const Packed* packed) const {
   std::optional<Call> call;
-  const bool readable = passes([&] {
+  try {
+    for (py::handle object : {x, h0, c0, reset})
+      if (!object.is_none() && !is_plain(object, types)) return py::none();
+    for (py::handle object : weights)
+      if (!is_plain(object, types)) return py::none();
     call.emplace(description_, batch_sizes, reset, x, h0, c0, weights);
     call->check_input();
-  });
-  if (!readable || (!types.is_none() && !call->has_like_weights())) return false;
-  call->check_weights();
-  if (!passes([&] { call->check_states(); })) return false;
-  const Outputs out(*call, y, h_n, c_n, cells, saved);
-  if (packed) {
-    const Description& of = packed->of_;
-    const bool fits = of.cell == description_.cell && of.layers == description_.layers &&
-                      of.directions == description_.directions &&
-                      of.projected == description_.projected && packed->dtype_ == call->x.dtype() &&
-                      packed->inputs_ == call->inputs && packed->hidden_ == call->hidden &&
-                      packed->outputs_ == call->outputs;
-    if (!fits) throw py::value_error("the packed weights are those of another stack");
+  } catch (const py::builtin_exception&) {
+    return py::none();
+  } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
+    return py::none();
   }
-  const py::gil_scoped_release release;
-  with_numbers(call->x.dtype(),
-               [&](auto number) { run<decltype(number)>(*call, out, packed, threads); });
-  return true;
+  if (!call->has_like_weights()) return py::none();
+  call->check_weights();
+  try {
+    call->check_states();
+  } catch (const py::builtin_exception&) {
+    return py::none();
+  }
+  if (packed && !fits(*packed, *call))
+    throw py::value_error("the packed weights are those of another stack");
+  const bool has_c = call->info.cell_state;
+  const py::object y = new_sequence(*call, x, call->width), none = py::none();
+  const py::object h_n = call->is_step ? none : new_states(*call, x, call->outputs);
+  const py::object c_n = has_c ? new_states(*call, x, call->hidden) : none;
+  const py::object every_c = cells ? new_sequence(*call, x, call->s.directions * call->hidden) : none;
+  py::object saved = none;
+  if (!save.is_none()) {
+    std::unique_ptr<Memory> memory;
+    try {
+      memory = std::make_unique<Memory>(static_cast<std::size_t>(call->saved_bytes()));
+    } catch (const std::bad_alloc&) {  // torch's exception, after which programs try a smaller batch
+      throw std::runtime_error("can't allocate memory: what backward needs is " +
+                               std::to_string(call->saved_bytes()) + " bytes");
+    }
+    saved = save(py::cast(std::move(memory)));
+  }
+  run(*call, Outputs(*call, y, h_n, c_n, every_c, saved), packed, threads);
+  return py::make_tuple(y, h_n, c_n, every_c, saved);
+}
+
+bool Stack::fits(const Packed& packed, const Call& call) const {
+  const Description& of = packed.of_;
+  return of.cell == description_.cell && of.layers == description_.layers &&
+         of.directions == description_.directions && of.projected == description_.projected &&
+         packed.dtype_ == call.x.dtype() && packed.inputs_ == call.inputs &&
+         packed.hidden_ == call.hidden && packed.outputs_ == call.outputs;
 }
 
 void Stack::backward(int threads, py::handle batch_sizes, py::handle reset, py::handle x, py::handle h0,

@@ -45,21 +45,30 @@ class Packed {
   std::vector<std::unique_ptr<Memory>> memory_;  // of every direction of every layer
 };
 
+struct Call;
+
 class Stack {
  public:
   explicit Stack(const Description& description);
 
-  // With `types`, returns false with nothing written where the kernels do not take the arguments: where
-  // x, a state or a weight is not of one of these exact types or has not the memory that they read, or
-  // where x, batch_sizes, a state or the number of weights does not fit. The caller's slower path then
-  // handles it or says what is wrong. Everything else raises, and without `types` that does too:
-  // ValueError for shapes, TypeError for dtypes. `saved`, from new_saved, keeps what backward needs;
-  // `packed` is null or from pack, with the same weights.
-  bool forward(pybind11::handle types, int threads, pybind11::handle batch_sizes,
-               pybind11::handle reset, pybind11::handle x, pybind11::handle h0, pybind11::handle c0,
-               const pybind11::list& weights, pybind11::handle y, pybind11::handle h_n,
-               pybind11::handle c_n, pybind11::handle cells, pybind11::handle saved,
-               const Packed* packed) const;
+  // Writes the outputs. Raises ValueError for shapes and TypeError for dtypes that do not fit. `saved`,
+  // from new_saved, keeps what backward needs.
+  void forward(int threads, pybind11::handle batch_sizes, pybind11::handle reset, pybind11::handle x,
+               pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
+               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle cells,
+               pybind11::handle saved) const;
+
+  // The same on torch tensors, with outputs of its own: (y, h_n, c_n, cells, saved), None for those
+  // that there are not; h_n is not for a step. `cells` asks for the cell states, and `save` is a
+  // function that makes a tensor of new_saved's memory, or None. `packed` is null or from pack, with
+  // the same weights. Returns None where the kernels do not take the arguments: where x, a state or a
+  // weight is not of one of these exact `types` or has not the memory that they read, or where x,
+  // batch_sizes, a state or the number of weights does not fit. The caller's slower path then handles
+  // it or says what is wrong. Everything else raises.
+  pybind11::object call(const pybind11::tuple& types, int threads, pybind11::handle batch_sizes,
+                        pybind11::handle reset, pybind11::handle x, pybind11::handle h0,
+                        pybind11::handle c0, const pybind11::list& weights, bool cells,
+                        pybind11::handle save, const Packed* packed) const;
 
   // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
   // its inputs (None: not wanted), which are in the order of the inputs.
@@ -69,7 +78,7 @@ class Stack {
                 pybind11::handle dc_n, pybind11::handle dcells, pybind11::handle dx,
                 pybind11::handle dh0, pybind11::handle dc0, const pybind11::list& dweights) const;
 
-  // For forward, which then reads no weights but the biases. Of x only its dtype and features matter.
+  // For call, which then reads no weights but the biases. Of x only its dtype and features matter.
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
 
   // Memory for `rows` rows of x of a dtype, uninitialised.
@@ -77,6 +86,8 @@ class Stack {
                                     index outputs) const;
 
  private:
+  bool fits(const Packed& packed, const Call& call) const;
+
   const Description description_;
 };
 

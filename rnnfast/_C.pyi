@@ -1,5 +1,6 @@
 """The extension. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
 
+from collections.abc import Callable
 from typing import Any
 
 Memory = Any
@@ -24,7 +25,6 @@ class Stack:
     ) -> None: ...
     def forward(
         self,
-        types: tuple[type, ...] | None,
         threads: int,
         batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
         reset: Memory | None,  # bool
@@ -37,9 +37,23 @@ class Stack:
         c_n: Memory | None,
         cells: Memory | None,
         saved: Memory | None,
+        /,
+    ) -> None: ...
+    def call(
+        self,
+        types: tuple[type, ...],
+        threads: int,
+        batch_sizes: Memory | None,
+        reset: Memory | None,
+        x: Any,
+        h0: Any,
+        c0: Any,
+        weights: list[Any],
+        cells: bool,
+        save: Callable[[Block], Any] | None,
         packed: Packed | None,
         /,
-    ) -> bool: ...
+    ) -> tuple[Any, Any, Any, Any, Any] | None: ...
     def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
     def backward(
         self,

@@ -183,6 +183,6 @@ def forward(
     if save:
         memory = stack.new_saved(np.dtype(dtype).name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
-    stack.forward(None, threads, None, reset, *inputs, weights, y, h_n, c_n, None, saved, None)
+    stack.forward(threads, None, reset, *inputs, weights, y, h_n, c_n, None, saved)
     call = None if saved is None else _Call(stack, threads, reset, inputs, weights, saved)
     return Forward(y, h_n, c_n, call)

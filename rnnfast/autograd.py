@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eager, ops
+from . import checks, eager, ops
 from .ops import Outputs, Spec
+
+_PLAIN = frozenset(checks.PLAIN_TYPES)
 
 
 class _NotCoveredError(Exception):
@@ -33,16 +35,17 @@ def stack(
     of use only without gradients.
     """
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        if not _PLAIN.issuperset(map(type, weights)):
+            return None
         tensors = (x, h0, c0, *weights)
         if any(t is not None and t.requires_grad for t in tensors):
             try:
                 return Outputs(*_Stack.apply(spec, batch_sizes, reset, cells, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    found = ops.forward(
+    return ops.forward(
         spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed, reset=reset, cells=cells
     )
-    return None if found is None else found[0]
 
 
 class _Stack(torch.autograd.Function):
@@ -63,7 +66,7 @@ class _Stack(torch.autograd.Function):
         )
         if found is None:
             raise _NotCoveredError
-        (y, h_n, c_n, c), saved = found
+        y, h_n, c_n, c, saved = found
         ctx.spec, ctx.batch_sizes = spec, batch_sizes
         ctx.set_materialize_grads(False)
         # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
@@ -92,7 +95,7 @@ class _Stack(torch.autograd.Function):
             x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
             again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True, reset=reset)
             assert again is not None
-            y, saved = again[0].y, again[1]
+            y, saved = again.y, again.saved
         found = ops.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
         return (*others, *found)
 
@@ -116,7 +119,7 @@ def _differentiable(
         x, h0, c0, *weights = own
         cells = grads[3] is not None
         outputs = eager_stack(spec, batch_sizes, x, h0, c0, weights, reset, cells)  # type: ignore[arg-type]
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None]
+    pairs = [(o, g) for o, g in zip(outputs[:4], grads, strict=True) if o is not None and g is not None]
     inputs = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(
         torch.autograd.grad(

@@ -94,7 +94,7 @@ def recurrent(
         )
         if result is None:
             return None
-        y, h, c, every_c = result
+        y, h, c, every_c, _ = result
         h_n += [] if h is None else [h]
         c_n += [] if c is None else [c]
     if turned:

@@ -72,7 +72,7 @@ def _forward(
     found = ops.forward(spec, None, x, h0, c0, weights, save=save, reset=reset, cells=cells)
     if found is None:
         raise _NotTakenError("rnnfast::stack got tensors that its kernels do not take")
-    outputs, saved = found
+    *outputs, saved = found
     y, h_n, c_n, every_c = (x.new_empty(0) if t is None else t for t in outputs)
     return y, h_n, c_n, every_c, x.new_empty(0, dtype=torch.uint8) if saved is None else saved
 
@@ -184,7 +184,7 @@ def _shorten(overload: Any, kernel: Callable[..., Any]) -> None:
 
     def call(*args: Any, **options: Any) -> Any:
         listened = options or torch.is_grad_enabled() or profiled()
-        if not listened and type(args[0]) in checks.PLAIN_TYPES and checks.plain_call():
+        if args and not listened and type(args[0]) in checks.PLAIN_TYPES and checks.plain_call():
             try:
                 return kernel(*args)
             except _NotTakenError:

@@ -7,6 +7,7 @@ torch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ from . import checks, dynamo, functional, onnx, ops, packing, script
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 State = Tensor | tuple[Tensor, Tensor] | None
-
-_PLAIN = frozenset(checks.PLAIN_TYPES)
 
 
 def _states(hx: Any, is_lstm: bool) -> Any:
@@ -136,16 +135,14 @@ class _Recurrent(torch.nn.RNNBase):
             weights = [parameters[name] for name in self._flat_weights_names]
         except KeyError:  # computed at each access (a parametrization)
             return None
-        if not _PLAIN.issuperset(map(type, weights)):
-            return None
-        spec = self._spec()
+        spec = self._spec(ops.spec)
         packed = packing.packed(self, spec, weights) if packing.HELD else None
         outputs = functional.recurrent(
             spec, input, pair[0], pair[1], weights, packed=packed, reset=reset, cells=cells
         )
         if outputs is None:
             return None
-        y, h_n, c_n, every_c = outputs
+        y, h_n, c_n, every_c, _ = outputs
         if not is_lstm:
             return y, h_n
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
@@ -155,11 +152,9 @@ class _Recurrent(torch.nn.RNNBase):
             return [getattr(self, name) for name in self._flat_weights_names]
         return self._flat_weights
 
-    def _spec(self) -> ops.Spec:
+    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
         directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
-        return ops.Spec(
-            self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first
-        )
+        return make(self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first)
 
     def _forward_padded(
         self, input: Tensor, hx: State, lengths: Any, reset: Any, return_cells: bool
@@ -275,7 +270,7 @@ class _Recurrent(torch.nn.RNNBase):
             return None
         y: Any
         every_c: Any
-        y, h_n, c_n, every_c = outputs
+        y, h_n, c_n, every_c, _ = outputs
         if batch_sizes is not None:
             if back is not None:
                 h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
@@ -367,7 +362,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             return None
         if self.hidden_size < 1:
             return None
-        spec = self._spec()
+        spec = self._spec(ops.spec)
         pair = _states(hx, spec.cell == "lstm")
         if pair is None:
             return None
@@ -376,13 +371,11 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             weights = [parameters[name] for name in _CELL_WEIGHTS[: spec.weights_each]]
         except KeyError:  # computed at each access (a parametrization)
             return None
-        if not _PLAIN.issuperset(map(type, weights)):
-            return None
         packed = packing.packed(self, spec, weights) if packing.HELD else None
         outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
         if outputs is None:
             return None
-        h1, _, c1, _ = outputs
+        h1, _, c1, _, _ = outputs
         return h1 if c1 is None else (h1, c1)
 
     def _covers(self, input: Any, hx: Any) -> bool:
@@ -410,8 +403,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         lowered = self._cell().startswith("rnn")
         return checks.precision(input, (*states,), self._weights(), lowered, lowered)
 
-    def _spec(self) -> ops.Spec:
-        return ops.Spec(self._cell(), 1, 1, self.bias, False, False)
+    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
+        return make(self._cell(), 1, 1, self.bias, False, False)
 
     @property
     def _has_c(self) -> bool:

@@ -42,6 +42,10 @@ class Spec(NamedTuple):
         return outputs, flat[self.weights_each - 1].size(-1) if self.projected else outputs
 
 
+#: The same ones again, where a call must cost little; torch.compile does not like caches.
+spec = cache(Spec)
+
+
 class Outputs(NamedTuple):
     """What a stack returns."""
 
@@ -49,6 +53,7 @@ class Outputs(NamedTuple):
     h_n: Tensor | None  # None for a step, whose y it is
     c_n: Tensor | None
     cells: Tensor | None = None  # where they were asked for
+    saved: Tensor | None = None  # what backward needs, likewise
 
 
 @cache
@@ -67,19 +72,13 @@ def rows(t: Tensor | None) -> Tensor | None:
     return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
-def new_saved(spec: Spec, x: Tensor, count: int, hidden: int, outputs: int) -> Tensor:
-    """Uninitialised memory for what backward needs of ``count`` rows of ``x``."""
-    try:
-        memory = _stack(*spec).new_saved(checks.DTYPES[x.dtype], count, hidden, outputs)
-    except MemoryError:  # torch raises RuntimeError, and programs that try a smaller batch catch that
-        raise RuntimeError(
-            f"can't allocate memory: what backward needs of {count} rows of {hidden} hidden units"
-        ) from None
-    return torch.frombuffer(memory, dtype=torch.uint8) if count else x.new_empty(0, dtype=torch.uint8)
+def _as_tensor(memory: Any) -> Tensor:
+    empty = memoryview(memory).nbytes == 0
+    return torch.empty(0, dtype=torch.uint8) if empty else torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int, outputs: int) -> int:
-    """The size of :func:`new_saved` for each row."""
+    """The size of ``Outputs.saved`` for each row of ``x``."""
     memory = _stack(*spec).new_saved(checks.DTYPES[dtype], 1, hidden, outputs)
     return memoryview(memory).nbytes
 
@@ -96,61 +95,25 @@ def forward(
     packed: Any = None,
     reset: Tensor | None = None,
     cells: bool = False,
-) -> tuple[Outputs, Tensor | None] | None:
+) -> Outputs | None:
     """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
     ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed with ``batch_sizes``, or
-    ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. The second result is what
-    backward needs, where ``save`` asks for it. ``packed`` is None or from :func:`pack`, with the same
-    weights. Where ``reset``, bools for the rows of ``x``, is true, a row's states are zero before that
-    step. ``cells`` asks for the last layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
+    ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. ``save`` asks for what backward
+    needs. ``packed`` is None or from :func:`pack`, with the same weights. Where ``reset``, bools for
+    the rows of ``x``, is true, a row's states are zero before that step. ``cells`` asks for the last
+    layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
     """
-    # Written out: at the size of a small call a loop over a helper costs as much as the kernel, and
-    # new_empty takes half as long with plain numbers as with a tuple.
-    cell, layers, directions, bias, projected, batch_first = spec
-    if cell not in CELLS or x.dtype not in checks.DTYPES or x.is_neg() or x._is_zerotensor():
-        return None
-    for state in (h0, c0):
-        if state is not None and (state.is_neg() or state._is_zerotensor()):
-            return None
-    for weight in weights:
-        if weight is None or weight.is_neg():
-            return None
-    w_hh = w_last = weights[1]
-    if projected:
-        w_last = weights[4 if bias else 2]
-    for w in (w_hh, w_last):
-        if w.dim() != 2 or w.shape[1] == 0:
-            raise RuntimeError(
-                f"a recurrent weight has shape {tuple(w.shape)}; expected two dimensions"
-            )
-    outputs, hidden = w_hh.shape[1], w_last.shape[1]
-    shape, is_lstm = x.shape, cell == "lstm"
-    h_n: Tensor | None = None
-    if len(shape) == 2 and batch_sizes is None:
-        count = batch = shape[0]
-        y = x.new_empty(batch, outputs)
-        c_n = x.new_empty(batch, hidden) if is_lstm else None
-    else:
-        if batch_sizes is None:
-            count, batch = shape[0] * shape[1], shape[0 if batch_first else 1]
-            y = x.new_empty(shape[0], shape[1], directions * outputs)
-        else:
-            count, batch = shape[0], int(batch_sizes[0])
-            y = x.new_empty(count, directions * outputs)
-        number = layers * directions
-        h_n = x.new_empty(number, batch, outputs)
-        c_n = x.new_empty(number, batch, hidden) if is_lstm else None
-    saved = new_saved(spec, x, count, hidden, outputs) if save else None
-    threads = torch.get_num_threads()
-    c = y.new_empty(*y.shape[:-1], directions * hidden) if cells else None
-    given = (checks.PLAIN_TYPES, threads, batch_sizes, reset, x, h0, c0, weights)
     try:
-        if not _stack(*spec).forward(*given, y, h_n, c_n, c, saved, packed):
-            return None
+        stack = _stack(*spec)
+    except KeyError:  # no such cell
+        return None
+    given = (checks.PLAIN_TYPES, torch.get_num_threads(), batch_sizes, reset, x, h0, c0, weights)
+    try:
+        found = stack.call(*given, cells, _as_tensor if save else None, packed)
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
-    return Outputs(y, h_n, c_n, c), saved
+    return None if found is None else tuple.__new__(Outputs, found)
 
 
 def pack(spec: Spec, weights: list[Any]) -> Any:

@@ -151,12 +151,12 @@ def test_other_ways_to_run_stay_right():
 
 
 def test_packed_weights_of_another_stack():
-    x, y = torch.zeros(2, 1, 3), torch.zeros(2, 1, 4)
+    x = torch.zeros(2, 1, 3)
     weights = [torch.zeros(16, 3), torch.zeros(16, 4)]
     lstm, gru = (_C.Stack(cell, 1, 1, False, False, False, False, False) for cell in (2, 3))
     packed = gru.pack(x, [torch.zeros(12, 3), torch.zeros(12, 4)])
     for other in (packed, lstm.pack(x.double(), [w.double() for w in weights])):
         with pytest.raises(ValueError, match="another stack"):
-            lstm.forward(None, 1, None, None, x, None, None, weights, y, None, None, None, None, other)
+            lstm.call((torch.Tensor,), 1, None, None, x, None, None, weights, False, None, other)
     with pytest.raises(ValueError, match="w_hh has shape"):
         lstm.pack(x, [torch.zeros(16, 3), torch.zeros(15, 4)])

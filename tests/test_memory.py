@@ -87,9 +87,12 @@ def test_bad_sizes():
 
 
 def test_out_of_memory_is_the_error_that_torch_raises():
-    spec = ops.Spec("lstm", 1, 1, True, False, False)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
-        ops.new_saved(spec, torch.empty(1, 5), 1 << 40, 64, 64)
+    """A petabyte for backward, of an output of a gigabyte that is never touched."""
+    units, steps = 1 << 20, 1 << 28
+    spec, x = ops.Spec("lstm", 1, 1, False, True, False), torch.zeros(1, 1, 1).expand(steps, 1, 1)
+    weights = [torch.zeros(4 * units, 1), torch.zeros(4 * units, 1), torch.zeros(1, units)]
+    with pytest.raises(RuntimeError, match="can't allocate memory: what backward needs"):
+        ops.forward(spec, None, x, None, None, weights, save=True)
 
 
 PEAK = """
