@@ -194,5 +194,7 @@ def _shorten(overload: Any, kernel: Callable[..., Any]) -> None:
     overload._op = call
 
 
-_shorten(torch.ops.rnnfast.stack.default, _forward)
-_shorten(torch.ops.rnnfast.stack_backward.default, _backward)
+STACK: Any = torch.ops.rnnfast.stack.default
+STACK_BACKWARD: Any = torch.ops.rnnfast.stack_backward.default
+_shorten(STACK, _forward)
+_shorten(STACK_BACKWARD, _backward)

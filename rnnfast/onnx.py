@@ -9,28 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from . import when_imported
+from . import library, when_imported
 from .ops import Spec
 
 __all__ = ["translations"]
 
 _REGISTRATION = "torch.onnx._internal.exporter._registration"
 
-#: The node, its activation where that is not the default, and torch's gates in ONNX's order.
-_NODES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "lstm": ("LSTM", {}, (0, 3, 1, 2)),  # i, f, g, o to i, o, f, c
-    "gru": ("GRU", {"linear_before_reset": 1}, (1, 0, 2)),  # r, z, n to z, r, h
-    "gru_original": ("GRU", {"linear_before_reset": 0}, (1, 0, 2)),
-    "rnn_tanh": ("RNN", {"activations": "Tanh"}, (0,)),
-    "rnn_relu": ("RNN", {"activations": "Relu"}, (0,)),
+#: The node, and torch's gates in ONNX's order.
+_NODES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "lstm": ("LSTM", (0, 3, 1, 2)),  # i, f, g, o to i, o, f, c
+    "gru": ("GRU", (1, 0, 2)),  # r, z, n to z, r, h
+    "gru_original": ("GRU", (1, 0, 2)),
+    "rnn_tanh": ("RNN", (0,)),
+    "rnn_relu": ("RNN", (0,)),
 }
+_LINEAR_BEFORE_RESET = {"gru": 1, "gru_original": 0}
+_ACTIVATIONS = {"rnn_tanh": "Tanh", "rnn_relu": "Relu"}
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
-    return {torch.ops.rnnfast.stack.default: _stack}
+    return {library.STACK: _stack}
 
 
 def register() -> None:
@@ -101,8 +101,13 @@ def _layer(
     op: Any, spec: Spec, k: int, x: Any, h0: Any, c0: Any, weights: Sequence[Any]
 ) -> tuple[Any, Any, Any]:
     """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``."""
-    kind, attributes, order = _NODES[spec.cell]
+    kind, order = _NODES[spec.cell]
     directions = spec.directions
+    attributes: dict[str, Any] = {}
+    if kind == "GRU":
+        attributes["linear_before_reset"] = _LINEAR_BEFORE_RESET[spec.cell]
+    elif kind == "RNN":
+        attributes["activations"] = [_ACTIVATIONS[spec.cell]] * directions
     flat = [spec.weights(weights, k * directions + d) for d in range(directions)]
     hidden = flat[0][1].shape[-1]
 
@@ -127,8 +132,6 @@ def _layer(
     if spec.bias:
         biases = both([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
     w_ih, w_hh = both([in_order(w[0]) for w in flat]), both([in_order(w[1]) for w in flat])
-    if "activations" in attributes:
-        attributes = {"activations": [attributes["activations"]] * directions}
     given = [x, w_ih, w_hh, biases, None, part(h0)] + ([part(c0)] if kind == "LSTM" else [])
     y, *states = getattr(op, kind)(
         *given,

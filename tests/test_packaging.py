@@ -118,7 +118,7 @@ MAY_IMPORT = {
     "packing": {"ops"},
     "when_imported": set(),
     "dynamo": {"when_imported"},
-    "onnx": {"when_imported", "ops"},
+    "onnx": {"library", "when_imported", "ops"},
     "script": set(),
     "nn": {"dynamo", "onnx", "script", "functional", "autograd", "ops", "checks", "packing"},
     "convert": {"nn"},
