@@ -404,7 +404,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return checks.precision(input, (*states,), self._weights(), lowered, lowered)
 
     def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
-        return make(self._cell(), 1, 1, self.bias, False, False)
+        return make(self._cell(), 1, 1, bool(self.bias), False, False)  # torch takes any object
 
     @property
     def _has_c(self) -> bool:
@@ -437,7 +437,7 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
     """:class:`torch.nn.RNNCell` on fused kernels; the same constructor, state and behaviour."""
 
     def _cell(self) -> str:
-        return "rnn_" + self.nonlinearity
+        return f"rnn_{self.nonlinearity}"
 
     def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
         return super()._fitting(input, hx) if self.nonlinearity in ("tanh", "relu") else None
@@ -458,7 +458,7 @@ class GRUCell(_ResetAfter, _RecurrentCell, torch.nn.GRUCell):
             return super()._uncovered(input, hx)
         if checks.plain_call():
             with torch.no_grad():  # torch knows what is wrong with the arguments
-                torch.nn.GRUCell.forward(self, input, hx)
+                super(_RecurrentCell, self).forward(input, hx)
         return self._run(input, hx, fused=False)
 
 

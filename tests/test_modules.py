@@ -211,6 +211,24 @@ def test_positional_arguments(cell):
     assert all(ours[name].default is not inspect.Parameter.empty for name in list(ours)[2:])
 
 
+@every_layer
+@pytest.mark.parametrize("bias", ["relu", "", [], 1, None], ids=str)
+def test_any_object_as_the_bias_of_a_cell(cell, bias):
+    """Torch asks only whether it is true; a nonlinearity in its place is an easy slip."""
+    ours, theirs = twins(cell, 5, 17, suffix="Cell", bias=bias)
+    assert_twins_agree(ours, theirs, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("nonlinearity", [None, 1, "garbage"], ids=str)
+def test_unknown_nonlinearity(nonlinearity):
+    messages = []
+    for package in (rnnfast, nn):
+        with pytest.raises(RuntimeError, match="Unknown nonlinearity") as error:
+            package.RNNCell(5, 7, nonlinearity=nonlinearity)(torch.randn(3, 5))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
 def test_forward_by_keyword():
     ours, theirs = twins("gru", 5, 17)
     x, h = torch.randn(4, 3, 5), torch.randn(1, 3, 17)

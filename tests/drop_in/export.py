@@ -21,7 +21,11 @@ from .items import (
 COMPILE = "Compile and export"
 
 
-@item(COMPILE, "`torch.compile(fullgraph=True)`, training")
+@item(
+    COMPILE,
+    "`torch.compile(fullgraph=True)`, training",
+    note="whatever `torch._dynamo.config.allow_rnn` says, which goes for torch.nn's as ever",
+)
 def compiles_training(package, kind):
     module, x = build(package, kind), example(kind)
     close(gradients(compiled(module), x), gradients(module, x))
