@@ -43,9 +43,7 @@ def stack(
                 return Outputs(*_Stack.apply(spec, batch_sizes, reset, cells, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    return ops.forward(
-        spec, batch_sizes, x, h0, c0, weights, save=False, packed=packed, reset=reset, cells=cells
-    )
+    return ops.forward(spec, batch_sizes, x, h0, c0, weights, False, reset, cells, packed)
 
 
 class _Stack(torch.autograd.Function):
@@ -61,9 +59,7 @@ class _Stack(torch.autograd.Function):
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        found = ops.forward(
-            spec, batch_sizes, x, h0, c0, list(weights), save=True, reset=reset, cells=cells
-        )
+        found = ops.forward(spec, batch_sizes, x, h0, c0, list(weights), True, reset, cells)
         if found is None:
             raise _NotCoveredError
         y, h_n, c_n, c, saved = found
@@ -93,7 +89,7 @@ class _Stack(torch.autograd.Function):
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
             # Hooks on saved tensors may have returned others, not contiguous.
             x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
-            again = ops.forward(spec, batch_sizes, x, h0, c0, weights, save=True, reset=reset)
+            again = ops.forward(spec, batch_sizes, x, h0, c0, weights, True, reset)
             assert again is not None
             y, saved = again.y, again.saved
         found = ops.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)

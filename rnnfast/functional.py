@@ -50,7 +50,6 @@ def recurrent(
     reset: Tensor | None = None,
     cells: bool = False,
     fused: bool = True,
-    packed: Any = None,
 ) -> Outputs | None:
     """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
 
@@ -63,12 +62,9 @@ def recurrent(
     training.
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
-    torch's operators compute it, differentiable in every way. ``packed`` is None or ``weights`` as
-    :func:`ops.pack` packed them, for calls without gradients or dropout. ``reset`` and ``cells`` are
-    those of :func:`ops.forward`.
+    torch's operators compute it, differentiable in every way. ``reset`` and ``cells`` are those of
+    :func:`ops.forward`.
     """
-    if packed is not None:
-        return autograd.stack(spec, batch_sizes, x, h0, c0, weights, reset, cells, packed)
     run = autograd.eager_stack if not fused else library.stack if checks.traced() else autograd.stack
     if dropout == 0 or spec.layers == 1:
         return run(spec, batch_sizes, x, h0, c0, weights, reset, cells)

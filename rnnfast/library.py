@@ -69,7 +69,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     spec, (cells, save) = Spec(*rest[:6]), rest[6:]
     x, h0, c0, *weights = map(ops.rows, (x, h0, c0, *weights))  # type: ignore[assignment]
-    found = ops.forward(spec, None, x, h0, c0, weights, save=save, reset=reset, cells=cells)
+    found = ops.forward(spec, None, x, h0, c0, weights, save, reset, cells)
     if found is None:
         raise _NotTakenError("rnnfast::stack got tensors that its kernels do not take")
     *outputs, saved = found

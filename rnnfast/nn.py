@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, dynamo, functional, onnx, ops, packing, script
+from . import autograd, checks, dynamo, functional, onnx, ops, packing, script
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -137,9 +137,8 @@ class _Recurrent(torch.nn.RNNBase):
             return None
         spec = self._spec(ops.spec)
         packed = packing.packed(self, spec, weights) if packing.HELD else None
-        outputs = functional.recurrent(
-            spec, input, pair[0], pair[1], weights, packed=packed, reset=reset, cells=cells
-        )
+        h0, c0 = pair
+        outputs = autograd.stack(spec, None, input, h0, c0, weights, reset, cells, packed)
         if outputs is None:
             return None
         y, h_n, c_n, every_c, _ = outputs
@@ -372,7 +371,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         except KeyError:  # computed at each access (a parametrization)
             return None
         packed = packing.packed(self, spec, weights) if packing.HELD else None
-        outputs = functional.recurrent(spec, input, pair[0], pair[1], weights, packed=packed)
+        h0, c0 = pair
+        outputs = autograd.stack(spec, None, input, h0, c0, weights, None, False, packed)
         if outputs is None:
             return None
         h1, _, c1, _, _ = outputs

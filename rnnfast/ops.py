@@ -90,11 +90,10 @@ def forward(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Any],
-    *,
     save: bool,
-    packed: Any = None,
     reset: Tensor | None = None,
     cells: bool = False,
+    packed: Any = None,
 ) -> Outputs | None:
     """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
