@@ -30,6 +30,11 @@ std::vector<std::string> cells() {
   return names;
 }
 
+std::unique_ptr<Memory> new_saved(const Stack& stack, const std::string& dtype, index rows,
+                                  index hidden, index outputs) {
+  return stack.new_saved(number_named(dtype), rows, hidden, outputs);
+}
+
 double measure_peak(const std::string& dtype, int threads, double seconds) {
   const auto peak = with_numbers(number_named(dtype),
                                  [](auto number) { return kernels().of<decltype(number)>().peak; });
@@ -59,7 +64,7 @@ PYBIND11_MODULE(_C, m) {
       .def("call", &Stack::call)
       .def("pack", &Stack::pack)
       .def("backward", &Stack::backward)
-      .def("new_saved", &Stack::new_saved);
+      .def("new_saved", &new_saved);
   m.def("release_memory", &release_memory);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });

@@ -253,10 +253,11 @@ py::object Stack::call(const py::tuple& types, int threads, py::handle batch_siz
   if (!save.is_none()) {
     std::unique_ptr<Memory> memory;
     try {
-      memory = std::make_unique<Memory>(static_cast<std::size_t>(call->saved_bytes()));
+      memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
     } catch (const std::bad_alloc&) {  // torch's exception, after which programs try a smaller batch
-      throw std::runtime_error("can't allocate memory: what backward needs is " +
-                               std::to_string(call->saved_bytes()) + " bytes");
+      throw std::runtime_error("can't allocate memory: what backward needs of " +
+                               std::to_string(call->rows) + " rows of " + std::to_string(call->hidden) +
+                               " hidden units");
     }
     saved = save(py::cast(std::move(memory)));
   }
@@ -323,13 +324,12 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   return packed;
 }
 
-std::unique_ptr<Memory> Stack::new_saved(const std::string& dtype, index rows, index hidden,
-                                         index outputs) const {
+std::unique_ptr<Memory> Stack::new_saved(Dtype dtype, index rows, index hidden, index outputs) const {
   constexpr index most = index{1} << 40;
   const index layers = description_.layers, directions = description_.directions;
   if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
     throw py::value_error("new_saved: an argument is out of range");
-  return with_numbers(number_named(dtype), [&](auto number) {
+  return with_numbers(dtype, [&](auto number) {
     using T = decltype(number);
     const index row = kernels().of<T>(description_.cell).saved_row(hidden) * index{sizeof(Real<T>)};
     index part, between, bytes;  // as Call::saved_bytes

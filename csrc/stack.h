@@ -81,9 +81,8 @@ class Stack {
   // For call, which then reads no weights but the biases. Of x only its dtype and features matter.
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
 
-  // Memory for `rows` rows of x of a dtype, uninitialised.
-  std::unique_ptr<Memory> new_saved(const std::string& dtype, index rows, index hidden,
-                                    index outputs) const;
+  // Memory for `rows` rows of x of a dtype that kernels compute in, uninitialised.
+  std::unique_ptr<Memory> new_saved(Dtype dtype, index rows, index hidden, index outputs) const;
 
  private:
   bool fits(const Packed& packed, const Call& call) const;
