@@ -133,7 +133,8 @@ struct Call {
   // Whether other Python threads should run meanwhile: taking the GIL again costs a microsecond or,
   // where they do, up to five milliseconds. Some ten microseconds of arithmetic.
   bool is_long() const {
-    return 1.0 * rows * numbers * info.weight_blocks * hidden * (inputs + outputs) > 1 << 18;
+    const double of_steps = 2048.0 * steps * numbers;
+    return of_steps + 1.0 * rows * numbers * info.weight_blocks * hidden * (inputs + outputs) > 1 << 18;
   }
 
   // Of the dtype of x, and in memory that kernels can read.

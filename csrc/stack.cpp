@@ -222,12 +222,12 @@ void Stack::forward(int threads, py::handle batch_sizes, py::handle reset, py::h
 py::object Stack::call(const py::tuple& types, int threads, py::handle batch_sizes, py::handle reset,
                        py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
                        py::handle save, const Packed* packed) const {
+  for (py::handle object : {x, h0, c0, reset})
+    if (!object.is_none() && !is_plain(object, types)) return py::none();
+  for (py::handle object : weights)
+    if (!is_plain(object, types)) return py::none();
   std::optional<Call> call;
   try {
-    for (py::handle object : {x, h0, c0, reset})
-      if (!object.is_none() && !is_plain(object, types)) return py::none();
-    for (py::handle object : weights)
-      if (!is_plain(object, types)) return py::none();
     call.emplace(description_, batch_sizes, reset, x, h0, c0, weights);
     call->check_input();
   } catch (const py::builtin_exception&) {

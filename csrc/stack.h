@@ -60,11 +60,11 @@ class Stack {
 
   // The same on torch tensors, with outputs of its own: (y, h_n, c_n, cells, saved), None for those
   // that there are not; h_n is not for a step. `cells` asks for the cell states, and `save` is a
-  // function that makes a tensor of new_saved's memory, or None. `packed` is null or from pack, with
-  // the same weights. Returns None where the kernels do not take the arguments: where x, a state or a
-  // weight is not of one of these exact `types` or has not the memory that they read, or where x,
-  // batch_sizes, a state or the number of weights does not fit. The caller's slower path then handles
-  // it or says what is wrong. Everything else raises.
+  // function that makes a tensor of memory for what backward needs, or None. `packed` is null or from
+  // pack, with the same weights. Returns None where the kernels do not take the arguments: where x, a
+  // state or a weight is not of one of these exact `types` or has not the memory that they read, or
+  // where x, batch_sizes, a state or the number of weights does not fit. The caller's slower path then
+  // handles it or says what is wrong. Everything else raises.
   pybind11::object call(const pybind11::tuple& types, int threads, pybind11::handle batch_sizes,
                         pybind11::handle reset, pybind11::handle x, pybind11::handle h0,
                         pybind11::handle c0, const pybind11::list& weights, bool cells,

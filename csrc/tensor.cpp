@@ -170,10 +170,11 @@ std::string View::dtype_name() const {
   if (code_ < 0) return dtype_name_;
   if (code_ == dlpack::code_bool) return "bool";
   const std::string bits = std::to_string(bits_);
-  return code_ == dlpack::code_float ? "float" + bits
-         : code_ == dlpack::code_bfloat
-             ? "bfloat" + bits
-             : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
+  return code_ == dlpack::code_float    ? "float" + bits
+         : code_ == dlpack::code_bfloat ? "bfloat" + bits
+         : code_ == dlpack::code_int    ? "int" + bits
+         : code_ == dlpack::code_uint ? "uint" + bits
+                                      : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
 }
 
 bool View::has_contiguous_rows() const {

@@ -85,7 +85,7 @@ class _Stack(torch.autograd.Function):
         inputs = (x, h0, c0, *weights)
         batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
         if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
-            return (*others, *_differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
+            return (*others, *differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
             # Hooks on saved tensors may have returned others, not contiguous.
             x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
@@ -96,7 +96,7 @@ class _Stack(torch.autograd.Function):
         return (*others, *found)
 
 
-def _differentiable(
+def differentiable(
     spec: Spec,
     batch_sizes: Tensor | None,
     reset: Tensor | None,

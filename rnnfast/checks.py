@@ -43,20 +43,6 @@ def transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
-def is_leaf(module: torch.nn.Module, input: Any) -> bool:
-    """Whether torch.fx traces a model of which this module is a part.
-
-    It takes modules for leaves of its graph by where their class is defined: torch.nn's, but not ours.
-    """
-    return isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module
-
-
-def node(module: torch.nn.Module, input: Any, hx: Any, options: dict[str, Any]) -> Any:
-    """A module's call as one node of torch.fx's graph."""
-    args = (input,) if hx is None else (input, hx)
-    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), args, options)
-
-
 class Precision(NamedTuple):
     """In which dtype the kernels compute, and which one the results have."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, ops
+from . import autograd, checks, ops
 from .ops import Outputs, Spec
 
 _STACK = """stack(
@@ -47,16 +47,10 @@ def stack(
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, h0, c0, *weights)
     )
-    y, h_n, c_n, every_c, _ = torch.ops.rnnfast.stack(
-        x, h0, c0, list(weights), reset, *spec, cells, save
-    )
+    y, h_n, c_n, every_c, _ = STACK(x, h0, c0, list(weights), reset, *spec, cells, save)
     has_c = spec.cell == "lstm"
     is_step = x.dim() == 2
     return Outputs(y, None if is_step else h_n, c_n if has_c else None, every_c if cells else None)
-
-
-class _NotTakenError(RuntimeError):
-    """The kernels do not take these arguments."""
 
 
 def _forward(
@@ -71,7 +65,7 @@ def _forward(
     x, h0, c0, *weights = map(ops.rows, (x, h0, c0, *weights))  # type: ignore[assignment]
     found = ops.forward(spec, None, x, h0, c0, weights, save, reset, cells)
     if found is None:
-        raise _NotTakenError("rnnfast::stack got tensors that its kernels do not take")
+        raise RuntimeError("rnnfast::stack got tensors that its kernels do not take")
     *outputs, saved = found
     y, h_n, c_n, every_c = (x.new_empty(0) if t is None else t for t in outputs)
     return y, h_n, c_n, every_c, x.new_empty(0, dtype=torch.uint8) if saved is None else saved
@@ -127,9 +121,11 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     each = needs[3] if isinstance(needs[3], Sequence) else [needs[3]] * len(weights)
     wanted += [bool(wants) for wants in each]
     given = [g if there else None for g, there in zip(grads[:4], ctx.there, strict=True)]
-    found = torch.ops.rnnfast.stack_backward(
-        x, h0, c0, weights, reset, *ctx.spec, y, saved, *given, wanted
-    )
+    if torch.is_grad_enabled():  # a graph of this backward is wanted
+        inputs = (x, h0, c0, *weights)
+        again = autograd.differentiable(Spec(*ctx.spec), None, reset, inputs, given, wanted)
+        return (*again[:3], [*again[3:]], *[None] * (1 + 6 + 2))
+    found = STACK_BACKWARD(x, h0, c0, weights, reset, *ctx.spec, y, saved, *given, wanted)
     own = [g if wants else None for g, wants in zip(found, wanted, strict=True)]
     return (*own[:3], own[3:], *[None] * (1 + 6 + 2))
 
@@ -147,6 +143,12 @@ def _backward(
     inputs = tuple(map(ops.rows, (x, h0, c0, *weights)))
     if all(g is None for g in grads):
         grads[0] = torch.zeros_like(y)
+    if not saved.numel() and y.numel():  # it was exported where no gradients were wanted
+        x, h0, c0, *weights = inputs  # type: ignore[assignment]
+        again = ops.forward(spec, None, x, h0, c0, weights, True, reset)
+        assert again is not None
+        assert again.saved is not None
+        y, saved = again.y, again.saved
     found = ops.backward(spec, None, reset, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
     return [x.new_empty(0) if g is None else g for g in found]
 
@@ -171,24 +173,58 @@ torch.library.register_autograd(
 )
 
 
-def _shorten(overload: Any, kernel: Callable[..., Any]) -> None:
+def _eager(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reset: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """``rnnfast::stack`` on torch's operators; ``saved`` is empty, since nothing needs it."""
+    y, h_n, c_n, every_c, _ = autograd.eager_stack(
+        Spec(*rest[:6]), None, x, h0, c0, weights, reset, rest[6]
+    )
+    outputs = (x.new_empty(0) if t is None else t for t in (y, h_n, c_n, every_c))
+    return *outputs, x.new_empty(0, dtype=torch.uint8)
+
+
+_TENSORS = frozenset(checks.PLAIN_TYPES)
+_KNOWN = _TENSORS | {type(None), list, str, int, bool}
+
+
+def _is_listened_to() -> bool:
+    """Whether somebody wants to see the operators that run: autograd, a mode, the profiler."""
+    return bool(
+        torch.is_grad_enabled()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+        or not checks.plain_call()
+    )
+
+
+def _shorten(
+    overload: Any, kernel: Callable[..., Any], eager: Callable[..., Any] | None = None
+) -> None:
     """Have a call that needs no dispatch, as those of compiled programs, go straight to its kernel.
 
-    The dispatcher takes as long as the kernel of a small layer, twice.
+    The dispatcher takes as long as the kernel of a small layer, twice. And it takes an operator of
+    Python for constant under forward mode, in silence: there ``eager`` computes it.
     """
     dispatch = getattr(overload, "_op", None)
     if dispatch is None:
         return
 
-    profiled = torch._C._autograd._profiler_enabled  # it records what the dispatcher sees
-
     def call(*args: Any, **options: Any) -> Any:
-        listened = options or torch.is_grad_enabled() or profiled()
-        if args and not listened and type(args[0]) in checks.PLAIN_TYPES and checks.plain_call():
+        if eager is not None and not options and checks.transformed():
+            return eager(*args)
+        plain = _KNOWN.issuperset(map(type, args)) and not options
+        if plain and not _is_listened_to() and _TENSORS.issuperset(map(type, args[3])):
             try:
                 return kernel(*args)
-            except _NotTakenError:
-                pass
+            except (TypeError, ValueError, RuntimeError):
+                pass  # not for the kernels, or wrong: the dispatcher knows
         return dispatch(*args, **options)
 
     overload._op = call
@@ -196,5 +232,5 @@ def _shorten(overload: Any, kernel: Callable[..., Any]) -> None:
 
 STACK: Any = torch.ops.rnnfast.stack.default
 STACK_BACKWARD: Any = torch.ops.rnnfast.stack_backward.default
-_shorten(STACK, _forward)
+_shorten(STACK, _forward, _eager)
 _shorten(STACK_BACKWARD, _backward)

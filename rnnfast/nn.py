@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import autograd, checks, dynamo, functional, onnx, ops, packing, script
+from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -79,12 +79,10 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
-        if lengths is not None or isinstance(input, (PackedSequence, torch.fx.Proxy)):
+        packed = lengths is not None or isinstance(input, PackedSequence)
+        if packed and torch.compiler.is_dynamo_compiling() and dynamo.untraced:
             options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
-            if checks.is_leaf(self, input):
-                return checks.node(self, input, hx, {k: v for k, v in options.items() if v})
-            if checks.traced() and dynamo.untraced:
-                return dynamo.untraced(self.forward, input, hx, **options)
+            return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
@@ -344,8 +342,6 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
-        if checks.is_leaf(self, input):
-            return checks.node(self, input, hx, {})
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
         return self._uncovered(input, hx) if outputs is None else outputs
 
@@ -473,5 +469,6 @@ ORIGINALS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
 }
 
 dynamo.admit(_Recurrent)
+fx.admit(ORIGINALS)
 script.admit(ORIGINALS)
 onnx.register()

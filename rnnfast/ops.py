@@ -1,4 +1,4 @@
-"""A stack of layers on torch tensors: allocates what the kernels write, and calls them."""
+"""A stack of layers on torch tensors, as the kernels compute it."""
 
 from __future__ import annotations
 
@@ -68,13 +68,14 @@ def rows(t: Tensor | None) -> Tensor | None:
     if t is None or checks.traced():  # the operator looks again
         return t
     if checks.lazy(t):
-        t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype)
+        t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype, device="cpu")
     return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
 def _as_tensor(memory: Any) -> Tensor:
-    empty = memoryview(memory).nbytes == 0
-    return torch.empty(0, dtype=torch.uint8) if empty else torch.frombuffer(memory, dtype=torch.uint8)
+    if memoryview(memory).nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int, outputs: int) -> int:

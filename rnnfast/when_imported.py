@@ -19,17 +19,16 @@ def call(name: str, callback: Callable[[Any], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module as the others do, once."""
+    """Finds one module as the others do. (Some only ask where it is; that is not its import.)"""
 
     def __init__(self, name: str, callback: Callable[[Any], None]) -> None:
-        self.name, self.callback = name, callback
+        self.name, self.callback, self.called = name, callback, False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.name or self.called:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         loader: Any = spec and spec.loader
         if loader is None:
@@ -38,7 +37,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def load_and_call(module: ModuleType) -> None:
             load(module)
-            self.callback(module)
+            if not self.called:
+                self.called = True
+                self.callback(module)
 
         loader.exec_module = load_and_call
         return spec

@@ -256,3 +256,67 @@ def test_what_a_compiled_program_calls(cell):
         mine.plain = x
         same(stack(mine, *args[1:], False, False), want)
         assert seen == [stack, "mine"]
+
+
+@every_cell
+@every_suffix
+def test_transforms_of_programs(cell, suffix):
+    """The dispatcher would take the operator for constant under forward mode, in silence."""
+    module = make(rnnfast, cell, 5, 7, suffix=suffix)
+    x = torch.randn(*(() if suffix else (4,)), 3, 5)
+
+    def first(out):
+        return flatten(out)[0]
+
+    def tangent(run):
+        return lambda x: torch.func.jvp(lambda x: first(run(x)), (x,), (x,))[1]
+
+    def gradient(run):
+        return lambda x: torch.func.grad(lambda x: first(run(x)).square().sum())(x)
+
+    exported = torch.export.export(module, (x,)).module()
+    for transform in (tangent, gradient):
+        want = transform(module)(x)
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(transform(exported)(x), want)
+        torch._dynamo.reset()
+        compiled = torch.compile(transform(module), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), want)
+
+
+@every_cell
+def test_second_derivatives_of_programs(cell):
+    module, x = make(rnnfast, cell, 5, 7), torch.randn(4, 3, 5, requires_grad=True)
+
+    def second(run):
+        (grad,) = torch.autograd.grad(run(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), [x, *module.parameters()])
+
+    exported = torch.export.export(module, (x.detach(),)).module()
+    for name, p in module.named_parameters():  # the same ones
+        owner = exported.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2], p)
+    want = second(module)
+    for run in (exported, torch.compile(module, backend="eager", fullgraph=True)):
+        torch.testing.assert_close(second(run), want)
+
+
+@every_cell
+def test_gradients_of_what_was_exported_without(cell):
+    module, x = make(rnnfast, cell, 5, 7), torch.randn(4, 3, 5, requires_grad=True)
+    with torch.no_grad():
+        exported = torch.export.export(module, (x.detach(),)).module()
+    got, want = (torch.autograd.grad(run(x)[0].square().sum(), x) for run in (exported, module))
+    same(got, want)
+
+
+def test_packed_sequences_are_not_exported():
+    """As torch.nn's, not in an endless recursion."""
+    packed = pack_padded_sequence(torch.randn(4, 3, 5), [4, 3, 1])
+    for package in (rnnfast, torch.nn):
+        try:
+            torch.export.export(package.GRU(5, 7), (packed,))
+        except RecursionError:
+            raise
+        except Exception:
+            continue

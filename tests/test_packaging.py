@@ -112,15 +112,16 @@ MAY_IMPORT = {
     "_native": {"_C"},
     "arrays": {"_native", "_C"},
     "ops": {"_native", "_C", "checks"},
-    "library": {"ops", "checks"},
     "autograd": {"ops", "eager", "checks"},
+    "library": {"autograd", "ops", "checks"},
     "functional": {"autograd", "library", "ops", "checks"},
     "packing": {"ops"},
     "when_imported": set(),
     "dynamo": {"when_imported"},
     "onnx": {"library", "when_imported", "ops"},
     "script": set(),
-    "nn": {"dynamo", "onnx", "script", "functional", "autograd", "ops", "checks", "packing"},
+    "fx": set(),
+    "nn": {"dynamo", "fx", "onnx", "script", "functional", "autograd", "ops", "checks", "packing"},
     "convert": {"nn"},
 }
 

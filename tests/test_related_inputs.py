@@ -161,3 +161,26 @@ def test_types_that_are_no_tuple(types):
     assert others == [None, None]
     with pytest.raises(TypeError, match="incompatible"):
         stack.call(types, *arguments)
+
+
+def test_an_interrupt_in_a_mode_is_not_lost():
+    """Tensors may run Python when they are looked at, and a signal's exception comes up there."""
+
+    class Interrupted(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.is_neg:
+                raise KeyboardInterrupt
+            return func(*args, **(kwargs or {}))
+
+    module, x = rnnfast.GRU(3, 4), torch.zeros(2, 1, 3)
+    with Interrupted(), pytest.raises(KeyboardInterrupt):
+        module(x)
+
+
+def test_an_empty_batch_on_another_default_device():
+    module, x = rnnfast.LSTM(5, 7), torch.zeros(3, 0, 5)
+    with torch.device("meta"):
+        y, _ = module(x)
+    y.sum().backward()
+    assert y.shape == (3, 0, 7)
+    assert not module.weight_hh_l0.grad.any()

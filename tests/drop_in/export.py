@@ -73,7 +73,7 @@ def exports_any_size(package, kind):
         close(program(x), module(x))
 
 
-@item(COMPILE, "AOTInductor: packaged and loaded, any batch and length", ("LSTM",))
+@item(COMPILE, "AOTInductor: packaged and loaded, any batch and length", ("LSTM",), "an LSTM")
 def ahead_of_time(package, kind):
     module = build(package, kind).eval()
     with torch.no_grad():

@@ -94,6 +94,8 @@ def result(item: Item, package) -> str:
     for kind in item.kinds:
         try:
             item.run(package, kind)
+        except ImportError:
+            raise
         except Exception:
             failed.append(kind)
     if not failed:

@@ -119,7 +119,7 @@ def looks_like(package, kind):
     assert sig[:2] == ["input", "hx"]
 
 
-@item(LIFE, "memory shared with another process (`share_memory`)")
+@item(LIFE, "memory that other processes can share (`share_memory`)")
 def shared(package, kind):
     module, x = build(package, kind), example(kind)
     want = flatten(module(x))
@@ -165,6 +165,7 @@ def quantized(package, kind):
 @item(LIFE, "`torch.fx.symbolic_trace` of a model: one node")
 def fx_traces(package, kind):
     net, x = Net(build(package, kind)), example(kind)
+    net.rnn.register_forward_pre_hook(lambda m, args: (2 * args[0],))
     traced = torch.fx.symbolic_trace(net)
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["rnn"]
     close(traced(x), net(x))
