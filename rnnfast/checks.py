@@ -18,6 +18,7 @@ PLAIN_TYPES = (Tensor, Parameter)
 
 #: What the kernels compute in, and its name there.
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # where modes look before autograd
 _HALVES = (torch.bfloat16, torch.float16)
 _AUTOCAST_FROM = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -29,6 +30,7 @@ def plain_call() -> bool:
         or torch._C._get_tracing_state()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or forward_ad._current_level >= 0
     )
 

@@ -199,7 +199,6 @@ def _is_listened_to() -> bool:
         torch.is_grad_enabled()
         or torch._C._autograd._profiler_enabled()
         or torch._C._len_torch_function_stack()
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
         or not checks.plain_call()
     )
 
@@ -219,7 +218,7 @@ def _shorten(
     def call(*args: Any, **options: Any) -> Any:
         if eager is not None and not options and checks.transformed():
             return eager(*args)
-        plain = _KNOWN.issuperset(map(type, args)) and not options
+        plain = len(args) > 3 and not options and _KNOWN.issuperset(map(type, args))
         if plain and not _is_listened_to() and _TENSORS.issuperset(map(type, args[3])):
             try:
                 return kernel(*args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -87,6 +88,17 @@ def test_dispatch_modes_see_the_operators(cell):
     with Watch():
         ours(x)
     assert seen
+
+
+@every_cell
+@every_suffix
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_traced_by_make_fx(cell, suffix, pre_dispatch):
+    """A kernel that nobody saw would be missing from the graph."""
+    module, x = make(rnnfast, cell, 5, 17, suffix=suffix), input_for(suffix)
+    graph = make_fx(lambda x: flatten(module(x))[0], pre_dispatch=pre_dispatch)(x)
+    x = input_for(suffix)
+    torch.testing.assert_close(graph(x), flatten(module(x))[0])
 
 
 @every_cell
