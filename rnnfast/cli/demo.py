@@ -67,7 +67,7 @@ def end(training: Training) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text")
-    parser.add_argument("--steps", type=positive, default=200, help="of training (default: 200)")
+    parser.add_argument("--steps", type=positive, default=160, help="of training (default: 160)")
     parser.add_argument("--seed", type=seed, default=0, help="default: 0")
     parser.add_argument("--threads", type=positive, help="default: torch.get_num_threads()")
     parser.add_argument(
