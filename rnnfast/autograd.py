@@ -11,8 +11,6 @@ from torch import Tensor
 from . import checks, eager, ops
 from .ops import Outputs, Spec
 
-_PLAIN = frozenset(checks.PLAIN_TYPES)
-
 
 class _NotCoveredError(Exception):
     """The kernels do not take these arguments."""
@@ -35,7 +33,7 @@ def stack(
     of use only without gradients.
     """
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        if not _PLAIN.issuperset(map(type, weights)):
+        if not checks.PLAIN.issuperset(map(type, weights)):
             return None
         tensors = (x, h0, c0, *weights)
         if any(t is not None and t.requires_grad for t in tensors):

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 #: The types that the kernels take; a subclass may mean something else by its data.
 PLAIN_TYPES = (Tensor, Parameter)
+PLAIN = frozenset(PLAIN_TYPES)
 
 #: What the kernels compute in, and its name there.
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}

@@ -189,8 +189,7 @@ def _eager(
     return *outputs, x.new_empty(0, dtype=torch.uint8)
 
 
-_TENSORS = frozenset(checks.PLAIN_TYPES)
-_KNOWN = _TENSORS | {type(None), list, str, int, bool}
+_KNOWN = checks.PLAIN | {type(None), list, str, int, bool}
 
 
 def _is_listened_to() -> bool:
@@ -219,7 +218,7 @@ def _shorten(
         if eager is not None and not options and checks.transformed():
             return eager(*args)
         plain = len(args) > 3 and not options and _KNOWN.issuperset(map(type, args))
-        if plain and not _is_listened_to() and _TENSORS.issuperset(map(type, args[3])):
+        if plain and not _is_listened_to() and checks.PLAIN.issuperset(map(type, args[3])):
             try:
                 return kernel(*args)
             except (TypeError, ValueError, RuntimeError):

@@ -22,12 +22,12 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds one module as the others do. (Some only ask where it is; that is not its import.)"""
 
     def __init__(self, name: str, callback: Callable[[Any], None]) -> None:
-        self.name, self.callback, self.called = name, callback, False
+        self.name, self.callback = name, callback
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name or self.called:
+        if fullname != self.name:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         loader: Any = spec and spec.loader
@@ -37,8 +37,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def load_and_call(module: ModuleType) -> None:
             load(module)
-            if not self.called:
-                self.called = True
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
                 self.callback(module)
 
         loader.exec_module = load_and_call
