@@ -11,6 +11,9 @@ namespace rnnfast {
 
 using index = std::ptrdiff_t;
 
+// Where memory is; the numbers are DLPack's.
+enum class Place { cpu = 1, cuda = 2 };
+
 // A bfloat16 in memory: the upper half of a float32.
 struct Bfloat16 {
   std::uint16_t bits;
@@ -29,7 +32,11 @@ template <class T>
 using Real = typename RealOf<T>::type;
 
 // Forced inline: units of different instruction sets include this, and may share no copy.
+#if defined(__CUDACC__)
+#define RNNFAST_INLINE __device__ __forceinline__
+#else
 #define RNNFAST_INLINE inline __attribute__((always_inline))
+#endif
 
 template <class T>
 RNNFAST_INLINE Real<T> widen(T x) {
@@ -45,7 +52,7 @@ RNNFAST_INLINE T narrow(Real<T> x) {
   if constexpr (sizeof(T) == sizeof(Real<T>)) {
     return x;
   } else {
-    const auto bits = __builtin_bit_cast(std::uint32_t, x);
+    auto bits = __builtin_bit_cast(std::uint32_t, x);  // not const: nvcc 13.0 cannot read that
     const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return {static_cast<std::uint16_t>(x == x ? rounded : bits >> 16 | 0x40)};
   }

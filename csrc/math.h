@@ -36,6 +36,17 @@ struct ExpConstants<double> {
                                  0x1.af39789bfd689p-26};
 };
 
+// q(r) from its coefficient k on. No loop, since a CUDA thread has the coefficients as constants only.
+template <int k, class V>
+RNNFAST_INLINE V horner(V r) {
+  using C = ExpConstants<scalar_of<V>>;
+  constexpr scalar_of<V> coefficient = C::q[k];
+  if constexpr (k + 1 == sizeof(C::q) / sizeof(C::q[0]))
+    return splat<V>(coefficient);
+  else
+    return fma(horner<k + 1>(r), r, splat<V>(coefficient));
+}
+
 template <class V>
 struct Exp {
   V scale, m;  // exp(x) = scale * (1 + m)
@@ -45,13 +56,10 @@ struct Exp {
 template <class V>
 RNNFAST_INLINE Exp<V> exp_parts(V x) {
   using C = ExpConstants<scalar_of<V>>;
-  constexpr int degree = sizeof(C::q) / sizeof(C::q[0]) - 1;
   const V shifted = fma(x, splat<V>(C::log2e), splat<V>(C::round));
   const V n = shifted - splat<V>(C::round);
   const V r = fma(n, splat<V>(-C::ln2_low), fma(n, splat<V>(-C::ln2_high), x));
-  V q = splat<V>(C::q[degree]);
-#pragma GCC unroll 16
-  for (int k = degree - 1; k >= 0; --k) q = fma(q, r, splat<V>(C::q[k]));
+  const V q = horner<0>(r);
   // The low bits of `shifted` hold n; moved into the exponent field they multiply 1.0 by 2^n.
   const auto bits = bit_cast<bits_of<V>>(shifted) << C::mantissa_bits;
   const V scale = bit_cast<V>(bits + bit_cast<bits_of<V>>(splat<V>(1)));

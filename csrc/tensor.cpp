@@ -27,7 +27,7 @@ struct Exchange {
   int (*view)(void* object, Tensor* out);  // non-owning; 0 on success
   void* current_stream;
 };
-constexpr int cpu = 1, code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6;
+constexpr int code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6;
 }  // namespace dlpack
 
 // The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
@@ -56,7 +56,14 @@ const dlpack::Exchange* exchange_of(PyTypeObject* type) {
 }
 
 Dtype float_of_bytes(py::ssize_t bytes) {
-  return bytes == 4 ? Dtype::float32 : bytes == 8 ? Dtype::float64 : Dtype::other;
+  return bytes == 4   ? Dtype::float32
+         : bytes == 8 ? Dtype::float64
+         : bytes == 2 ? Dtype::float16
+                      : Dtype::other;
+}
+
+std::string not_in(Place place) {
+  return std::string("it is not in ") + (place == Place::cpu ? "CPU" : "CUDA") + " memory";
 }
 
 }  // namespace
@@ -65,16 +72,20 @@ Dtype dtype_named(const std::string& name) {
   return name == "float32"    ? Dtype::float32
          : name == "float64"  ? Dtype::float64
          : name == "bfloat16" ? Dtype::bfloat16
+         : name == "float16"  ? Dtype::float16
          : name == "int64"    ? Dtype::int64
          : name == "uint8"    ? Dtype::uint8
          : name == "bool"     ? Dtype::boolean
                               : Dtype::other;
 }
 
-View::View(py::handle object, const char* name, bool writable) : name_(name) {
+View::View(py::handle object, const char* name, bool writable, Place place) : name_(name) {
   if (object.is_none()) return;
   present_ = true;
-  if (!read_exchange_api(object) && !read_torch_methods(object)) read_buffer(object, writable);
+  if (!read_exchange_api(object, place) && !read_torch_methods(object, place)) {
+    if (place != Place::cpu) refuse(not_in(place));
+    read_buffer(object, writable);
+  }
   std::int64_t elements = 1;
   for (int dim = 0; dim < dims_; ++dim) elements *= shape_[dim];
   if (elements == 0) return;
@@ -87,12 +98,13 @@ void View::refuse(const std::string& why) const {
   throw py::value_error(std::string(name_) + " cannot be used: " + why);
 }
 
-bool View::read_exchange_api(py::handle object) {
+bool View::read_exchange_api(py::handle object, Place place) {
   const dlpack::Exchange* table = exchange_of(Py_TYPE(object.ptr()));
   if (!table) return false;
   dlpack::Tensor t{};
   if (table->view(object.ptr(), &t) != 0) throw py::error_already_set();
-  if (t.device_type != dlpack::cpu) refuse("it is not in CPU memory");
+  if (t.device_type != static_cast<int>(place)) refuse(not_in(place));
+  device_ = t.device_id;
   if (t.ndim > most_dims) refuse("it has " + std::to_string(t.ndim) + " dimensions");
   data_ = static_cast<char*>(t.data) + t.byte_offset;
   dims_ = t.ndim;
@@ -110,10 +122,12 @@ bool View::read_exchange_api(py::handle object) {
   return true;
 }
 
-bool View::read_torch_methods(py::handle object) {
+bool View::read_torch_methods(py::handle object, Place place) {
   if (!py::hasattr(object, "data_ptr")) return false;
-  if (py::str(object.attr("device").attr("type")).cast<std::string>() != "cpu")
-    refuse("it is not in CPU memory");
+  const py::object device = object.attr("device");
+  if (py::str(device.attr("type")).cast<std::string>() != (place == Place::cpu ? "cpu" : "cuda"))
+    refuse(not_in(place));
+  if (place != Place::cpu) device_ = device.attr("index").cast<int>();
   data_ = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>());
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
   const auto strides = object.attr("stride")().cast<std::vector<std::int64_t>>();

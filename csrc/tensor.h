@@ -1,7 +1,7 @@
 // A view of a Python object's memory: a torch tensor or anything with the buffer protocol, such as a
-// NumPy array. torch tensors are read through the DLPack C exchange API (dlpack.h 1.2,
-// "DLPackExchangeAPI"), which costs nanoseconds, or by their Python methods where torch is too old to
-// have it.
+// NumPy array; where it must be in a GPU's memory, only a torch tensor. torch tensors are read through
+// the DLPack C exchange API (dlpack.h 1.2, "DLPackExchangeAPI"), which costs nanoseconds, or by their
+// Python methods where torch is too old to have it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,9 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "layer.h"
+
 namespace rnnfast {
 
-enum class Dtype { float32, float64, bfloat16, int64, uint8, boolean, other };
+enum class Dtype { float32, float64, bfloat16, float16, int64, uint8, boolean, other };
 
 Dtype dtype_named(const std::string& name);  // as NumPy and torch name them
 
@@ -20,7 +22,7 @@ class View {
  public:
   static constexpr int most_dims = 3;
 
-  View(pybind11::handle object, const char* name, bool writable);
+  View(pybind11::handle object, const char* name, bool writable, Place place = Place::cpu);
   View(const View&) = delete;
   View& operator=(const View&) = delete;
 
@@ -32,13 +34,14 @@ class View {
   std::int64_t size(int dim) const { return shape_[dim]; }
   std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
   void* data() const { return data_; }
+  int device() const { return device_; }  // its number, among those of its place
   std::string shape_text() const;
   // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
   bool has_contiguous_rows() const;
 
  private:
-  bool read_exchange_api(pybind11::handle object);
-  bool read_torch_methods(pybind11::handle object);
+  bool read_exchange_api(pybind11::handle object, Place place);
+  bool read_torch_methods(pybind11::handle object, Place place);
   void read_buffer(pybind11::handle object, bool writable);
   [[noreturn]] void refuse(const std::string& why) const;
 
@@ -56,7 +59,7 @@ class View {
   Dtype dtype_ = Dtype::other;
   std::string dtype_name_;    // where its code and bits do not say it
   int code_ = -1, bits_ = 0;  // DLPack's
-  int dims_ = 0;
+  int dims_ = 0, device_ = 0;
   std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
 };
 

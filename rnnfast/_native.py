@@ -12,4 +12,9 @@ if importlib.util.find_spec("torch") is not None:
 
 from . import _C
 
-__all__ = ["_C"]
+try:
+    from . import _cuda
+except ImportError:  # built without CUDA
+    _cuda = None  # type: ignore[assignment]
+
+__all__ = ["_C", "_cuda"]

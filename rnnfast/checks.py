@@ -13,6 +13,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from ._native import _cuda
+
 #: The types that the kernels take; a subclass may mean something else by its data.
 PLAIN_TYPES = (Tensor, Parameter)
 PLAIN = frozenset(PLAIN_TYPES)
@@ -54,9 +56,9 @@ class Precision(NamedTuple):
     c: torch.dtype
 
 
-def autocasts() -> bool:
-    """Whether ``torch.autocast("cpu")`` may change what a call computes in."""
-    return torch.is_autocast_enabled("cpu")
+def autocasts(device: str = "cpu") -> bool:
+    """Whether ``torch.autocast`` may change what a call on such a device computes in."""
+    return torch.is_autocast_enabled(device)
 
 
 def precision(
@@ -66,26 +68,33 @@ def precision(
     lowers_h: bool,
     lowers_c: bool,
 ) -> Precision | None:
-    """For dense CPU tensors of no subclass, all of one dtype unless autocast is on; None for others.
+    """For dense tensors of no subclass, all of one dtype unless autocast is on; None for others.
 
-    float16 is computed through float32. Under autocast the tensors are cast as torch casts them, and
+    They are on the CPU, or all on one CUDA device where its kernels were built. On the CPU float16 is
+    computed through float32. Under autocast the tensors are cast as torch casts them, and
     h and c are in autocast's dtype where torch lowers them to that, or else in the one that it and the
-    state that a step's formula adds to, the last one, are promoted to.
+    state that a step's formula adds to, the last one, are promoted to. cuDNN lowers both.
     """
     there = [t for t in states if t is not None]
     tensors = [x, *there, *(t for t in weights if t is not None)]
     if not all((traced() or type(t) in PLAIN_TYPES) and _has_memory(t) for t in tensors):
         return None
     dtypes = {t.dtype for t in tensors}
-    if autocasts() and dtypes <= _AUTOCAST_FROM:
-        lower = torch.get_autocast_dtype("cpu")
+    device = x.device
+    if any(t.device != device for t in tensors):
+        return None
+    on_cuda = device.type == "cuda"
+    if autocasts(device.type) and dtypes <= _AUTOCAST_FROM:
+        lower = torch.get_autocast_dtype(device.type)
         if lower not in _HALVES:
             return None
+        if on_cuda:
+            return Precision(lower, lower, lower)
         kept = torch.promote_types(lower, (there[-1] if there else x).dtype)
         return Precision(_computes_in(lower), lower if lowers_h else kept, lower if lowers_c else kept)
     if len(dtypes) > 1 or x.dtype not in (*DTYPES, torch.float16):
         return None
-    return Precision(_computes_in(x.dtype), x.dtype, x.dtype)
+    return Precision(x.dtype if on_cuda else _computes_in(x.dtype), x.dtype, x.dtype)
 
 
 def _computes_in(dtype: torch.dtype) -> torch.dtype:
@@ -93,7 +102,9 @@ def _computes_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def _has_memory(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.layout == torch.strided and not t.is_nested
+    if t.layout != torch.strided or t.is_nested:
+        return False
+    return t.device.type == "cpu" or (t.is_cuda and _cuda is not None)
 
 
 def lazy(t: Tensor) -> bool:

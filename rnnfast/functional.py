@@ -23,14 +23,15 @@ def recurrent_in(
     **options: Any,
 ) -> Outputs | None:
     """:func:`recurrent` in another dtype; None: in that of the tensors."""
-    if precision is None or (precision.compute == precision.h and not checks.autocasts()):
+    device = x.device.type
+    if precision is None or (precision.compute == precision.h and not checks.autocasts(device)):
         return recurrent(spec, x, h0, c0, weights, **options)
 
     def cast(t: Any, dtype: torch.dtype) -> Any:
         return t if t is None else t.to(dtype)
 
     x, h0, c0, *weights = (cast(t, precision.compute) for t in (x, h0, c0, *weights))
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         found = recurrent(spec, x, h0, c0, weights, **options)
     if found is None:
         return None

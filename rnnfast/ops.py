@@ -4,56 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, cuda
 from ._native import _C
+from .spec import CELLS, Outputs, Spec, spec
 
-#: A cell's number in the extension's table, by name.
-CELLS: dict[str, int] = {name: number for number, name in enumerate(_C.cells())}
-
-
-class Spec(NamedTuple):
-    """What a stack of layers is, beside its tensors; csrc/stack.h has their shapes."""
-
-    cell: str
-    layers: int
-    directions: int
-    bias: bool
-    projected: bool
-    batch_first: bool
-
-    @property
-    def weights_each(self) -> int:
-        """How many weights one direction of one layer has."""
-        return (4 if self.bias else 2) + self.projected
-
-    def weights(self, flat: Sequence[Any], number: int) -> tuple[Any, Any, Any, Any, Any]:
-        """w_ih, w_hh, b_ih, b_hh and w_hr of one direction of one layer, or None in their place."""
-        w = flat[number * self.weights_each : (number + 1) * self.weights_each]
-        return w[0], w[1], *(w[2:4] if self.bias else (None, None)), w[-1] if self.projected else None
-
-    def widths(self, flat: Sequence[Tensor]) -> tuple[int, int]:
-        """Of h and of the cell: R and H, which are the same unless h is projected."""
-        outputs = flat[1].size(-1)
-        return outputs, flat[self.weights_each - 1].size(-1) if self.projected else outputs
-
-
-#: The same ones again, where a call must cost little; torch.compile does not like caches.
-spec = cache(Spec)
-
-
-class Outputs(NamedTuple):
-    """What a stack returns."""
-
-    y: Tensor
-    h_n: Tensor | None  # None for a step, whose y it is
-    c_n: Tensor | None
-    cells: Tensor | None = None  # where they were asked for
-    saved: Tensor | None = None  # what backward needs, likewise
+__all__ = [
+    "CELLS",
+    "Outputs",
+    "Spec",
+    "backward",
+    "forward",
+    "pack",
+    "rows",
+    "saved_bytes_of_a_row",
+    "spec",
+]
 
 
 @cache
@@ -113,7 +83,11 @@ def forward(
         found = stack.call(*given, cells, _as_tensor if save else None, packed)
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
-    return None if found is None else tuple.__new__(Outputs, found)
+    if found is not None:
+        return tuple.__new__(Outputs, found)
+    if x.is_cuda:
+        return cuda.forward(spec, batch_sizes, x, h0, c0, weights, save, reset, cells)
+    return None
 
 
 def pack(spec: Spec, weights: list[Any]) -> Any:
@@ -139,6 +113,8 @@ def backward(
 
     ``grads`` are those of y, h_n, c_n and cells; None means zeros.
     """
+    if y.is_cuda:
+        return cuda.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
     found = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if wants and t is not None else None
         for t, wants in zip(inputs, wanted, strict=True)

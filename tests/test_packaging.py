@@ -107,11 +107,14 @@ def test_typed():
 # nn -> functional -> autograd -> ops -> _native -> _C.
 MAY_IMPORT = {
     "_version": set(),
-    "checks": set(),
+    "checks": {"_native"},
     "eager": set(),
-    "_native": {"_C"},
+    "_native": {"_C", "_cuda"},
     "arrays": {"_native", "_C"},
-    "ops": {"_native", "_C", "checks"},
+    "spec": {"_native"},
+    "cuda_products": set(),
+    "cuda": {"_native", "checks", "cuda_products", "spec"},
+    "ops": {"_native", "checks", "cuda", "spec"},
     "autograd": {"ops", "eager", "checks"},
     "library": {"autograd", "ops", "checks"},
     "functional": {"autograd", "library", "ops", "checks"},

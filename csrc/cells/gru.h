@@ -12,8 +12,8 @@ struct Gru {
   static constexpr const char* name = "gru";
   enum Slot { n, r, z, un, slots };  // a_n on one side and u_n on the other: two windows, no gaps
   static constexpr int gates = 4, stages = 1, weight_blocks = 3;
-  static constexpr int weight_block[] = {2, 0, 1, 2};
-  static constexpr Window input{n, z + 1}, recurrent[] = {{r, un + 1}};
+  static constexpr int weight_block[gates] = {2, 0, 1, 2};
+  static constexpr Window input{n, z + 1}, recurrent[stages] = {{r, un + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;
 
@@ -40,8 +40,8 @@ struct GruOriginal {
   static constexpr const char* name = "gru_original";
   enum Slot { r, z, n, slots };
   static constexpr int gates = 3, stages = 2, weight_blocks = 3;
-  static constexpr int weight_block[] = {0, 1, 2};
-  static constexpr Window input{r, n + 1}, recurrent[] = {{r, z + 1}, {n, n + 1}};
+  static constexpr int weight_block[gates] = {0, 1, 2};
+  static constexpr Window input{r, n + 1}, recurrent[stages] = {{r, z + 1}, {n, n + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;
 

@@ -11,8 +11,8 @@ struct Lstm {
   static constexpr const char* name = "lstm";
   enum Slot { i, f, g, o, c1, slots };
   static constexpr int gates = 4, stages = 1, weight_blocks = 4;
-  static constexpr int weight_block[] = {0, 1, 2, 3};
-  static constexpr Window input{i, o + 1}, recurrent[] = {{i, o + 1}};
+  static constexpr int weight_block[gates] = {0, 1, 2, 3};
+  static constexpr Window input{i, o + 1}, recurrent[stages] = {{i, o + 1}};
   static constexpr int cell_state = c1;
   static constexpr bool projects = true;
 

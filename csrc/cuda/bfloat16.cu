@@ -1,0 +1,7 @@
+#include "instantiate.h"
+
+namespace rnnfast::cuda {
+
+template NumberKernels<Bfloat16> kernels<Bfloat16, TensorCores<Bfloat16>>();
+
+}  // namespace rnnfast::cuda

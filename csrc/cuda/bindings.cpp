@@ -1,0 +1,306 @@
+// The module _cuda: sizes are checked here, against a plan, before any address is used.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../packing.h"
+#include "../tensor.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace rnnfast::cuda {
+namespace {
+
+// Calls f(kernels) with those of a type of numbers and an engine.
+template <class F>
+auto with_kernels(Dtype dtype, bool tf32, F f) {
+  switch (dtype) {
+    case Dtype::float64:
+      return f(kernels<double, Scalars<double>>());
+    case Dtype::bfloat16:
+      return f(kernels<Bfloat16, TensorCores<Bfloat16>>());
+    case Dtype::float16:
+      return f(kernels<Float16, TensorCores<Float16>>());
+    case Dtype::float32:
+      return tf32 ? f(kernels<float, TensorCores<float>>()) : f(kernels<float, Scalars<float>>());
+    default:
+      throw py::type_error("dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// One layer's launch: what it is for, and who computes what.
+struct Choice {
+  int device, cell;
+  std::string dtype_name;
+  Dtype dtype;
+  bool tf32, backward;
+  int hidden, batch, directions;
+  CellShape shape;
+  Sizes sizes;
+  Plan plan;
+
+  long counters_bytes() const {
+    return plan.tier == Tier::grid ? (4L * plan.groups * directions + 255) / 256 * 256 : 0;
+  }
+  long workspace_bytes() const { return counters_bytes() + directions * plan.exchange_bytes; }
+};
+
+void require_cell(int cell) {
+  const int cells = kernels<float, Scalars<float>>().count;
+  if (cell < 0 || cell >= cells)
+    throw py::value_error("cell " + std::to_string(cell) + " is not in the table of " +
+                          std::to_string(cells) + " cells");
+}
+
+std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& dtype, bool tf32,
+                               bool backward, int hidden, int batch, int directions,
+                               const std::optional<std::string>& tier) {
+  require_cell(cell);
+  if (hidden < 1 || batch < 1 || directions < 1 || directions > 2)
+    throw py::value_error("hidden is " + std::to_string(hidden) + ", batch " + std::to_string(batch) +
+                          ", directions " + std::to_string(directions) +
+                          "; expected at least 1 each, and at most 2 directions");
+  std::optional<Tier> forced;
+  if (tier && !(forced = tier_named(*tier)))
+    throw py::value_error("tier is '" + *tier + "'; expected 'block', 'cluster' or 'grid'");
+  auto choice = std::make_unique<Choice>();
+  choice->device = device_number;
+  choice->cell = cell;
+  choice->dtype_name = dtype;
+  choice->dtype = dtype_named(dtype);
+  choice->tf32 = tf32;
+  choice->backward = backward;
+  choice->hidden = hidden;
+  choice->batch = batch;
+  choice->directions = directions;
+  const Device device = facts(device_number);
+  const bool found = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
+    choice->shape = kernels.cells[cell].shape;
+    choice->sizes = kernels.sizes;
+    const auto plan = cuda::plan(device, choice->shape, kernels.sizes, kernels.engine, backward, hidden,
+                                 batch, directions, forced);
+    if (plan) choice->plan = *plan;
+    return plan.has_value();
+  });
+  return found ? std::move(choice) : nullptr;
+}
+
+// A layer's tensors, each seen once and checked where it is used.
+class Arguments {
+ public:
+  Arguments(const Choice& choice, std::int64_t steps, std::int64_t rows)
+      : choice_(choice), steps_(steps), rows_(rows) {}
+
+  // [T, B, width], or packed [rows, width].
+  template <class T>
+  Sequence<T> sequence(py::handle object, const char* name, std::int64_t width, bool required,
+                       Dtype dtype) const {
+    const View view = seen(object, name, !std::is_const_v<T>, required);
+    if (!view) return {};
+    if (rows_ >= 0) {
+      expect(view, dtype, {rows_, width});
+      return {static_cast<T*>(view.data()), 0, view.stride(0)};
+    }
+    expect(view, dtype, {steps_, choice_.batch, width});
+    return {static_cast<T*>(view.data()), view.stride(0), view.stride(1)};
+  }
+
+  template <class T>
+  Matrix<T> matrix(py::handle object, const char* name, std::int64_t height, std::int64_t width,
+                   bool required) const {
+    const View view = seen(object, name, !std::is_const_v<T>, required);
+    if (!view) return {};
+    expect(view, choice_.dtype, {height, width});
+    return {static_cast<T*>(view.data()), view.stride(0)};
+  }
+
+  template <class T>
+  const T* vector(py::handle object, const char* name, std::int64_t size) const {
+    const View view = seen(object, name, false, false);
+    if (!view) return nullptr;
+    expect(view, choice_.dtype, {size});
+    return static_cast<const T*>(view.data());
+  }
+
+  Resets resets(py::handle object) const {
+    const View view = seen(object, "reset", false, false);
+    if (!view) return {};
+    if (rows_ >= 0) {
+      expect(view, Dtype::boolean, {rows_}, false);
+      return {static_cast<const std::uint8_t*>(view.data()), 0, view.stride(0)};
+    }
+    expect(view, Dtype::boolean, {steps_, choice_.batch}, false);
+    return {static_cast<const std::uint8_t*>(view.data()), view.stride(0), view.stride(1)};
+  }
+
+  // Bytes of the device's memory.
+  void* memory(py::handle object, const char* name, std::int64_t bytes) const {
+    if (bytes == 0) return nullptr;
+    const View view = seen(object, name, true, true);
+    if (view.dtype() != Dtype::uint8 || view.dims() != 1 || view.size(0) < bytes ||
+        !view.has_contiguous_rows() || reinterpret_cast<std::uintptr_t>(view.data()) % 16 != 0)
+      throw py::value_error(std::string(name) + " must be " + std::to_string(bytes) +
+                            " contiguous bytes or more, aligned to 16; got " + view.dtype_name() + " " +
+                            view.shape_text());
+    return view.data();
+  }
+
+ private:
+  View seen(py::handle object, const char* name, bool writable, bool required) const {
+    if (required && object.is_none()) throw py::type_error(std::string(name) + " must not be None");
+    return View(object, name, writable, memory_place);
+  }
+
+  void expect(const View& view, Dtype dtype, std::initializer_list<std::int64_t> shape,
+              bool contiguous = true) const {
+    const std::string name = view.name();
+    if (view.dtype() != dtype)
+      throw py::type_error(name + " has dtype " + view.dtype_name() + "; the layer has " +
+                           choice_.dtype_name);
+    if (view.device() != choice_.device)
+      throw py::value_error(name + " is on device " + std::to_string(view.device()) + "; expected " +
+                            std::to_string(choice_.device));
+    bool same = view.dims() == static_cast<int>(shape.size());
+    int dim = 0;
+    std::string text;
+    for (const std::int64_t size : shape) {
+      same = same && view.size(dim++) == size;
+      text += (text.empty() ? "" : ", ") + std::to_string(size);
+    }
+    if (!same)
+      throw py::value_error(name + " has shape " + view.shape_text() + "; expected (" + text +
+                            (shape.size() == 1 ? ",)" : ")"));
+    if (contiguous && !view.has_contiguous_rows())
+      throw py::value_error(name + " must have its last dimension contiguous; its stride is " +
+                            std::to_string(view.stride(view.dims() - 1)));
+  }
+
+  const Choice& choice_;
+  const std::int64_t steps_, rows_;
+};
+
+// The tensors of one direction, in the order of _cuda.pyi.
+template <class T>
+Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const py::tuple& of) {
+  const std::int64_t B = choice.batch, H = choice.hidden, G = choice.shape.weight_blocks * H,
+                     S = choice.shape.gates * H;
+  const bool has_c = choice.shape.cell_state, backward = choice.backward;
+  const Dtype dtype = choice.dtype, real = sizeof(Real<T>) == 8 ? Dtype::float64 : Dtype::float32;
+  constexpr std::size_t forward_tensors = 10, all_tensors = 17;
+  if (of.size() != (backward ? all_tensors : forward_tensors))
+    throw py::value_error("a direction has " + std::to_string(of.size()) + " tensors; expected " +
+                          std::to_string(backward ? all_tensors : forward_tensors));
+  Recurrence<T> r{};
+  r.hidden = choice.hidden;
+  r.batch = choice.batch;
+  if (!backward) r.products = checked.sequence<const T>(of[0], "products", G, true, dtype);
+  r.w_hh = checked.matrix<const T>(of[1], "w_hh", G, H, true);
+  r.b_hh = checked.vector<T>(of[2], "b_hh", G);
+  r.h0 = checked.matrix<const T>(of[3], "h0", B, H, false);
+  if (has_c) r.c0 = checked.matrix<const T>(of[4], "c0", B, H, false);
+  r.y = checked.sequence<T>(of[5], "y", H, true, dtype);
+  if (has_c) r.cells = checked.sequence<Real<T>>(of[6], "cells", H, backward, real);
+  r.gates = checked.sequence<T>(of[7], "gates", S, backward, dtype);
+  r.h_n = checked.matrix<T>(of[8], "h_n", B, H, false);
+  if (has_c) r.c_n = checked.matrix<T>(of[9], "c_n", B, H, false);
+  if (!backward) return r;
+  r.dy = checked.sequence<const T>(of[10], "dy", H, false, dtype);
+  if (has_c) r.dcells = checked.sequence<const T>(of[11], "dcells", H, false, dtype);
+  r.dh_n = checked.matrix<const T>(of[12], "dh_n", B, H, false);
+  if (has_c) r.dc_n = checked.matrix<const T>(of[13], "dc_n", B, H, false);
+  r.dgates = checked.sequence<T>(of[14], "dgates", S, true, dtype);
+  r.dh0 = checked.matrix<T>(of[15], "dh0", B, H, false);
+  if (has_c) r.dc0 = checked.matrix<T>(of[16], "dc0", B, H, false);
+  return r;
+}
+
+// Runs a layer on the caller's stream. Packed, `first` has room for T + 1 int64 as bytes.
+void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps, py::handle batch_sizes,
+         py::handle first, py::handle reset, const py::list& directions, py::handle workspace) {
+  if (static_cast<int>(directions.size()) != choice.directions)
+    throw py::value_error("got " + std::to_string(directions.size()) + " directions; the plan is for " +
+                          std::to_string(choice.directions));
+  const Packing packing(View(batch_sizes, "batch_sizes", false), false);
+  const bool packed = packing.batch > 0;
+  if (packed && packing.batch != choice.batch)
+    throw py::value_error("batch_sizes begin with " + std::to_string(packing.batch) +
+                          "; the plan is for " + std::to_string(choice.batch) + " rows");
+  if (packed) steps = static_cast<std::int64_t>(packing.count.size());
+  if (steps < 1 || steps > most_steps)
+    throw py::value_error("there are " + std::to_string(steps) + " steps; expected 1 to " +
+                          std::to_string(most_steps));
+  const Arguments checked(choice, steps, packed ? packing.rows : -1);
+  std::vector<std::int64_t> rows_before(packing.before.begin(), packing.before.end());
+  const auto table_bytes = static_cast<std::int64_t>(sizeof(std::int64_t) * rows_before.size());
+  void* table = packed ? checked.memory(first, "first", table_bytes) : nullptr;
+  const Resets resets = checked.resets(reset);
+  auto* space =
+      static_cast<unsigned char*>(checked.memory(workspace, "workspace", choice.workspace_bytes()));
+  const Stream stream{choice.device, reinterpret_cast<void*>(stream_handle)};
+  with_kernels(choice.dtype, choice.tf32, [&]<class T>(const NumberKernels<T>& kernels) {
+    Launch<T> launch{};
+    launch.directions = choice.directions;
+    launch.plan = choice.plan;
+    for (int d = 0; d < choice.directions; ++d) {
+      const py::tuple tensors = directions[static_cast<std::size_t>(d)];
+      Recurrence<T>& r = launch.direction[d];
+      r = recurrence<T>(choice, checked, tensors);
+      r.steps = static_cast<int>(steps);
+      r.reverse = d == 1;
+      r.first = static_cast<const std::int64_t*>(table);
+      r.resets = resets;
+    }
+    if (packed) copy_to_device(table, rows_before.data(), table_bytes, stream);
+    if (space) {
+      launch.counters = reinterpret_cast<unsigned*>(space);
+      launch.exchange = space + choice.counters_bytes();
+      zero(space, choice.counters_bytes(), stream);
+    }
+    const auto& cell = kernels.cells[choice.cell];
+    (choice.backward ? cell.backward : cell.forward)(launch, stream);
+  });
+}
+
+// What the framework's products need to know of a cell; rnnfast/cuda.py's Cell.
+py::tuple cell_tuple(int cell) {
+  require_cell(cell);
+  const CellShape shape = kernels<float, Scalars<float>>().cells[cell].shape;
+  const auto pair = [](CellShape::Gates gates) { return py::make_tuple(gates.begin, gates.end); };
+  py::list blocks, recurrent;
+  for (int i = 0; i < shape.gates; ++i) blocks.append(shape.weight_block[i]);
+  for (int i = 0; i < shape.stages; ++i) recurrent.append(pair(shape.recurrent[i]));
+  return py::make_tuple(shape.gates, shape.cell_state, py::tuple(blocks), pair(shape.input),
+                        py::tuple(recurrent));
+}
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+PYBIND11_MODULE(_cuda, m) {
+  using namespace rnnfast::cuda;
+  py::class_<Choice>(m, "Plan")
+      .def_property_readonly("tier", [](const Choice& c) { return name_of(c.plan.tier); })
+      .def_property_readonly("groups", [](const Choice& c) { return c.plan.groups; })
+      .def_property_readonly("blocks", [](const Choice& c) { return c.plan.blocks; })
+      .def_property_readonly("rows", [](const Choice& c) { return c.plan.rows; })
+      .def_property_readonly("units", [](const Choice& c) { return c.plan.units; })
+      .def_property_readonly("shared_bytes", [](const Choice& c) { return c.plan.shared_bytes; })
+      .def_property_readonly("workspace_bytes", &Choice::workspace_bytes)
+      .def("run", &run);
+  m.def("plan", &choose);
+  m.def("cell", &cell_tuple);
+  m.def("device", [](int number) {
+    const Device device = facts(number);
+    py::dict found;
+    found["multiprocessors"] = device.multiprocessors;
+    found["shared_bytes"] = device.shared_bytes;
+    found["most_cluster"] = device.most_cluster;
+    found["cooperative"] = device.cooperative;
+    return found;
+  });
+}

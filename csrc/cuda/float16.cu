@@ -1,0 +1,7 @@
+#include "instantiate.h"
+
+namespace rnnfast::cuda {
+
+template NumberKernels<Float16> kernels<Float16, TensorCores<Float16>>();
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,7 @@
+#include "instantiate.h"
+
+namespace rnnfast::cuda {
+
+template NumberKernels<float> kernels<float, Scalars<float>>();
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,7 @@
+#include "instantiate.h"
+
+namespace rnnfast::cuda {
+
+template NumberKernels<double> kernels<double, Scalars<double>>();
+
+}  // namespace rnnfast::cuda

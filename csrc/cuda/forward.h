@@ -1,0 +1,224 @@
+// The time loop of a group of blocks. In every stage of a step each block multiplies its rows of the
+// recurrent weights, which stay in its registers, by the group's operand (h, or what the stage before
+// returned), applies the cell to its own units and publishes them as part of the next operand.
+#pragma once
+
+#include "group.h"
+#include "product.h"
+
+namespace rnnfast::cuda {
+
+template <class Cell, class T, class Engine>
+class Forward {
+  using V = Real<T>;
+  static constexpr int stages = Cell::stages;
+  static constexpr bool has_c = Cell::cell_state >= 0;
+
+ public:
+  RNNFAST_INLINE explicit Forward(const Launch<T>& launch)
+      : group_(launch),
+        of_(group_.of),
+        plan_(launch.plan),
+        layout_(plan_, shape_of<Cell>(), sizes<T, Engine>(), of_.hidden) {}
+
+  RNNFAST_INLINE void run() {
+    begin();
+    for (int s = 0; s < of_.steps; ++s) {
+      const int t = group_.step(s), active = group_.active(t);
+      if (active > 0) for_stages<0>(t, active);
+    }
+    end();
+  }
+
+ private:
+  template <int stage>
+  RNNFAST_INLINE void for_stages(int t, int active) {
+    if constexpr (stage < stages) {
+      take_operand();
+      const T* operand = memory<T>(layout_.operands) + buffer() * layout_.buffer;
+      constexpr int rows = Cell::recurrent[stage].width();
+      V* partial = memory<V>(layout_.partial);
+      const int units = plan_.units, columns = layout_.columns;
+      product_[stage].multiply(operand, layout_.stride, active, [=](int piece, int m, int b, V sum) {
+        if (m < rows * units) partial[(piece * rows * units + m) * columns + b] = sum;
+      });
+      sync_block();
+      apply<stage>(t, active);
+      sync_block();
+      ++phase_;
+      publish(active);
+      group_.sync();
+      for_stages<stage + 1>(t, active);
+    }
+  }
+
+  // The cell's formula on the block's own units.
+  template <int stage>
+  RNNFAST_INLINE void apply(int t, int active) {
+    constexpr Window window = Cell::recurrent[stage];
+    constexpr int width = window.width(), begin = window.begin;
+    const int own = plan_.rows * plan_.units, pieces = plan_.schedule[stage].pieces;
+    const V *partial = memory<V>(layout_.partial), *bias = memory<V>(layout_.bias);
+    V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c), *kept = memory<V>(layout_.kept);
+    T* mine = memory<T>(layout_.mine);
+    group_.for_own(active, [&](int b, int u) {
+      const int j = group_.first_unit + u, i = b * plan_.units + u;
+      if (j >= of_.hidden) return;
+      const bool cut = group_.cut(t, b);
+      V s[Cell::slots] = {};
+      if constexpr (stage == 0) {
+        const T* products = group_.at(of_.products, t, b) + j;
+        for_slots<Cell::input.begin, Cell::input.end>([&](auto slot) {
+          constexpr int block = Cell::weight_block[slot.value];
+          s[slot.value] = widen(products[block * of_.hidden]);
+        });
+      } else {
+        for_slots<0, Cell::slots>([&](auto slot) { s[slot.value] = kept[slot.value * own + i]; });
+      }
+      for_slots<begin, begin + width>([&](auto slot) {
+        const int m = (slot.value - begin) * plan_.units + u;
+        V sum = 0;
+        for (int piece = 0; piece < pieces; ++piece)
+          sum += partial[(piece * width * plan_.units + m) * layout_.columns + b];
+        s[slot.value] += bias[slot.value * plan_.units + u] + (cut ? V(0) : sum);
+      });
+      const V h0 = cut ? V(0) : h[i], c0 = !has_c || cut ? V(0) : c[i];
+      const V result = Cell::template forward<stage>(s, h0, c0);
+      mine[i] = narrow<T>(result);
+      if constexpr (stage + 1 < stages) {
+        for_slots<0, Cell::slots>([&](auto slot) { kept[slot.value * own + i] = s[slot.value]; });
+      } else {
+        h[i] = result;
+        group_.at(of_.y, t, b)[j] = mine[i];
+        if constexpr (has_c) {
+          c[i] = s[Cell::cell_state];
+          if (of_.cells.data) group_.at(of_.cells, t, b)[j] = c[i];
+        }
+        if (of_.gates.data) {
+          T* gates = group_.at(of_.gates, t, b) + j;
+          for_slots<0, Cell::gates>(
+              [&](auto slot) { gates[slot.value * of_.hidden] = narrow<T>(s[slot.value]); });
+        }
+      }
+    });
+  }
+
+  RNNFAST_INLINE void begin() {
+    T* operands = memory<T>(layout_.operands);
+    const int buffers = plan_.tier == Tier::grid ? 1 : 2;
+    for (int i = thread(); i < buffers * layout_.buffer; i += threads()) operands[i] = T{};
+    load<0>();
+    V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c), *bias = memory<V>(layout_.bias);
+    T* mine = memory<T>(layout_.mine);
+    for (int i = thread(); i < Cell::gates * plan_.units; i += threads()) bias[i] = 0;
+    sync_block();
+    if (of_.b_hh) load_biases<0>(bias);
+    group_.for_own(plan_.rows, [&](int b, int u) {
+      const int j = group_.first_unit + u, i = b * plan_.units + u;
+      const bool there = b < group_.rows && j < of_.hidden;
+      h[i] = there && of_.h0.data ? widen(group_.at(of_.h0, b)[j]) : V(0);
+      if constexpr (has_c) c[i] = there && of_.c0.data ? widen(group_.at(of_.c0, b)[j]) : V(0);
+      mine[i] = narrow<T>(h[i]);
+    });
+    // Where one stage follows another of the same kind, h is read from either buffer: rows of a packed
+    // sequence in reverse begin late. The zeros must be there before another block's h.
+    group_.sync();
+    for (phase_ = stages == 1 ? 1 : 2; phase_ <= 2; ++phase_) publish(plan_.rows);
+    phase_ = 0;
+    group_.sync();
+  }
+
+  template <int stage>
+  RNNFAST_INLINE void load() {
+    if constexpr (stage < stages) {
+      constexpr Window window = Cell::recurrent[stage];
+      product_[stage].load(plan_.schedule[stage], [&](int m, int k) {
+        const int number = m / plan_.units, j = group_.first_unit + m - number * plan_.units;
+        if (number >= window.width() || j >= of_.hidden || k >= of_.hidden) return T{};
+        const int row = weight_block<Cell, window.begin, window.end>(number) * of_.hidden + j;
+        return of_.w_hh.data[row * of_.w_hh.row + k];
+      });
+      load<stage + 1>();
+    }
+  }
+
+  template <int stage>
+  RNNFAST_INLINE void load_biases(V* bias) {
+    if constexpr (stage < stages) {
+      constexpr Window window = Cell::recurrent[stage];
+      for (int i = thread(); i < window.width() * plan_.units; i += threads()) {
+        const int number = i / plan_.units, u = i - number * plan_.units, j = group_.first_unit + u;
+        const int block = weight_block<Cell, window.begin, window.end>(number);
+        if (j < of_.hidden)
+          bias[(window.begin + number) * plan_.units + u] = widen(of_.b_hh[block * of_.hidden + j]);
+      }
+      load_biases<stage + 1>(bias);
+    }
+  }
+
+  RNNFAST_INLINE void end() {
+    const V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c);
+    group_.for_own(group_.rows, [&](int b, int u) {
+      const int j = group_.first_unit + u, i = b * plan_.units + u;
+      if (j >= of_.hidden) return;
+      if (of_.h_n.data) group_.at(of_.h_n, b)[j] = narrow<T>(h[i]);
+      if constexpr (has_c)
+        if (of_.c_n.data) group_.at(of_.c_n, b)[j] = narrow<T>(c[i]);
+    });
+  }
+
+  // The block's `mine` into the operand that the group reads next, 16 bytes at a time.
+  RNNFAST_INLINE void publish(int active) {
+    constexpr int numbers = sizeof(Words) / sizeof(T);
+    const int chunks = plan_.units / numbers, all = active * chunks;
+    const auto* mine = reinterpret_cast<const Words*>(memory<T>(layout_.mine));
+    const int copies = plan_.tier == Tier::cluster ? plan_.blocks : 1;
+    for (int i = thread(); i < copies * all; i += threads()) {
+      const int copy = i / all, chunk = i - copy * all, b = chunk / chunks, at = chunk - b * chunks;
+      T* to;
+      if (plan_.tier == Tier::grid) {
+        to = shared_operand() + b * exchanged_width(plan_);
+      } else {
+        to = memory<T>(layout_.operands) + buffer() * layout_.buffer + b * layout_.stride;
+        if (plan_.tier == Tier::cluster) to = shared_of(to, copy);
+      }
+      reinterpret_cast<Words*>(to + group_.first_unit)[at] = mine[b * chunks + at];
+    }
+  }
+
+  // Where the operand is in device memory, into the block's own.
+  RNNFAST_INLINE void take_operand() {
+    if (plan_.tier != Tier::grid) return;
+    constexpr int numbers = sizeof(Words) / sizeof(T);
+    const int chunks = exchanged_width(plan_) / numbers;
+    const auto* from = reinterpret_cast<const Words*>(shared_operand());
+    T* to = memory<T>(layout_.operands);
+    for (int i = thread(); i < group_.rows * chunks; i += threads()) {
+      const int b = i / chunks, at = i - b * chunks;
+      reinterpret_cast<Words*>(to + b * layout_.stride)[at] = load_fresh(from + i);
+    }
+    sync_block();
+  }
+
+  // Of this phase, in device memory: [rows][exchanged width].
+  RNNFAST_INLINE T* shared_operand() {
+    return reinterpret_cast<T*>(group_.exchange) +
+           (phase_ & 1) * static_cast<long>(plan_.rows) * exchanged_width(plan_);
+  }
+
+  RNNFAST_INLINE int buffer() const { return plan_.tier == Tier::grid ? 0 : phase_ & 1; }
+
+  template <class S>
+  RNNFAST_INLINE S* memory(int offset) const {
+    return reinterpret_cast<S*>(shared_memory() + offset);
+  }
+
+  Group<T> group_;
+  const Recurrence<T>& of_;
+  const Plan& plan_;
+  const ForwardLayout layout_;
+  Product<Engine, Engine::most_tiles / stages> product_[stages];
+  int phase_ = 0;
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,102 @@
+// Which rows, units and steps a block has, and how it meets the others of its group.
+#pragma once
+
+#include "layout.h"
+#include "numbers.h"
+
+namespace rnnfast::cuda {
+
+template <class T>
+class Group {
+ public:
+  RNNFAST_INLINE explicit Group(const Launch<T>& launch)
+      : plan(launch.plan),
+        place_(block() / plan.blocks),
+        rank(block() % plan.blocks),
+        of(launch.direction[place_ / plan.groups]),
+        per_unit_(1.0f / static_cast<float>(plan.units)) {
+    const int group = place_ % plan.groups;
+    first_row = group * plan.rows;
+    rows = min(plan.rows, of.batch - first_row);
+    first_unit = rank * plan.units;
+    if (plan.tier == Tier::grid) {
+      counter_ = launch.counters + place_;
+      exchange =
+          static_cast<unsigned char*>(launch.exchange) + place_ * (plan.exchange_bytes / plan.groups);
+    }
+  }
+
+  static RNNFAST_INLINE int min(int a, int b) { return a < b ? a : b; }
+
+  // Step number s in the order of processing.
+  RNNFAST_INLINE int step(int s) const { return of.reverse ? of.steps - 1 - s : s; }
+
+  // How many of the group's rows have a step t.
+  RNNFAST_INLINE int active(int t) const {
+    if (!of.first) return rows;
+    const long n = of.first[t + 1] - of.first[t] - first_row;
+    return n < 0 ? 0 : n < rows ? static_cast<int>(n) : rows;
+  }
+
+  // Row b of the group at step t.
+  template <class S>
+  RNNFAST_INLINE auto at(const S& sequence, int t, int b) const {
+    const long row = first_row + b;
+    return of.first ? sequence.data + (of.first[t] + row) * sequence.row
+                    : sequence.data + t * sequence.step + row * sequence.row;
+  }
+  template <class M>
+  RNNFAST_INLINE auto at(const M& matrix, int b) const {
+    return matrix.data + (first_row + b) * matrix.row;
+  }
+
+  // Whether the states of row b are zero before step t.
+  RNNFAST_INLINE bool cut(int t, int b) const { return of.resets.data && *at(of.resets, t, b) != 0; }
+
+  // Waits for all blocks of the group; what they wrote before is seen after.
+  RNNFAST_INLINE void sync() {
+    if (plan.tier == Tier::block)
+      sync_block();
+    else if (plan.tier == Tier::cluster)
+      sync_cluster();
+    else
+      meet(counter_, met_ += static_cast<unsigned>(plan.blocks));
+  }
+
+  // i / plan.units, at a tenth of a division's instructions; exact below 2^20.
+  RNNFAST_INLINE int over_units(int i) const {
+    return static_cast<int>((static_cast<float>(i) + 0.5f) * per_unit_);
+  }
+
+  // Calls f(row, unit of the block) for the rows below `count`, each from the same thread every time.
+  template <class F>
+  RNNFAST_INLINE void for_own(int count, const F& f) const {
+    for (int i = thread(); i < count * plan.units; i += threads()) {
+      const int b = over_units(i);
+      f(b, i - b * plan.units);
+    }
+  }
+
+  const Plan& plan;
+
+ private:
+  const int place_;
+
+ public:
+  const int rank;
+  const Recurrence<T>& of;
+  int first_row, rows, first_unit;
+  unsigned char* exchange = nullptr;  // the group's
+
+ private:
+  const float per_unit_;
+  unsigned* counter_ = nullptr;
+  unsigned met_ = 0;
+};
+
+template <class T, class Engine>
+constexpr Sizes sizes() {
+  return {sizeof(T), sizeof(Real<T>), Engine::depth, Engine::columns};
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,45 @@
+// What kernels() is, for the sources that compile it for one type of numbers each.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+#include "kernels.h"
+
+namespace rnnfast::cuda {
+
+template <class Cell, class T, class Engine>
+__global__ void __launch_bounds__(block_threads, 1)
+    forward_kernel(const __grid_constant__ Launch<T> launch) {
+  Forward<Cell, T, Engine>(launch).run();
+}
+
+template <class Cell, class T, class Engine>
+__global__ void __launch_bounds__(block_threads, 1)
+    backward_kernel(const __grid_constant__ Launch<T> launch) {
+  Backward<Cell, T, Engine>(launch).run();
+}
+
+template <class Cell, class T, class Engine>
+void start_forward(const Launch<T>& launch, const Stream& stream) {
+  start(forward_kernel<Cell, T, Engine>, launch, stream);
+}
+
+template <class Cell, class T, class Engine>
+void start_backward(const Launch<T>& launch, const Stream& stream) {
+  start(backward_kernel<Cell, T, Engine>, launch, stream);
+}
+
+template <class T, class Engine, class... Cell>
+const CellKernels<T>* kernels_of(CellList<Cell...>) {
+  static constexpr CellKernels<T> table[] = {
+      {shape_of<Cell>(), &start_forward<Cell, T, Engine>, &start_backward<Cell, T, Engine>}...};
+  return table;
+}
+
+template <class T, class Engine>
+NumberKernels<T> kernels() {
+  return {Cells::size, kernels_of<T, Engine>(Cells{}), sizes<T, Engine>(),
+          EngineShape{Engine::rows, Engine::depth, Engine::columns, Engine::lanes, Engine::most_tiles}};
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,34 @@
+// The kernels of one type of numbers and one engine, as host functions that start them.
+#pragma once
+
+#include "layout.h"
+#include "plan.h"
+#include "start.h"
+
+namespace rnnfast::cuda {
+
+template <class T>
+struct Scalars;
+template <class T>
+struct TensorCores;
+
+template <class T>
+struct CellKernels {
+  CellShape shape;
+  void (*forward)(const Launch<T>&, const Stream&);
+  void (*backward)(const Launch<T>&, const Stream&);
+};
+
+// Of all cells, in the order of cells.h.
+template <class T>
+struct NumberKernels {
+  int count;
+  const CellKernels<T>* cells;
+  Sizes sizes;
+  EngineShape engine;
+};
+
+template <class T, class Engine>  // Scalars or TensorCores
+NumberKernels<T> kernels();
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,122 @@
+// What lies where in a block's shared memory: asked by the kernels, and by the plan for its size.
+#pragma once
+
+#include "recurrence.h"
+
+namespace rnnfast::cuda {
+
+constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Hands out offsets in bytes, aligned for any access.
+struct Arena {
+  int used = 0;
+  constexpr int take(long numbers, int bytes) {
+    const int at = used;
+    used += static_cast<int>((numbers * bytes + 15) / 16 * 16);
+    return at;
+  }
+};
+
+// What the layouts depend on, beside the plan: sizes of a number and of a sum, and the engine's tiles.
+struct Sizes {
+  int number, sum;
+  int tile_depth, tile_columns;
+  constexpr int pad() const { return 16 / number; }  // keeps the rows of an operand in different banks
+};
+
+// Of a cell, what must be known without its formula; csrc/cells.h says what each is.
+struct CellShape {
+  struct Gates {
+    int begin, end;
+    constexpr int width() const { return end - begin; }
+  };
+  const char* name;
+  int slots, gates, stages, weight_blocks;
+  bool cell_state;
+  int weight_block[most_gates];
+  Gates input, recurrent[most_stages];
+  int widest;  // the most gates that one stage's product feeds
+};
+
+template <class Cell>  // to be evaluated when compiling: a kernel has a cell's arrays only as constants
+consteval CellShape shape_of() {
+  CellShape shape{Cell::name,
+                  Cell::slots,
+                  Cell::gates,
+                  Cell::stages,
+                  Cell::weight_blocks,
+                  Cell::cell_state >= 0,
+                  {},
+                  {Cell::input.begin, Cell::input.end},
+                  {},
+                  0};
+  for (int gate = 0; gate < Cell::gates; ++gate) shape.weight_block[gate] = Cell::weight_block[gate];
+  for (int stage = 0; stage < Cell::stages; ++stage) {
+    shape.recurrent[stage] = {Cell::recurrent[stage].begin, Cell::recurrent[stage].end};
+    if (shape.recurrent[stage].width() > shape.widest) shape.widest = shape.recurrent[stage].width();
+  }
+  return shape;
+}
+
+// What of h a group exchanges: that of a block's units from each, padding included.
+constexpr int exchanged_width(const Plan& plan) { return plan.blocks * plan.units; }
+
+struct ForwardLayout {
+  int stride, buffer;  // of an operand's row, and of one operand, in numbers
+  int operands;        // [2 or, where the tier is grid, 1][rows][stride]
+  int partial;         // [pieces][gates of the window][units][columns]
+  int columns;         // rows of the batch, and one more to spread them over the banks
+  int h, c;            // [rows][units], the states, as sums are
+  int mine;            // [rows][units], what is published next
+  int bias;            // [gates][units]
+  int kept;            // [slots][rows][units], from stage to stage
+  int bytes;
+
+  constexpr ForwardLayout(const Plan& plan, const CellShape& cell, const Sizes& size, int hidden) {
+    const int rows = round_up(plan.rows, size.tile_columns);
+    const int depth = round_up(hidden, 2 * size.tile_depth), width = exchanged_width(plan);
+    stride = round_up(depth > width ? depth : width, 16) + size.pad();
+    buffer = rows * stride;
+    columns = rows + 1;
+    int pieces = 1;
+    for (int i = 0; i < cell.stages; ++i)
+      pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
+    const int own = plan.rows * plan.units;
+    Arena arena;
+    operands = arena.take(long{buffer} * (plan.tier == Tier::grid ? 1 : 2), size.number);
+    partial = arena.take(long{pieces} * cell.widest * plan.units * columns, size.sum);
+    h = arena.take(own, size.sum);
+    c = arena.take(cell.cell_state ? own : 0, size.sum);
+    mine = arena.take(own, size.number);
+    bias = arena.take(cell.gates * plan.units, size.sum);
+    kept = arena.take(cell.stages > 1 ? long{cell.slots} * own : 0, size.sum);
+    bytes = arena.used;
+  }
+};
+
+struct BackwardLayout {
+  int stride;   // of the operand's row, in numbers
+  int operand;  // [rows][stride]: the gradients of the block's own gates
+  int inbox;  // [2][one for each block and piece][rows][units]; in device memory where the tier is grid
+  int parcels;  // those
+  int dh, dc;   // [rows][units], without what comes through the products
+  int bytes;
+
+  constexpr BackwardLayout(const Plan& plan, const CellShape& cell, const Sizes& size) {
+    const int rows = round_up(plan.rows, size.tile_columns);
+    stride = round_up(round_up(cell.widest * plan.units, 2 * size.tile_depth), 16) + size.pad();
+    int pieces = 1;
+    for (int i = 0; i < cell.stages; ++i)
+      pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
+    parcels = plan.blocks * pieces;
+    const int own = plan.rows * plan.units;
+    Arena arena;
+    operand = arena.take(long{rows} * stride, size.number);
+    inbox = arena.take(plan.tier == Tier::grid ? 0 : 2L * parcels * own, size.sum);
+    dh = arena.take(own, size.sum);
+    dc = arena.take(cell.cell_state ? own : 0, size.sum);
+    bytes = arena.used;
+  }
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,93 @@
+// What math.h and the cells need of a number in a CUDA thread.
+#pragma once
+
+#include "device.h"
+
+namespace rnnfast::cuda {
+
+template <class V>
+struct Traits;
+template <>
+struct Traits<float> {
+  using bits = int;
+};
+template <>
+struct Traits<double> {
+  using bits = long long;
+};
+template <class V>
+using scalar_of = V;
+template <class V>
+using bits_of = typename Traits<V>::bits;
+
+template <class To, class From>
+RNNFAST_INLINE To bit_cast(From v) {
+  return __builtin_bit_cast(To, v);
+}
+
+template <class V>
+RNNFAST_INLINE V splat(V x) {
+  return x;
+}
+
+RNNFAST_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+RNNFAST_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// A NaN stays a NaN.
+template <class V>
+RNNFAST_INLINE V clamp(V x, V low, V high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+template <class V>
+RNNFAST_INLINE V where_positive(V test, V x) {
+  return test > V(0) ? x : V(0);
+}
+
+using rnnfast::widen;
+
+template <class T>
+RNNFAST_INLINE T narrow(Real<T> x) {
+  return rnnfast::narrow<T>(x);
+}
+template <>
+RNNFAST_INLINE Float16 narrow<Float16>(float x) {
+  return narrow_to_half(x);
+}
+
+}  // namespace rnnfast::cuda
+
+#define RNNFAST_TARGET cuda
+#include "../math.h"
+
+#include "../cells.h"
+
+namespace rnnfast::cuda {
+
+// The block of H rows in torch's weights that belongs to gate `number` of a window.
+template <class Cell, int first, int last>
+RNNFAST_INLINE int weight_block(int number) {
+  if constexpr (first + 1 >= last) {
+    constexpr int block = Cell::weight_block[first];
+    return block;
+  } else {
+    constexpr int block = Cell::weight_block[first];
+    return number == 0 ? block : weight_block<Cell, first + 1, last>(number - 1);
+  }
+}
+
+// Calls f(std::integral_constant) for each slot from first to last, so that slots stay in registers.
+template <int number>
+struct Number {
+  static constexpr int value = number;
+};
+template <int first, int last, class F>
+RNNFAST_INLINE void for_slots(const F& f) {
+  if constexpr (first < last) {
+    f(Number<first>{});
+    for_slots<first + 1, last>(f);
+  }
+}
+
+}  // namespace rnnfast::cuda

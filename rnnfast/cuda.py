@@ -1,0 +1,320 @@
+"""A stack of layers on a CUDA device.
+
+The framework multiplies the inputs, and the gradients of the gates; the extension ``_cuda`` runs the
+recurrence in between, a layer with both its directions in one launch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checks
+from ._native import _cuda
+from .cuda_products import Cell, Products, before, real
+from .spec import CELLS, Outputs, Spec
+
+#: What the kernels compute in, and its name there.
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@cache
+def _cell(name: str) -> Cell:
+    return Cell(*_cuda.cell(CELLS[name]))
+
+
+def _tf32(dtype: torch.dtype) -> bool:
+    """Whether float32 may be multiplied as TF32, as cuDNN's recurrent kernels would."""
+    if dtype != torch.float32:
+        return False
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # it was set by the newer name, which the older one then refuses to read
+        return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+@cache
+def _plan(
+    device: int,
+    cell: str,
+    dtype: torch.dtype,
+    tf32: bool,
+    backward: bool,
+    hidden: int,
+    batch: int,
+    directions: int,
+    tier: str | None,
+) -> Any:
+    sizes = (hidden, batch, directions)
+    return _cuda.plan(device, CELLS[cell], DTYPES[dtype], tf32, backward, *sizes, tier)
+
+
+def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
+    """Who computes what (an attribute ``tier`` says on which one), or None where no tier fits.
+
+    RNNFAST_CUDA_TIER names the only tier that may be taken: block, cluster or grid.
+    """
+    tier = os.environ.get("RNNFAST_CUDA_TIER") or None
+    tf32 = _tf32(x.dtype)
+    sizes = (hidden, batch, spec.directions)
+    return _plan(x.device.index or 0, spec.cell, x.dtype, tf32, backward, *sizes, tier)
+
+
+def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int) -> int:
+    """The size of ``Outputs.saved`` for each row of ``x``."""
+    cell, number = _cell(spec.cell), spec.layers * spec.directions
+    cells = number * cell.cell_state * hidden * real(dtype).itemsize
+    between = (spec.layers - 1) * spec.directions * hidden
+    return cells + (number * cell.gates * hidden + between) * dtype.itemsize
+
+
+class _Saved:
+    """What backward needs, in one tensor: cell states, gates, and the outputs of all layers but one."""
+
+    def __init__(
+        self, memory: Tensor, spec: Spec, rows: tuple[int, ...], x: Tensor, hidden: int
+    ) -> None:
+        cell, dtype = _cell(spec.cell), x.dtype
+        self._memory, self._used, self._rows = memory, 0, rows
+        layers, directions = range(spec.layers), range(spec.directions)
+        self.cells: list[list[Tensor | None]] = [
+            [self._take(real(dtype), hidden) if cell.cell_state else None for _ in directions]
+            for _ in layers
+        ]
+        self.gates = [[self._take(dtype, cell.gates * hidden) for _ in directions] for _ in layers]
+        self.outputs = [self._take(dtype, spec.directions * hidden) for _ in layers[1:]]
+
+    def _take(self, dtype: torch.dtype, width: int) -> Tensor:
+        count = width * dtype.itemsize * math.prod(self._rows)
+        start, self._used = self._used, self._used + count
+        return self._memory[start : self._used].view(dtype).view(*self._rows, width)
+
+
+class _Call(NamedTuple):
+    """A call's sizes, and what is the same for all its layers."""
+
+    rows: tuple[int, ...]  # [T, B], or packed [rows]
+    steps: int
+    batch: int
+    batch_sizes: Tensor | None
+    first: Tensor | None  # room for the rows before each step
+    reset: Tensor | None
+    turned: bool  # whether the caller has the batch first
+    stream: int
+
+
+def _call(
+    spec: Spec, batch_sizes: Tensor | None, reset: Tensor | None, x: Tensor
+) -> tuple[Tensor, _Call]:
+    """``x`` with time first, and the call."""
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+    if batch_sizes is not None:
+        steps = len(batch_sizes)
+        first = x.new_empty(8 * (steps + 1), dtype=torch.uint8)
+        batch = int(batch_sizes[0])
+        return x, _Call((x.size(0),), steps, batch, batch_sizes, first, reset, False, stream)
+    turned = spec.batch_first
+    if turned:
+        x, reset = x.transpose(0, 1), reset if reset is None else reset.transpose(0, 1)
+    steps, batch = x.shape[:2]
+    return x, _Call((steps, batch), steps, batch, None, None, reset, turned, stream)
+
+
+def _run(plan: Any, call: _Call, x: Tensor, directions: list[tuple[Tensor | None, ...]]) -> None:
+    space = plan.workspace_bytes
+    workspace = x.new_empty(space, dtype=torch.uint8) if space else None
+    plan.run(
+        *(call.stream, call.steps, call.batch_sizes, call.first, call.reset, directions, workspace)
+    )
+
+
+def _covers(spec: Spec, batch_sizes: Tensor | None, tensors: list[Tensor | None]) -> bool:
+    x = tensors[0]
+    if _cuda is None or x is None or x.dtype not in DTYPES or spec.projected:
+        return False
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        return False
+    if x.numel() == 0 or x.dim() != (3 if batch_sizes is None else 2):
+        return False
+    return all(
+        t is None
+        or (
+            type(t) in checks.PLAIN
+            and t.device == x.device
+            and t.dtype == x.dtype
+            and t.layout == torch.strided
+        )
+        for t in tensors
+    )
+
+
+def forward(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+    save: bool,
+    reset: Tensor | None = None,
+    cells: bool = False,
+) -> Outputs | None:
+    """As :func:`ops.forward`; None, having done nothing, where no kernel takes the arguments."""
+    if not _covers(spec, batch_sizes, [x, h0, c0, *weights]):
+        return None
+    _, hidden = spec.widths(weights)
+    y, call = _call(spec, batch_sizes, reset, x)
+    chosen = plan(spec, x, hidden, call.batch, False)
+    if chosen is None or (save and plan(spec, x, hidden, call.batch, True) is None):
+        return None
+    saved = kept = None
+    if save:
+        count = saved_bytes_of_a_row(spec, x.dtype, hidden) * math.prod(call.rows)
+        saved = x.new_empty(count, dtype=torch.uint8)
+        kept = _Saved(saved, spec, call.rows, x, hidden)
+    has_c = _cell(spec.cell).cell_state
+    states = (spec.layers * spec.directions, call.batch, hidden)
+    h_n, c_n = x.new_empty(states), x.new_empty(states) if has_c else None
+    every_c: list[Tensor | None] = []
+    for k in range(spec.layers):
+        last = k == spec.layers - 1
+        below, width = y, spec.directions * hidden
+        if kept is not None and not last:
+            y = kept.outputs[k]
+        elif last and call.turned:
+            y = x.new_empty(call.batch, call.steps, width).transpose(0, 1)
+        else:
+            y = x.new_empty(*call.rows, width)
+        if kept is not None:
+            every_c = kept.cells[k]
+        else:
+            wanted = cells and last and has_c
+            every_c = [
+                x.new_empty(*call.rows, hidden, dtype=real(x.dtype)) if wanted else None
+                for _ in range(spec.directions)
+            ]
+        given: list[tuple[Tensor | None, ...]] = []
+        for d in range(spec.directions):
+            number = k * spec.directions + d
+            w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+            products = F.linear(below, w_ih, b_ih)
+            given.append(
+                (
+                    *(products, _rows(w_hh), _rows(b_hh), _part(h0, number), _part(c0, number)),
+                    *(_own(y, d, hidden), every_c[d], None if kept is None else kept.gates[k][d]),
+                    *(h_n[number], _part(c_n, number)),
+                )
+            )
+        _run(chosen, call, x, given)
+    c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype) if cells and has_c else None
+    if call.turned:
+        y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1)
+    return Outputs(y, h_n, c_n, c, saved)
+
+
+def backward(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    inputs: tuple[Tensor | None, ...],
+    y: Tensor,
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """As :func:`ops.backward`."""
+    x, h0, c0, *rest = inputs
+    assert x is not None
+    weights: list[Any] = rest
+    _, hidden = spec.widths(weights)
+    cell = _cell(spec.cell)
+    first_input, call = _call(spec, batch_sizes, reset, x)
+    chosen = plan(spec, x, hidden, call.batch, True)
+    kept = _Saved(saved, spec, call.rows, x, hidden)
+    dy, dh_n, dc_n, dcells = grads
+    if call.turned:
+        y, dy, dcells = (t if t is None else t.transpose(0, 1) for t in (y, dy, dcells))  # type: ignore[assignment]
+    outputs = [*kept.outputs, y]
+    states = (spec.layers * spec.directions, call.batch, hidden)
+    dh0, dc0 = (x.new_empty(states) if wants else None for wants in wanted[1:3])
+    found: list[Tensor | None] = [None, dh0, dc0, *(None for _ in weights)]
+    lowest = _lowest(spec, wanted)
+    for k in reversed(range(lowest, spec.layers)):
+        last = k == spec.layers - 1
+        numbers = range(k * spec.directions, (k + 1) * spec.directions)
+        dgates = [x.new_empty(*call.rows, cell.gates * hidden) for _ in numbers]
+        given: list[tuple[Tensor | None, ...]] = []
+        for d, number in enumerate(numbers):
+            w_hh = spec.weights(weights, number)[1]
+            given.append(
+                (
+                    *(None, _rows(w_hh), None, _part(h0, number), _part(c0, number)),
+                    *(_own(outputs[k], d, hidden), kept.cells[k][d], kept.gates[k][d], None, None),
+                    *(_own(dy, d, hidden), _own(dcells, d, hidden) if last else None),
+                    *(_part(dh_n, number), _part(dc_n, number), dgates[d]),
+                    *(_part(dh0, number), _part(dc0, number)),
+                )
+            )
+        _run(chosen, call, x, given)
+        below = outputs[k - 1] if k > 0 else first_input
+        dy = None
+        for d, number in enumerate(numbers):
+            start = 3 + number * spec.weights_each
+            asked = wanted[start : start + spec.weights_each]
+            gradients = Products(cell, hidden, dgates[d].flatten(0, -2))
+            w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+            if k > lowest or wanted[0]:
+                part = gradients.of_input(w_ih)
+                dy = part if dy is None else dy.add_(part)
+            if asked[0]:
+                found[start] = gradients.of_w_ih(w_ih, below.flatten(0, -2))
+            if asked[1]:
+                own, initial = _own(outputs[k], d, hidden), _part(h0, number)
+                h = before(own, initial, d == 1, batch_sizes, call.reset)
+                found[start + 1] = gradients.of_w_hh(w_hh, h, kept.gates[k][d])
+            if spec.bias and asked[2]:
+                found[start + 2] = gradients.of_b_ih(b_ih)
+            if spec.bias and asked[3]:
+                found[start + 3] = gradients.of_b_hh(b_hh)
+        dy = dy if dy is None else dy.view(*call.rows, -1)
+    if wanted[0]:
+        assert dy is not None
+        found[0] = dy.transpose(0, 1) if call.turned else dy
+    return found
+
+
+def _lowest(spec: Spec, wanted: Sequence[bool]) -> int:
+    """The lowest layer of which anything is wanted."""
+    if any(wanted[:3]):
+        return 0
+    each = spec.directions * spec.weights_each
+    for k in range(spec.layers):
+        if any(wanted[3 + k * each : 3 + (k + 1) * each]):
+            return k
+    return spec.layers
+
+
+def _rows(t: Any) -> Any:
+    """The last dimension contiguous, which the kernels need."""
+    return t if t is None or t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def _part(states: Tensor | None, number: int) -> Tensor | None:
+    return None if states is None else _rows(states[number])
+
+
+def _own(sequence: Any, d: int, hidden: int) -> Any:
+    """The part of a direction."""
+    return None if sequence is None else _rows(sequence[..., d * hidden : (d + 1) * hidden])

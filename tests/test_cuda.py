@@ -1,0 +1,418 @@
+"""The CUDA wing: on a device where there is one, and always on an emulated one.
+
+The emulated device (tests/cuda_on_cpu) runs the same kernels, bindings and launches, with fibers on the
+CPU in the place of CUDA threads, and takes CPU tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+from filelock import FileLock
+
+import cuda_on_cpu
+import reference
+import rnnfast
+from rnnfast import autograd, cuda
+from rnnfast.spec import CELLS, Spec
+
+TIERS = ["block", "cluster", "grid"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+GATES = {name: cell.gates for name, cell in reference.CELLS.items()}
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The emulated extension, built once for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp().parent / "cuda_on_cpu"
+    with FileLock(f"{folder}.lock"):
+        library = folder / "_cuda.so"
+        if not library.is_file():
+            library = cuda_on_cpu.build(folder)
+    return cuda_on_cpu.load(library)
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def device(request, monkeypatch):
+    """A device to put tensors on, with rnnfast.cuda ready for it."""
+    if request.param == "emulated":
+        monkeypatch.setattr(cuda, "_cuda", request.getfixturevalue("emulated"))
+        cuda._plan.cache_clear()
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield "cpu"
+        cuda._plan.cache_clear()
+        return
+    if rnnfast._native._cuda is None:
+        pytest.skip("rnnfast was built without CUDA")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    yield "cuda"
+
+
+@dataclass(frozen=True)
+class Case:
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: torch.dtype = torch.float32
+    layers: int = 1
+    directions: int = 1
+    batch_first: bool = False
+    bias: bool = True
+    packed: bool = False
+    reset: bool = False
+    states: bool = True
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.cell, self.layers, self.directions, self.bias, False, self.batch_first)
+
+    def make(self):
+        """float64 tensors: inputs, batch sizes and resets."""
+        random = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+
+        def normal(*shape):
+            return torch.randn(shape, generator=random, dtype=torch.float64)
+
+        rows, k = GATES[self.cell] * self.H, self.H**-0.5
+        weights = []
+        for layer in range(self.layers):
+            inputs = self.I if layer == 0 else self.directions * self.H
+            for _ in range(self.directions):
+                shapes = [(rows, inputs), (rows, self.H)] + [(rows,)] * (2 * self.bias)
+                weights += [(2 * torch.rand(s, generator=random).double() - 1) * k for s in shapes]
+        sizes = None
+        if self.packed:
+            lengths = torch.randint(1, self.T + 1, (self.B,), generator=random)
+            lengths[0] = self.T
+            sizes = torch.stack([(lengths > t).sum() for t in range(self.T)])
+            x = normal(int(sizes.sum()), self.I)
+        else:
+            x = normal(*((self.B, self.T) if self.batch_first else (self.T, self.B)), self.I)
+        shape = (self.layers * self.directions, self.B, self.H)
+        h0 = normal(*shape) / 2 if self.states else None
+        c0 = normal(*shape) / 2 if self.states and self.cell == "lstm" else None
+        reset = torch.rand(x.shape[:-1], generator=random) < 0.3 if self.reset else None
+        return [x, h0, c0, *weights], sizes, reset
+
+    def __str__(self) -> str:
+        flags = [name for name in ("batch_first", "packed", "reset") if getattr(self, name)]
+        flags += ["" if self.bias else "nobias", "" if self.states else "nostates"]
+        size = f"T{self.T}B{self.B}I{self.I}H{self.H}L{self.layers}D{self.directions}"
+        return "-".join([self.cell, str(self.dtype)[6:], size, *filter(None, flags)])
+
+
+def to(device, t, dtype=None):
+    return t if t is None else t.to(device, dtype)
+
+
+def run(case, device):
+    """Outputs and gradients by the kernels, and the cotangents that were given."""
+    inputs, sizes, reset = case.make()
+    x, h0, c0, *weights = own = [to(device, t, case.dtype) for t in inputs]
+    has_c = case.cell == "lstm"
+    reset = to(device, reset)
+    out = cuda.forward(case.spec, sizes, x, h0, c0, weights, True, reset, has_c)
+    assert out is not None, "no plan"
+    random = torch.Generator().manual_seed(1)
+    grads = [t if t is None else torch.randn(t.shape, generator=random) for t in out[:4]]
+    grads = [to(device, t, case.dtype) for t in grads]
+    wanted = [t is not None for t in inputs]
+    found = cuda.backward(case.spec, sizes, reset, tuple(own), out.y, out.saved, grads, wanted)
+    return [*out[:4], *found], grads
+
+
+def by_formula(case, grads, dtype):
+    """The same in torch's operators on the CPU."""
+    inputs, sizes, reset = case.make()
+    leaves = [t if t is None else t.to(case.dtype).to(dtype).requires_grad_() for t in inputs]
+    x, h0, c0, *weights = leaves
+    out = autograd.eager_stack(case.spec, sizes, x, h0, c0, weights, reset, case.cell == "lstm")
+    pairs = [(t, to("cpu", g, dtype)) for t, g in zip(out[:4], grads, strict=True) if t is not None]
+    there = [t for t in leaves if t is not None]
+    found = iter(torch.autograd.grad([t for t, _ in pairs], there, [g for _, g in pairs]))
+    outputs = [t if t is None else t.detach() for t in out[:4]]
+    return [*outputs, *(t if t is None else next(found) for t in leaves)]
+
+
+def check(case, device, unit=None):
+    """As exact as torch's operators in the same dtype are, or nearly so."""
+    got, grads = run(case, device)
+    true = by_formula(case, grads, torch.float64)
+    peer = by_formula(case, grads, case.dtype)
+    unit = (
+        unit or (8 if case.dtype in (torch.float32, torch.float64) else 1) * torch.finfo(case.dtype).eps
+    )
+    wrong = []
+    for i, (g, t, p) in enumerate(zip(got, true, peer, strict=True)):
+        assert (g is None) == (t is None), i
+        if t is None or t.numel() == 0:
+            continue
+        assert g.shape == t.shape
+        assert g.dtype == case.dtype
+        scale = t.abs().max().clamp_min(1e-30)
+        error, others = (float((v.cpu().double() - t).abs().max() / scale) for v in (g, p))
+        if not error <= 4 * others + unit:  # a NaN is wrong too
+            wrong.append(f"number {i} is off by {error:.2e}; torch by {others:.2e}")
+    assert not wrong, "; ".join(wrong)
+
+
+def cases():
+    for cell in GATES:
+        yield Case(cell, 4, 3, 5, 7)
+        yield Case(cell, 3, 9, 2, 33, batch_first=True, bias=False, states=False)
+        yield Case(cell, 5, 3, 3, 17, layers=2, directions=2, batch_first=True, reset=True)
+        yield Case(cell, 6, 9, 3, 17, layers=2, directions=2, packed=True, reset=True)
+        yield Case(cell, 1, 1, 1, 1)
+        yield Case(cell, 3, 5, 4, 33, torch.float64, directions=2, packed=True)
+        if cell != "rnn_relu":  # rounded sums lie on either side of its kink
+            yield Case(cell, 3, 10, 4, 40, torch.bfloat16)
+            yield Case(
+                cell, 6, 9, 3, 24, torch.bfloat16, layers=2, directions=2, packed=True, reset=True
+            )
+            yield Case(cell, 3, 10, 4, 40, torch.float16, reset=True)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("case", [*cases()], ids=str)
+def test_values_and_gradients(case, tier, device, monkeypatch):
+    if tier == "cluster" and case.H < 9:
+        pytest.skip("a block has 8 units at least: two would have none")
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    check(case, device)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_tf32(cell, tier, device, monkeypatch):
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    case = Case(cell, 3, 10, 4, 40)
+    check(case, device, unit=4 * 2.0**-10)
+    with pytest.raises(AssertionError, match="is off by"):  # or it was not TF32
+        check(case, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_blocks(dtype, device, monkeypatch):
+    """Weights that no single block could hold."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "grid")
+    case = Case("lstm", 3, 4, 3, 200, dtype)
+    check(case, device)
+    x = torch.empty(1, 4, 3, dtype=dtype, device=device)
+    assert cuda.plan(case.spec, x, 200, 4, backward=True).blocks > 1
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("cell", GATES)
+def test_the_same_bits_again(cell, tier, device, monkeypatch):
+    """The emulated threads take their turns in another order each time."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    case = Case(cell, 5, 9, 3, 24, torch.float32, directions=2, packed=True, reset=True)
+    first, _ = run(case, device)
+    again, _ = run(case, device)
+    for a, b in zip(first, again, strict=True):
+        assert a is b or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_a_row_does_not_depend_on_the_others(cell, device, monkeypatch):
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "cluster")
+    case = Case(cell, 4, 21, 3, 24, torch.float32)
+    inputs, _, _ = case.make()
+    x, h0, c0, *weights = (to(device, t, case.dtype) for t in inputs)
+    whole = cuda.forward(case.spec, None, x, h0, c0, weights, False)
+    part = [t if t is None else t[:, 5:7].contiguous() for t in (x, h0, c0)]
+    few = cuda.forward(case.spec, None, *part, weights, False)
+    assert torch.equal(whole.y[:, 5:7], few.y)
+
+
+@pytest.fixture
+def modules(device, monkeypatch):
+    """Has rnnfast's modules run on the device, the emulated one too."""
+    if device == "cpu":
+        monkeypatch.setattr(autograd.ops, "forward", lambda *a, **k: cuda.forward(*a[:9], **k))
+        monkeypatch.setattr(autograd.ops, "backward", cuda.backward)
+    return device
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_modules(cell, modules):
+    """A whole module, its states and its gradients, against torch's operators in float64."""
+    kind = reference.CELLS[cell]
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, **dict(kind.options)}
+    torch.manual_seed(0)
+    module = getattr(rnnfast, kind.layer)(3, 9, **options).double().to(modules)
+    x = torch.randn(4, 5, 3, dtype=torch.float64, device=modules, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: module(x)[0], x)
+    y = module(x)[0]
+    with torch.backends.cudnn.flags(enabled=False):
+        true, _ = module._run(x, None, fused=False)
+    torch.testing.assert_close(y, true)
+    y.square().sum().backward()
+    found = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    true.square().sum().backward()
+    for p, g in zip(module.parameters(), found, strict=True):
+        torch.testing.assert_close(g, p.grad)
+
+
+@pytest.mark.parametrize(
+    "frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l1", "all of layer 0", "x"]
+)
+def test_frozen_weights(frozen, modules):
+    torch.manual_seed(0)
+    module = rnnfast.GRU(3, 9, 2).double().to(modules)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, device=modules, requires_grad=frozen != "x")
+    module(x)[0].square().sum().backward()
+    full = {name: p.grad for name, p in module.named_parameters()}
+    module.zero_grad(set_to_none=True)
+    off = [
+        n for n, _ in module.named_parameters() if n == frozen or (" " in frozen and n.endswith("l0"))
+    ]
+    for name in off:
+        getattr(module, name).requires_grad_(False)
+    module(x.detach() if " " in frozen else x)[0].square().sum().backward()
+    for name, p in module.named_parameters():
+        if name in off:
+            assert p.grad is None
+        else:
+            torch.testing.assert_close(p.grad, full[name])
+
+
+def test_what_no_plan_covers_is_left_to_torch(device):
+    spec = Spec("lstm", 1, 1, True, False, False)
+    wide = torch.empty(1, 1, 4, device=device)
+    assert cuda.plan(spec, wide, 1 << 14, 1, backward=False) is None
+    weights = [torch.zeros(s, device=device) for s in [(16, 4), (16, 4), (16,), (16,)]]
+    x = torch.zeros(2, 3, 4, device=device)
+    assert cuda.forward(spec, None, x.int(), None, None, weights, False) is None
+    assert cuda.forward(spec, None, x.half(), None, None, weights, False) is None
+    assert cuda.forward(spec, None, x[:0], None, None, weights, False) is None
+    assert cuda.forward(spec._replace(projected=True), None, x, None, None, weights, False) is None
+    assert cuda.forward(spec, None, x, None, None, weights, False) is not None
+
+
+def tensors(device, T=3, B=2, H=8):
+    """What Plan.run gets for a forward GRU."""
+    shapes = [(T, B, 3 * H), (3 * H, H), (3 * H,), (B, H), None, (T, B, H), None, None, (B, H), None]
+    return [None if s is None else torch.zeros(s, device=device) for s in shapes]
+
+
+@pytest.mark.parametrize(
+    ("at", "change", "error"),
+    [
+        (0, lambda t: t[:2], "products has shape .2, 2, 24.; expected .3, 2, 24."),
+        (0, lambda t: t.double(), "products has dtype float64; the layer has float32"),
+        (0, lambda t: None, "products must not be None"),
+        (1, lambda t: t[:, :7], "w_hh has shape .24, 7.; expected .24, 8."),
+        (1, lambda t: t.t().contiguous().t(), "w_hh must have its last dimension contiguous"),
+        (2, lambda t: t[:8], "b_hh has shape .8,.; expected .24,."),
+        (3, lambda t: t[:1], "h0 has shape .1, 8.; expected .2, 8."),
+        (5, lambda t: t[:, :1], "y has shape .3, 1, 8.; expected .3, 2, 8."),
+        (5, lambda t: t[:1].expand(3, 2, 8), "y cannot be used: its elements share memory"),
+        (7, lambda t: torch.zeros(3, 2, 8), "gates has shape .3, 2, 8.; expected .3, 2, 32."),
+        (8, lambda t: t[0], "h_n has shape .8,.; expected .2, 8."),
+    ],
+)
+def test_sizes_are_checked(emulated, at, change, error):
+    plan = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, None)
+    given = tensors("cpu")
+    given[5].fill_(7)
+    plan.run(0, 3, None, None, None, [tuple(given)], None)
+    given[5].fill_(7)
+    given[at] = change(given[at])
+    with pytest.raises((TypeError, ValueError), match=error):
+        plan.run(0, 3, None, None, None, [tuple(given)], None)
+    assert at == 5 or bool((given[5] == 7).all())
+
+
+def test_lengths_and_room_are_checked(emulated):
+    plan = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, None)
+    given = tuple(tensors("cpu"))
+    room = torch.zeros(8, dtype=torch.uint8)
+    for sizes, error in [
+        ([2, 3], "never grow; entry 1 is 3"),
+        ([2, 0], "entry 1 is 0"),
+        ([3, 1], "begin with 3; the plan is for 2 rows"),
+        ([2, 1], "first must be 24 contiguous bytes"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            plan.run(0, 2, torch.tensor(sizes), room, None, [given], None)
+    with pytest.raises(ValueError, match="got 2 directions; the plan is for 1"):
+        plan.run(0, 3, None, None, None, [given, given], None)
+    with pytest.raises(ValueError, match="reset has shape"):
+        plan.run(0, 3, None, None, torch.zeros(2, 3, dtype=torch.bool), [given], None)
+    grid = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, "grid")
+    with pytest.raises(ValueError, match="workspace must be"):
+        grid.run(0, 3, None, None, None, [given], room)
+    with pytest.raises(ValueError, match="tier is 'warp'; expected"):
+        emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, "warp")
+
+
+def test_plans_fit_the_device(emulated, monkeypatch):
+    """Every plan of a device of an H200's size keeps to its limits and covers its layer."""
+    monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "132")
+    facts = emulated.device(0)
+    assert facts["multiprocessors"] == 132
+    seen = set()
+    for cell in CELLS.values():
+        for hidden in (1, 7, 64, 128, 200, 256, 512, 768, 1024, 1500):
+            for batch in (1, 8, 33, 128, 1000):
+                for backward in (False, True):
+                    for directions in (1, 2):
+                        plan = emulated.plan(
+                            *(0, cell, "bfloat16", False, backward, hidden, batch, directions, None)
+                        )
+                        if plan is None:
+                            continue
+                        seen.add(plan.tier)
+                        assert plan.shared_bytes <= facts["shared_bytes"]
+                        assert plan.blocks * plan.units >= hidden > (plan.blocks - 1) * plan.units
+                        assert plan.groups * plan.rows >= batch > (plan.groups - 1) * plan.rows
+                        if plan.tier == "cluster":
+                            assert plan.blocks <= facts["most_cluster"]
+                        if plan.tier == "grid":
+                            assert plan.blocks * plan.groups * directions <= 132
+    assert seen == set(TIERS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype", "hidden", "tier"),
+    [
+        ("lstm", "bfloat16", 64, "block"),
+        ("lstm", "bfloat16", 128, "block"),
+        ("lstm", "bfloat16", 256, "cluster"),
+        ("lstm", "bfloat16", 512, "cluster"),
+        ("gru", "bfloat16", 512, "cluster"),
+        ("lstm", "bfloat16", 1024, "grid"),
+        ("gru", "bfloat16", 1024, "grid"),
+        ("lstm", "float32", 256, "cluster"),
+        ("gru", "float32", 1024, "grid"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_tiers(cell, dtype, hidden, tier, backward, emulated, monkeypatch):
+    """docs/design.md's table, on a device of an H200's size."""
+    monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "132")
+    plan = emulated.plan(0, CELLS[cell], dtype, False, backward, hidden, 8, 1, None)
+    assert plan is not None
+    assert plan.tier == tier
+
+
+def test_saved_memory(device):
+    """No more than the gates, the cell states and the outputs of inner layers."""
+    case = Case("lstm", 3, 4, 3, 16, torch.bfloat16, layers=2)
+    inputs, _, _ = case.make()
+    x, h0, c0, *weights = (to(device, t, case.dtype) for t in inputs)
+    out = cuda.forward(case.spec, None, x, h0, c0, weights, True)
+    each = 2 * (4 * 16 * 2 + 16 * 4) + 16 * 2
+    assert out.saved.numel() == 3 * 4 * each
+    assert math.prod(out.y.shape) == 3 * 4 * 16
