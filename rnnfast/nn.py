@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script
+from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script, sequences
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -79,10 +79,6 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
-        packed = lengths is not None or isinstance(input, PackedSequence)
-        if packed and torch.compiler.is_dynamo_compiling() and dynamo.untraced:
-            options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
-            return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
@@ -113,7 +109,7 @@ class _Recurrent(torch.nn.RNNBase):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 super().forward(input, hx)
         if reset is not None:
-            reset = checks.reset_rows(input, reset, self.batch_first)
+            reset = sequences.reset_rows(input, reset, self.batch_first)
         outputs = self._run(input, hx, fused=True, reset=reset, cells=cells) if covered else None
         if outputs is None:
             outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
@@ -163,26 +159,20 @@ class _Recurrent(torch.nn.RNNBase):
         lengths = torch.as_tensor(lengths)
         if lengths.is_floating_point() or lengths.is_complex():
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        packed = sequences.pack(input, lengths, self.batch_first)
         batch = input.size(0 if self.batch_first else 1)
         if len(lengths) != batch:  # torch would drop the rows that have none
             raise ValueError(f"lengths has {len(lengths)} entries; the batch has {batch} rows")
         steps = input.size(1 if self.batch_first else 0)
-        if packed.batch_sizes.numel() > steps:
+        if not checks.traced() and packed.batch_sizes.numel() > steps:  # a graph has asked already
             raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
         if reset is not None:
-            checks.reset_rows(input, reset, self.batch_first)  # padded like input
-            reset = (
-                reset[:, : len(packed.batch_sizes)]
-                if self.batch_first
-                else reset[: len(packed.batch_sizes)]
-            )
+            padded = sequences.reset_rows(input, reset, self.batch_first)
+            rows = sequences.take(padded, packed, self.batch_first)
+            reset = PackedSequence(rows, *packed[1:])
         y, states, *cells = self.forward(packed, hx, reset=reset, return_cells=return_cells)
-
-        def padded(t: PackedSequence) -> Tensor:
-            return pad_packed_sequence(t, self.batch_first, total_length=steps)[0]
-
-        return (padded(y), states, *map(padded, cells))
+        every_row = (sequences.pad(t, input, self.batch_first) for t in (y, *cells))
+        return (next(every_row), states, *every_row)
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not (checks.traced() or checks.plain_call()):
@@ -190,14 +180,13 @@ class _Recurrent(torch.nn.RNNBase):
         fitting = self._fitting(input, hx)
         return fitting is not None and self._precision(*fitting) is not None
 
-    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], bool] | None:
-        """The data, the states, and whether rows differ in length, if shapes fit; None if not."""
-        uneven = False
+    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], Tensor | None] | None:
+        """The data, the states, and batch_sizes, if shapes fit; None if not."""
+        batch: int | None
+        batch_sizes = None
         if isinstance(input, PackedSequence):
-            if checks.traced():  # how many rows there are is data
-                return None
-            data, batched, batch = input.data, True, int(input.batch_sizes[0])
-            uneven = _is_uneven(input.batch_sizes)
+            data, batched, batch_sizes = input.data, True, input.batch_sizes
+            batch = sequences.batch_of(input, hx)
             right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
             data, batched = input, input.dim() == 3
@@ -219,11 +208,15 @@ class _Recurrent(torch.nn.RNNBase):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return None
-        return data, (*states,), uneven
+        return data, (*states,), batch_sizes
 
-    def _precision(self, data: Tensor, states: Any, uneven: bool) -> checks.Precision | None:
+    def _precision(
+        self, data: Tensor, states: Any, batch_sizes: Tensor | None
+    ) -> checks.Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
-        one_dnn = not uneven and self.proj_size == 0 and data.dtype != torch.float16
+        one_dnn = self.proj_size == 0 and data.dtype != torch.float16
+        if checks.autocasts() and self.mode == "LSTM":  # else it is all the same, and no graph need ask
+            one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
         lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
         return checks.precision(data, states, self._weights(), lowered, one_dnn)
 
@@ -246,8 +239,7 @@ class _Recurrent(torch.nn.RNNBase):
             data, batched = input.unsqueeze(rows), False
             reset = reset if reset is None else reset.unsqueeze(rows)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        uneven = batch_sizes is not None and _is_uneven(batch_sizes)
-        precision = self._precision(data, (h0, c0), uneven)
+        precision = self._precision(data, (h0, c0), batch_sizes)
         if not batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
@@ -259,6 +251,7 @@ class _Recurrent(torch.nn.RNNBase):
             [ops.rows(w) for w in self._weights()],
             dropout=self.dropout if self.training else 0.0,
             batch_sizes=batch_sizes,
+            batch=None if batch_sizes is None else sequences.batch_of(input, hx),
             reset=reset,
             cells=cells,
             fused=fused,

@@ -1,0 +1,130 @@
+"""Packed sequences: made of a padded batch and back, in a graph too, and what is said of their rows.
+
+Eager calls use torch's own functions. A graph cannot hold those, so there it is done by index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import checks
+
+
+def batch_of(packed: PackedSequence, hx: Any) -> int | None:
+    """How many rows there are; None in a graph where nothing but the data says it."""
+    if not checks.traced():
+        return int(packed.batch_sizes[0])
+    if packed.sorted_indices is not None:
+        return packed.sorted_indices.size(0)
+    h0 = hx[0] if isinstance(hx, tuple | list) and len(hx) > 0 else hx
+    return h0.size(1) if isinstance(h0, Tensor) and h0.dim() == 3 else None
+
+
+def pack(x: Tensor, lengths: Tensor, batch_first: bool) -> PackedSequence:
+    """``pack_padded_sequence`` of rows in any order.
+
+    Raises:
+        RuntimeError: a length is not positive; in a graph, where nothing can be left out of a result
+            that has a size, also one beyond the steps of ``x``. A graph raises when it runs.
+        ValueError: in a graph, ``lengths`` has not one dimension.
+    """
+    if not checks.traced():
+        return pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths must have one dimension, got {lengths.dim()}")
+    steps = x.size(1 if batch_first else 0)
+    ordered, order = torch.sort(lengths.to(torch.int64), descending=True)
+    torch._assert_async(ordered[-1] > 0, "lengths must be greater than 0")
+    torch._assert_async(ordered[0] <= steps, "lengths reach beyond the steps of the input")
+    longest: Any = ordered[0].item()
+    rows: Any = ordered.sum().item()
+    torch._check(longest >= 1)  # type: ignore[no-untyped-call]  # the graph cannot know: its sizes are data
+    torch._check(longest <= steps)  # type: ignore[no-untyped-call]
+    sizes = (ordered > torch.arange(steps, device=lengths.device)[:, None]).sum(1).narrow(0, 0, longest)
+    where = positions(sizes, order, rows, x, batch_first)
+    return PackedSequence(x.flatten(0, 1).index_select(0, where), sizes, order)
+
+
+def pad(packed: PackedSequence, like: Tensor, batch_first: bool) -> Tensor:
+    """``pad_packed_sequence``, with the batch and the steps of ``like``."""
+    if not checks.traced():
+        total = like.size(1 if batch_first else 0)
+        return pad_packed_sequence(packed, batch_first, total_length=total)[0]
+    data, sizes, order, _ = packed
+    where = positions(sizes, order, data.size(0), like, batch_first)
+    padded = data.new_zeros(like.size(0) * like.size(1), data.size(1)).index_copy(0, where, data)
+    return padded.view(like.size(0), like.size(1), -1)
+
+
+def positions(
+    batch_sizes: Tensor, order: Tensor | None, rows: int, padded: Tensor, batch_first: bool
+) -> Tensor:
+    """Where each of the ``rows`` of packed data lies in ``padded.flatten(0, 1)``."""
+    first = batch_sizes.cumsum(0) - batch_sizes
+    count = torch.arange(batch_sizes.size(0), device=batch_sizes.device)
+    step = count.repeat_interleave(batch_sizes, output_size=rows)
+    row = torch.arange(rows, device=batch_sizes.device) - first[step]
+    row = row if order is None else order[row]
+    return row * padded.size(1) + step if batch_first else step * padded.size(1) + row
+
+
+def take(padded: Tensor, packed: PackedSequence, batch_first: bool) -> Tensor:
+    """The rows of ``padded`` that ``packed`` has, in its order."""
+    data, sizes, order, _ = packed
+    where = positions(sizes, order, data.size(0), padded, batch_first)
+    return padded.flatten(0, 1).index_select(0, where)
+
+
+def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) -> Tensor:
+    """``reset`` with one bool for every row of ``input``: that of a PackedSequence's data.
+
+    Raises:
+        TypeError: it is no tensor of bools.
+        ValueError: it lies elsewhere than ``input``, or has not its shape without the features; a
+            RuntimeError where a graph finds that out when it runs, from ``batch_sizes``.
+    """
+    given = reset.data if isinstance(reset, PackedSequence) else reset
+    if not isinstance(given, Tensor) or given.dtype != torch.bool:
+        what = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"reset must be a Tensor of torch.bool, got {what}")
+    data = input.data if isinstance(input, PackedSequence) else input
+    if given.device != data.device or given.layout != torch.strided:
+        raise ValueError(
+            f"reset is {given.layout} on {given.device}; expected {torch.strided} on {data.device}"
+        )
+    if isinstance(reset, PackedSequence):
+        wrong = "reset is a PackedSequence, but not one packed as input is"
+        if not isinstance(input, PackedSequence) or len(reset.batch_sizes) != len(input.batch_sizes):
+            raise ValueError(wrong)
+        _demand((reset.batch_sizes == input.batch_sizes).all(), wrong)
+        return given
+    if not isinstance(input, PackedSequence):
+        if given.shape != input.shape[:-1]:
+            raise ValueError(
+                f"reset has shape {tuple(given.shape)}; expected {tuple(input.shape[:-1])}, that of "
+                "input without its features"
+            )
+        return given
+    sizes = input.batch_sizes
+    steps, batch = len(sizes), batch_of(input, None)
+    if batch is None and given.dim() == 2:
+        batch = given.size(0 if batch_first else 1)
+        _demand(sizes[0] == batch, "reset has another number of rows than the padded input")
+    expected = (batch, steps) if batch_first else (steps, batch)
+    if given.shape != expected:
+        raise ValueError(
+            f"reset has shape {tuple(given.shape)}; expected {expected}, that of the padded input "
+            "without its features"
+        )
+    return take(given, input, batch_first)
+
+
+def _demand(holds: Tensor, message: str) -> None:
+    if checks.traced():
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise ValueError(message)
