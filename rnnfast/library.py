@@ -6,6 +6,7 @@ An eager call does not come through here, since the dispatcher would cost it as 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def _forward_fake(
     saved = x.new_empty(0, dtype=torch.uint8)
     if save:
         each = ops.saved_bytes_of_a_row(spec, x.dtype, int(hidden), int(outputs))
-        saved = saved.new_empty(leading.numel() * each)
+        saved = saved.new_empty(prod(leading) * each)
     return y, h_n, c_n, every_c, saved
 
 
