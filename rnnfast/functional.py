@@ -64,7 +64,7 @@ def recurrent(
     one step of one layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of
     training.
 
-    ``batch`` says to a graph how many rows a packed sequence has, as :func:`library.stack` does.
+    ``batch`` tells a graph what ``batch_sizes[0]`` is.
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
     torch's operators compute it, differentiable in every way. ``reset`` and ``cells`` are those of

@@ -44,13 +44,7 @@ def stack(
     cells: bool = False,
     batch: int | None = None,
 ) -> Outputs | None:
-    """As :func:`autograd.stack`, as one node of a graph.
-
-    ``batch`` is how many rows a packed sequence has, where more is known of that than its data,
-    ``batch_sizes[0]``, whose size would be one that no other is known to be equal to.
-    """
-    if batch_sizes is not None and batch is None:
-        batch = batch_sizes[0].item()  # type: ignore[assignment]
+    """As :func:`autograd.stack`, as one node of a graph, for packed sequences of ``batch`` rows."""
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, h0, c0, *weights)
     )

@@ -161,8 +161,8 @@ class _Recurrent(torch.nn.RNNBase):
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
         packed = sequences.pack(input, lengths, self.batch_first)
         batch = input.size(0 if self.batch_first else 1)
-        if len(lengths) != batch:  # torch would drop the rows that have none
-            raise ValueError(f"lengths has {len(lengths)} entries; the batch has {batch} rows")
+        if lengths.size(0) != batch:  # torch would drop the rows that have none
+            raise ValueError(f"lengths has {lengths.size(0)} entries; the batch has {batch} rows")
         steps = input.size(1 if self.batch_first else 0)
         if not checks.traced() and packed.batch_sizes.numel() > steps:  # a graph has asked already
             raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
@@ -186,7 +186,7 @@ class _Recurrent(torch.nn.RNNBase):
         batch_sizes = None
         if isinstance(input, PackedSequence):
             data, batched, batch_sizes = input.data, True, input.batch_sizes
-            batch = sequences.batch_of(input, hx)
+            batch = sequences.known_batch(input, hx)
             right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
             data, batched = input, input.dim() == 3
@@ -244,6 +244,10 @@ class _Recurrent(torch.nn.RNNBase):
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
             h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
+        batch: Any = None
+        if batch_sizes is not None and checks.traced():
+            batch = sequences.known_batch(input, hx)
+            batch = batch_sizes[0].item() if batch is None else batch
         outputs = functional.recurrent_in(
             precision,
             self._spec(),
@@ -251,7 +255,7 @@ class _Recurrent(torch.nn.RNNBase):
             [ops.rows(w) for w in self._weights()],
             dropout=self.dropout if self.training else 0.0,
             batch_sizes=batch_sizes,
-            batch=None if batch_sizes is None else sequences.batch_of(input, hx),
+            batch=batch,
             reset=reset,
             cells=cells,
             fused=fused,

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import checks
 
 
-def batch_of(packed: PackedSequence, hx: Any) -> int | None:
+def known_batch(packed: PackedSequence, hx: Any) -> int | None:
     """How many rows there are; None in a graph where nothing but the data says it."""
     if not checks.traced():
         return int(packed.batch_sizes[0])
@@ -98,7 +98,7 @@ def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) ->
         )
     if isinstance(reset, PackedSequence):
         wrong = "reset is a PackedSequence, but not one packed as input is"
-        if not isinstance(input, PackedSequence) or len(reset.batch_sizes) != len(input.batch_sizes):
+        if not isinstance(input, PackedSequence) or reset.batch_sizes.shape != input.batch_sizes.shape:
             raise ValueError(wrong)
         _demand((reset.batch_sizes == input.batch_sizes).all(), wrong)
         return given
@@ -110,7 +110,7 @@ def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) ->
             )
         return given
     sizes = input.batch_sizes
-    steps, batch = len(sizes), batch_of(input, None)
+    steps, batch = sizes.size(0), known_batch(input, None)
     if batch is None and given.dim() == 2:
         batch = given.size(0 if batch_first else 1)
         _demand(sizes[0] == batch, "reset has another number of rows than the padded input")
