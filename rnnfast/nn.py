@@ -160,12 +160,6 @@ class _Recurrent(torch.nn.RNNBase):
         if lengths.is_floating_point() or lengths.is_complex():
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
         packed = sequences.pack(input, lengths, self.batch_first)
-        batch = input.size(0 if self.batch_first else 1)
-        if lengths.size(0) != batch:  # torch would drop the rows that have none
-            raise ValueError(f"lengths has {lengths.size(0)} entries; the batch has {batch} rows")
-        steps = input.size(1 if self.batch_first else 0)
-        if not checks.traced() and packed.batch_sizes.numel() > steps:  # a graph has asked already
-            raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
         if reset is not None:
             padded = sequences.reset_rows(input, reset, self.batch_first)
             rows = sequences.take(padded, packed, self.batch_first)

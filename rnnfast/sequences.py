@@ -25,26 +25,41 @@ def known_batch(packed: PackedSequence, hx: Any) -> int | None:
 
 
 def pack(x: Tensor, lengths: Tensor, batch_first: bool) -> PackedSequence:
-    """``pack_padded_sequence`` of rows in any order.
+    """``pack_padded_sequence`` of rows in any order, each of which has a length within ``x``.
 
     Raises:
-        RuntimeError: a length is not positive; in a graph, where nothing can be left out of a result
-            that has a size, also one beyond the steps of ``x``. A graph raises when it runs.
-        ValueError: in a graph, ``lengths`` has not one dimension.
+        RuntimeError: what torch refuses. In a graph, which raises when it runs, a length that is not
+            positive or beyond the steps of ``x``.
+        ValueError: a length is beyond the steps of ``x``; there are not as many as rows.
     """
-    if not checks.traced():
-        return pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    batch, steps = x.shape[:2] if batch_first else (x.size(1), x.size(0))
+    if checks.traced():
+        _one_for_each_row(lengths, batch)
+        return _pack_by_index(x, lengths, steps, batch_first)
+    packed = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    _one_for_each_row(lengths, batch)  # torch drops the rows that have none
+    if packed.batch_sizes.numel() > steps:
+        raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
+    return packed
+
+
+def _one_for_each_row(lengths: Tensor, batch: int) -> None:
     if lengths.dim() != 1:
         raise ValueError(f"lengths must have one dimension, got {lengths.dim()}")
-    steps = x.size(1 if batch_first else 0)
+    if lengths.size(0) != batch:
+        raise ValueError(f"lengths has {lengths.size(0)} entries; the batch has {batch} rows")
+
+
+def _pack_by_index(x: Tensor, lengths: Tensor, steps: int, batch_first: bool) -> PackedSequence:
     ordered, order = torch.sort(lengths.to(torch.int64), descending=True)
     torch._assert_async(ordered[-1] > 0, "lengths must be greater than 0")
     torch._assert_async(ordered[0] <= steps, "lengths reach beyond the steps of the input")
     longest: Any = ordered[0].item()
     rows: Any = ordered.sum().item()
-    torch._check(longest >= 1)  # type: ignore[no-untyped-call]  # the graph cannot know: its sizes are data
+    torch._check(longest >= 1)  # type: ignore[no-untyped-call]  # sizes that are data: none is known
     torch._check(longest <= steps)  # type: ignore[no-untyped-call]
-    sizes = (ordered > torch.arange(steps, device=lengths.device)[:, None]).sum(1).narrow(0, 0, longest)
+    sizes = (ordered > torch.arange(steps, device=lengths.device)[:, None]).sum(1)
+    sizes = sizes.narrow(0, 0, longest)
     where = positions(sizes, order, rows, x, batch_first)
     return PackedSequence(x.flatten(0, 1).index_select(0, where), sizes, order)
 
@@ -111,15 +126,18 @@ def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) ->
         return given
     sizes = input.batch_sizes
     steps, batch = sizes.size(0), known_batch(input, None)
-    if batch is None and given.dim() == 2:
+    if batch is None and given.dim() == 2:  # data, to be compared when it runs
         batch = given.size(0 if batch_first else 1)
-        _demand(sizes[0] == batch, "reset has another number of rows than the padded input")
-    expected = (batch, steps) if batch_first else (steps, batch)
+    expected: Any = (batch, steps) if batch_first else (steps, batch)
     if given.shape != expected:
         raise ValueError(
             f"reset has shape {tuple(given.shape)}; expected {expected}, that of the padded input "
             "without its features"
         )
+    _demand(
+        sizes[0].eq(expected[0 if batch_first else 1]),
+        "reset has not the number of rows that batch_sizes begins with",
+    )
     return take(given, input, batch_first)
 
 
