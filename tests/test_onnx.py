@@ -114,8 +114,9 @@ def test_unbatched_and_by_hand():
         ({"proj_size": 3}, "proj_size", {}),
         ({}, "reset=", {"reset": torch.zeros(4, 3, dtype=torch.bool)}),
         ({}, "return_cells=", {"return_cells": True}),
+        ({}, "packed sequences", {"lengths": torch.tensor([2, 4, 1])}),
     ],
-    ids=["proj_size", "reset", "return_cells"],
+    ids=["proj_size", "reset", "return_cells", "lengths"],
 )
 def test_what_onnx_lacks_is_said(options, what, extra):
     """torch.nn's own projected LSTM exports without a word, and the file computes something else."""
