@@ -56,7 +56,8 @@ def _pack_by_index(x: Tensor, lengths: Tensor, steps: int, batch_first: bool) ->
     torch._assert_async(ordered[0] <= steps, "lengths reach beyond the steps of the input")
     longest: Any = ordered[0].item()
     rows: Any = ordered.sum().item()
-    torch._check(longest >= 1)  # type: ignore[no-untyped-call]  # sizes that are data: none is known
+    # What narrow needs to know of a size that is data.
+    torch._check(longest >= 1)  # type: ignore[no-untyped-call]
     torch._check(longest <= steps)  # type: ignore[no-untyped-call]
     sizes = (ordered > torch.arange(steps, device=lengths.device)[:, None]).sum(1)
     sizes = sizes.narrow(0, 0, longest)
