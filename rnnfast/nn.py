@@ -65,8 +65,8 @@ class _Recurrent(torch.nn.RNNBase):
             hx: as torch's.
             lengths: ``[B]`` integers in any order, on the CPU: how many steps of each row of a padded
                 batch are real. Only they are computed; the output is zero past them, and the final
-                states are those of each row's last step (in reverse, its first). A graph of torch.compile
-                takes any lengths from a tensor, and is made again for each other list.
+                states are those of each row's last step (in reverse, its first). In torch.compile give
+                a tensor: one graph takes any, whereas each list is compiled anew.
             reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``), ``[T]`` where there is no batch:
                 where true, the row's states are zero before that step, in every layer, and no gradient
                 passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
