@@ -5,13 +5,12 @@ gives its own answer or raises its own exception.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.nn.utils.rnn import PackedSequence
 
 from ._native import _cuda
 
@@ -116,47 +115,7 @@ def packs(batch_sizes: Tensor, rows: int) -> bool:
     """Whether these are the batch sizes of a packed sequence of so many rows."""
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.is_cuda:
         return False
+    if traced():  # the operator looks at the data when it runs
+        return True
     sizes = batch_sizes.tolist()
     return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
-
-
-def reset_rows(input: Tensor | PackedSequence, reset: Any, batch_first: bool) -> Tensor:
-    """``reset`` with one bool for every row of ``input``: that of a PackedSequence's data.
-
-    Raises:
-        TypeError: it is no tensor of bools.
-        ValueError: it lies elsewhere than ``input``, or has not its shape without the features.
-    """
-    given = reset.data if isinstance(reset, PackedSequence) else reset
-    if not isinstance(given, Tensor) or given.dtype != torch.bool:
-        what = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise TypeError(f"reset must be a Tensor of torch.bool, got {what}")
-    data = input.data if isinstance(input, PackedSequence) else input
-    if given.device != data.device or given.layout != torch.strided:
-        raise ValueError(
-            f"reset is {given.layout} on {given.device}; expected {torch.strided} on {data.device}"
-        )
-    if isinstance(reset, PackedSequence):
-        if not isinstance(input, PackedSequence) or not torch.equal(
-            reset.batch_sizes, input.batch_sizes
-        ):
-            raise ValueError("reset is a PackedSequence, but not one packed as input is")
-        return given
-    if not isinstance(input, PackedSequence):
-        if given.shape != input.shape[:-1]:
-            raise ValueError(
-                f"reset has shape {tuple(given.shape)}; expected {tuple(input.shape[:-1])}, that of "
-                "input without its features"
-            )
-        return given
-    sizes, order = input.batch_sizes, input.sorted_indices
-    steps, batch = len(sizes), int(sizes[0])
-    expected = (batch, steps) if batch_first else (steps, batch)
-    if given.shape != expected:
-        raise ValueError(
-            f"reset has shape {tuple(given.shape)}; expected {expected}, that of the padded input "
-            "without its features"
-        )
-    given = given.transpose(0, 1) if batch_first else given
-    given = given if order is None else given.index_select(1, order)
-    return given[torch.arange(batch) < sizes[:, None]]

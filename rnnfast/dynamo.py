@@ -7,15 +7,11 @@ instances of those classes. So the one function that asks is told otherwise for 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from . import when_imported
 
 _BUILDER = "torch._dynamo.variables.builder"
-
-#: Calls its first argument with the others, outside of the graph; None until Dynamo is there.
-untraced: Any = None
 
 
 def admit(kind: type) -> None:
@@ -24,7 +20,6 @@ def admit(kind: type) -> None:
 
 
 def _patch(builder: Any, kind: type) -> None:
-    global untraced
     wrap: Any = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
     config: Any = getattr(builder, "config", None)
     if wrap is None or not hasattr(config, "allow_rnn"):
@@ -37,10 +32,3 @@ def _patch(builder: Any, kind: type) -> None:
             return wrap(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_module
-    disabled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "DisableContext", None)
-    if disabled is not None:
-        untraced = disabled(msg="how many rows each step of a packed sequence has is data")(_call)
-
-
-def _call(function: Any, *args: Any, **options: Any) -> Any:
-    return function(*args, **options)

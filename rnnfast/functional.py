@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ def recurrent(
     *,
     dropout: float = 0.0,
     batch_sizes: Tensor | None = None,
+    batch: int | None = None,
     reset: Tensor | None = None,
     cells: bool = False,
     fused: bool = True,
@@ -62,11 +65,15 @@ def recurrent(
     one step of one layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of
     training.
 
+    ``batch`` tells a graph what ``batch_sizes[0]`` is.
+
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
     torch's operators compute it, differentiable in every way. ``reset`` and ``cells`` are those of
     :func:`ops.forward`.
     """
-    run = autograd.eager_stack if not fused else library.stack if checks.traced() else autograd.stack
+    run: Callable[..., Outputs | None] = autograd.stack if fused else autograd.eager_stack
+    if fused and checks.traced():
+        run = partial(library.stack, batch=batch)
     if dropout == 0 or spec.layers == 1:
         return run(spec, batch_sizes, x, h0, c0, weights, reset, cells)
     one = spec._replace(layers=1, batch_first=False)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script
+from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script, sequences
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -65,7 +65,8 @@ class _Recurrent(torch.nn.RNNBase):
             hx: as torch's.
             lengths: ``[B]`` integers in any order, on the CPU: how many steps of each row of a padded
                 batch are real. Only they are computed; the output is zero past them, and the final
-                states are those of each row's last step (in reverse, its first).
+                states are those of each row's last step (in reverse, its first). In torch.compile give
+                a tensor: one graph takes any, whereas each list is compiled anew.
             reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``), ``[T]`` where there is no batch:
                 where true, the row's states are zero before that step, in every layer, and no gradient
                 passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
@@ -79,10 +80,6 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
-        packed = lengths is not None or isinstance(input, PackedSequence)
-        if packed and torch.compiler.is_dynamo_compiling() and dynamo.untraced:
-            options = {"lengths": lengths, "reset": reset, "return_cells": return_cells}
-            return dynamo.untraced(self.forward, input, hx, **options)
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
@@ -113,7 +110,7 @@ class _Recurrent(torch.nn.RNNBase):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 super().forward(input, hx)
         if reset is not None:
-            reset = checks.reset_rows(input, reset, self.batch_first)
+            reset = sequences.reset_rows(input, reset, self.batch_first)
         outputs = self._run(input, hx, fused=True, reset=reset, cells=cells) if covered else None
         if outputs is None:
             outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
@@ -163,26 +160,14 @@ class _Recurrent(torch.nn.RNNBase):
         lengths = torch.as_tensor(lengths)
         if lengths.is_floating_point() or lengths.is_complex():
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        batch = input.size(0 if self.batch_first else 1)
-        if len(lengths) != batch:  # torch would drop the rows that have none
-            raise ValueError(f"lengths has {len(lengths)} entries; the batch has {batch} rows")
-        steps = input.size(1 if self.batch_first else 0)
-        if packed.batch_sizes.numel() > steps:
-            raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
+        packed = sequences.pack(input, lengths, self.batch_first)
         if reset is not None:
-            checks.reset_rows(input, reset, self.batch_first)  # padded like input
-            reset = (
-                reset[:, : len(packed.batch_sizes)]
-                if self.batch_first
-                else reset[: len(packed.batch_sizes)]
-            )
+            padded = sequences.reset_rows(input, reset, self.batch_first)
+            rows = sequences.take(padded, packed, self.batch_first)
+            reset = PackedSequence(rows, *packed[1:])
         y, states, *cells = self.forward(packed, hx, reset=reset, return_cells=return_cells)
-
-        def padded(t: PackedSequence) -> Tensor:
-            return pad_packed_sequence(t, self.batch_first, total_length=steps)[0]
-
-        return (padded(y), states, *map(padded, cells))
+        every_row = (sequences.pad(t, input, self.batch_first) for t in (y, *cells))
+        return (next(every_row), states, *every_row)
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not (checks.traced() or checks.plain_call()):
@@ -190,14 +175,13 @@ class _Recurrent(torch.nn.RNNBase):
         fitting = self._fitting(input, hx)
         return fitting is not None and self._precision(*fitting) is not None
 
-    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], bool] | None:
-        """The data, the states, and whether rows differ in length, if shapes fit; None if not."""
-        uneven = False
+    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], Tensor | None] | None:
+        """The data, the states, and batch_sizes, if shapes fit; None if not."""
+        batch: int | None
+        batch_sizes = None
         if isinstance(input, PackedSequence):
-            if checks.traced():  # how many rows there are is data
-                return None
-            data, batched, batch = input.data, True, int(input.batch_sizes[0])
-            uneven = _is_uneven(input.batch_sizes)
+            data, batched, batch_sizes = input.data, True, input.batch_sizes
+            batch = sequences.known_batch(input, hx)
             right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
             data, batched = input, input.dim() == 3
@@ -219,11 +203,15 @@ class _Recurrent(torch.nn.RNNBase):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return None
-        return data, (*states,), uneven
+        return data, (*states,), batch_sizes
 
-    def _precision(self, data: Tensor, states: Any, uneven: bool) -> checks.Precision | None:
+    def _precision(
+        self, data: Tensor, states: Any, batch_sizes: Tensor | None
+    ) -> checks.Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
-        one_dnn = not uneven and self.proj_size == 0 and data.dtype != torch.float16
+        one_dnn = self.proj_size == 0 and data.dtype != torch.float16
+        if checks.autocasts() and self.mode == "LSTM":  # else it is all the same, and no graph need ask
+            one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
         lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
         return checks.precision(data, states, self._weights(), lowered, one_dnn)
 
@@ -246,12 +234,15 @@ class _Recurrent(torch.nn.RNNBase):
             data, batched = input.unsqueeze(rows), False
             reset = reset if reset is None else reset.unsqueeze(rows)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        uneven = batch_sizes is not None and _is_uneven(batch_sizes)
-        precision = self._precision(data, (h0, c0), uneven)
+        precision = self._precision(data, (h0, c0), batch_sizes)
         if not batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
             h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
+        batch: Any = None
+        if batch_sizes is not None and checks.traced():
+            batch = sequences.known_batch(input, hx)
+            batch = batch_sizes[0].item() if batch is None else batch
         outputs = functional.recurrent_in(
             precision,
             self._spec(),
@@ -259,6 +250,7 @@ class _Recurrent(torch.nn.RNNBase):
             [ops.rows(w) for w in self._weights()],
             dropout=self.dropout if self.training else 0.0,
             batch_sizes=batch_sizes,
+            batch=batch,
             reset=reset,
             cells=cells,
             fused=fused,

@@ -51,6 +51,8 @@ def _stack(
     c0: Any,
     weights: Sequence[Any],
     reset: Any,
+    batch_sizes: Any,
+    batch: Any,
     cell: str,
     layers: int,
     directions: int,
@@ -66,6 +68,7 @@ def _stack(
     for there, what in (
         (projected, "proj_size"),
         (reset is not None, "reset="),
+        (batch_sizes is not None, "packed sequences"),
         (cells, "return_cells="),
     ):
         if there:

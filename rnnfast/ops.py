@@ -90,6 +90,25 @@ def forward(
     return None
 
 
+def why_not(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Any],
+    reset: Tensor | None,
+) -> str:
+    """What is wrong with the arguments for which :func:`forward` returned None."""
+    given = (torch.get_num_threads(), batch_sizes, reset, x, h0, c0, weights)
+    try:
+        # One output, and of no size, so that it computes nothing if they are right.
+        _stack(*spec).forward(*given, x.new_empty(0), None, None, None, None)
+    except Exception as error:
+        return str(error)
+    raise AssertionError("it took an output of no size")
+
+
 def pack(spec: Spec, weights: list[Any]) -> Any:
     """The weights packed for :func:`forward`, or None where they are not what the kernels take."""
     w_ih = weights[0]

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from reference import CELLS
@@ -114,14 +115,16 @@ def test_unbatched_and_by_hand():
         ({"proj_size": 3}, "proj_size", {}),
         ({}, "reset=", {"reset": torch.zeros(4, 3, dtype=torch.bool)}),
         ({}, "return_cells=", {"return_cells": True}),
+        ({}, "packed sequences", {"input": pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])}),
     ],
-    ids=["proj_size", "reset", "return_cells"],
+    ids=["proj_size", "reset", "return_cells", "packed"],
 )
 def test_what_onnx_lacks_is_said(options, what, extra):
     """torch.nn's own projected LSTM exports without a word, and the file computes something else."""
     module = make(rnnfast, "lstm", 5, 7, **options)
+    given = {"input": torch.randn(4, 3, 5), **extra}
     with pytest.raises(torch.onnx.OnnxExporterError) as caught:
-        torch.onnx.export(module, (torch.randn(4, 3, 5),), kwargs=extra, dynamo=True, verbose=False)
+        torch.onnx.export(module, kwargs=given, dynamo=True, verbose=False)
     error: BaseException | None = caught.value
     said = []
     while error is not None:

@@ -124,7 +124,11 @@ MAY_IMPORT = {
     "onnx": {"library", "when_imported", "ops"},
     "script": set(),
     "fx": set(),
-    "nn": {"dynamo", "fx", "onnx", "script", "functional", "autograd", "ops", "checks", "packing"},
+    "sequences": {"checks"},
+    "nn": {
+        *("dynamo", "fx", "onnx", "script"),
+        *("functional", "autograd", "ops", "checks", "packing", "sequences"),
+    },
     "convert": {"nn"},
 }
 

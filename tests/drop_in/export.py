@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from twins import flatten
 
 from .items import (
+    LAYERS,
     Net,
     build,
     close,
@@ -50,6 +53,34 @@ def compiles_once(package, kind):
     assert counter.frame_count <= 2, f"{counter.frame_count} compilations"
 
 
+def batches_of_rows():
+    for lengths in ([2, 4, 1], [3, 3], [9, 1, 2, 5], [6, 7], [1, 1, 8, 2, 2]):
+        yield [torch.randn(length, 5) for length in lengths]
+
+
+@item(
+    COMPILE,
+    "... packed sequences, any batch and lengths in two compilations, training",
+    LAYERS,
+    "packed before: no graph holds torch's helpers, but `lengths=` packs inside",
+)
+def compiles_packed(package, kind):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    module, counter = build(package, kind), CompileCounterWithBackend("aot_eager")
+    run = compiled(module, counter)
+    for rows in batches_of_rows():
+        x = pack_sequence(rows, enforce_sorted=False)
+        results = []
+        for call in (run, module):
+            y, state = call(x)
+            out = (y.data, *flatten(state))
+            loss = sum(o.square().sum() for o in out)
+            results.append((*out, *torch.autograd.grad(loss, list(module.parameters()))))
+        close(*results)
+    assert counter.frame_count <= 2, f"{counter.frame_count} compilations"
+
+
 def dynamic(kind):
     T, B = torch.export.Dim("T"), torch.export.Dim("B")
     return ({0: B},) if kind.endswith("Cell") else ({0: T, 1: B},)
@@ -71,6 +102,36 @@ def exports_any_size(package, kind):
     for steps, batch in ((4, 3), (6, 2)):
         x = example(kind, steps, batch)
         close(program(x), module(x))
+
+
+class FromFields(nn.Module):
+    """Torch exports a PackedSequence with fixed sizes only, and does not save it."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, data, batch_sizes, sorted_indices, unsorted_indices):
+        y, state = self.rnn(PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices))
+        return y.data, state
+
+
+@item(
+    COMPILE,
+    "... packed sequences, any batch and lengths, saved and loaded",
+    LAYERS,
+    "the program has the four tensors of a PackedSequence for inputs",
+)
+def exports_packed(package, kind):
+    net, file = FromFields(build(package, kind)), io.BytesIO()
+    rows, steps, batch = (torch.export.Dim(name) for name in ("rows", "steps", "batch"))
+    shapes = ({0: rows}, {0: steps}, {0: batch}, {0: batch})
+    first, *others = (tuple(pack_sequence(rows, enforce_sorted=False)) for rows in batches_of_rows())
+    torch.export.save(torch.export.export(net, first, dynamic_shapes=shapes), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    for fields in (first, *others):
+        close(program(*fields), net(*fields))
 
 
 @item(COMPILE, "AOTInductor: packaged and loaded, any batch and length", ("LSTM",), "an LSTM")

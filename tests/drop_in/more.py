@@ -12,6 +12,7 @@ from .items import (
     LAYERS,
     build,
     close,
+    compiled,
     example,
     first,
     item,
@@ -72,3 +73,16 @@ def with_lengths(package, kind):
     y = first(module(x, lengths=torch.tensor([2, 4, 1])))
     close(y[:2, 0], first(module(x[:2, :1]))[:, 0])
     assert not y[2:, 0].any()
+
+
+@item(MORE, "... in `torch.compile(fullgraph=True)`, any in two compilations", LAYERS)
+def with_lengths_compiled(package, kind):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    module, counter = build(package, kind), CompileCounterWithBackend("aot_eager")
+    run = compiled(module, counter)
+    for lengths in ([2, 4, 1], [3, 3], [9, 1, 2, 5], [6, 7], [1, 1, 8, 2, 2]):
+        x = example(kind, max(lengths) + 1, len(lengths))
+        given = torch.tensor(lengths)
+        close(run(x, lengths=given), module(x, lengths=given), 0, 0)
+    assert counter.frame_count <= 2, f"{counter.frame_count} compilations"
