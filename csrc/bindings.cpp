@@ -57,11 +57,12 @@ class Arguments {
   T next_as() {
     const py::handle object = next();
     try {
-      return py::cast<T>(object);
+      // A cast to a type of Python's would convert.
+      if (!std::is_base_of_v<py::object, T> || py::isinstance<T>(object)) return py::cast<T>(object);
     } catch (const py::cast_error&) {
-      throw py::type_error("incompatible arguments: one is of type " +
-                           std::string(Py_TYPE(object.ptr())->tp_name));
     }
+    throw py::type_error("incompatible arguments: one is of type " +
+                         std::string(Py_TYPE(object.ptr())->tp_name));
   }
   const Packed* next_packed() {
     return py::handle(*next_).is_none() ? (++next_, nullptr) : next_as<const Packed*>();

@@ -131,8 +131,10 @@ class _Recurrent(torch.nn.RNNBase):
         names, parameters = self._flat_weights_names, self._parameters
         if not torch.is_grad_enabled():
             packed = packing.packed(self, spec, names) if packing.HELD else None
-            form = (3, self.input_size)
-            return ops.call_module(spec, input, *form, hx, parameters, names, reset, cells, packed)
+            features = self.input_size
+            return ops.call_module(
+                spec, input, 3, features, hx, parameters, names, reset, cells, packed
+            )
         try:
             weights = [parameters[name] for name in names]
         except KeyError:  # computed at each access (a parametrization)
@@ -368,8 +370,8 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         names, parameters = _CELL_WEIGHTS[spec.bias], self._parameters
         if not torch.is_grad_enabled():
             packed = packing.packed(self, spec, names) if packing.HELD else None
-            form = (2, self.input_size)
-            return ops.call_module(spec, input, *form, hx, parameters, names, None, False, packed)
+            features = self.input_size
+            return ops.call_module(spec, input, 2, features, hx, parameters, names, None, False, packed)
         try:
             weights = [parameters[name] for name in names]
         except KeyError:  # computed at each access (a parametrization)
