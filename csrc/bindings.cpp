@@ -44,6 +44,87 @@ double measure_peak(const std::string& dtype, int threads, double seconds) {
   return peak_flops(peak, threads, seconds);
 }
 
+// What a method of the C API was given; pybind11 takes half a microsecond to look at so many arguments.
+class Arguments {
+ public:
+  Arguments(PyObject* const* given, Py_ssize_t count, Py_ssize_t expected) : next_(given) {
+    if (count != expected)
+      throw py::type_error("incompatible arguments: got " + std::to_string(count) + ", expected " +
+                           std::to_string(expected));
+  }
+  py::handle next() { return *next_++; }
+  template <class T>
+  T next_as() {
+    const py::handle object = next();
+    try {
+      // A cast to a type of Python's would convert.
+      if (!std::is_base_of_v<py::object, T> || py::isinstance<T>(object)) return py::cast<T>(object);
+    } catch (const py::cast_error&) {
+    }
+    throw py::type_error("incompatible arguments: one is of type " +
+                         std::string(Py_TYPE(object.ptr())->tp_name));
+  }
+  const Packed* next_packed() {
+    return py::handle(*next_).is_none() ? (++next_, nullptr) : next_as<const Packed*>();
+  }
+
+ private:
+  PyObject* const* next_;
+};
+
+py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
+  Arguments a(given, count, 11);
+  const auto types = a.next_as<py::tuple>();
+  const int threads = a.next_as<int>();
+  const py::handle batch_sizes = a.next(), reset = a.next(), x = a.next(), h0 = a.next(), c0 = a.next();
+  const auto weights = a.next_as<py::list>();
+  const bool cells = a.next_as<bool>();
+  const py::handle save = a.next();
+  const Packed* const packed = a.next_packed();
+  return stack.call(types, threads, batch_sizes, reset, x, h0, c0, weights, cells, save, packed);
+}
+
+py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
+  Arguments a(given, count, 11);
+  const auto types = a.next_as<py::tuple>();
+  const int threads = a.next_as<int>();
+  const py::handle x = a.next();
+  const int dims = a.next_as<int>();
+  const py::handle features = a.next(), hx = a.next();
+  const auto parameters = a.next_as<py::dict>();
+  const py::handle names = a.next(), reset = a.next();
+  const bool cells = a.next_as<bool>();
+  const Packed* const packed = a.next_packed();
+  return stack.call_module(types, threads, x, dims, features, hx, parameters, names, reset, cells,
+                           packed);
+}
+
+template <py::object (*f)(const Stack&, PyObject* const*, Py_ssize_t)>
+PyObject* method(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  try {
+    return f(py::cast<const Stack&>(py::handle(self)), given, count).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+template <py::object (*f)(const Stack&, PyObject* const*, Py_ssize_t)>
+void add_method(py::handle type, const char* name) {
+  static PyMethodDef definition{name,
+                                reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(method<f>)),
+                                METH_FASTCALL, nullptr};
+  PyObject* descriptor = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &definition);
+  if (!descriptor) throw py::error_already_set();
+  type.attr(name) = py::reinterpret_steal<py::object>(descriptor);
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -55,16 +136,18 @@ PYBIND11_MODULE(_C, m) {
                            static_cast<py::ssize_t>(memory.size()));
   });
   py::class_<Packed>(m, "Packed");
-  py::class_<Stack>(m, "Stack")
+  auto stack = py::class_<Stack>(m, "Stack");
+  stack
       .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
                        bool projected, bool batch_first) {
         return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first});
       }))
       .def("forward", &Stack::forward)
-      .def("call", &Stack::call)
       .def("pack", &Stack::pack)
       .def("backward", &Stack::backward)
       .def("new_saved", &new_saved);
+  add_method<call>(stack, "call");
+  add_method<call_module>(stack, "call_module");
   m.def("release_memory", &release_memory);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });

@@ -9,31 +9,41 @@
 namespace rnnfast {
 namespace {
 
-PyObject* interned(const char* name) {
-  PyObject* string = PyUnicode_InternFromString(name);
-  if (!string) throw py::error_already_set();
-  return string;
-}
+// Methods of torch.Tensor; to find them costs half as much as to run them.
+struct Methods {
+  explicit Methods(const py::tuple& types)
+      : is_neg(py::object(types[0].attr("is_neg")).release().ptr()),
+        new_empty(py::object(types[0].attr("new_empty")).release().ptr()) {}
+  static const Methods& of(const py::tuple& types) {
+    static const Methods methods(types);
+    return methods;
+  }
+  PyObject *const is_neg, *const new_empty;
+};
 
-bool is_true(py::handle object, PyObject* method) {
-  PyObject* result = PyObject_CallMethodNoArgs(object.ptr(), method);
+py::object called(PyObject* function, PyObject* const* arguments, std::size_t count) {
+  PyObject* result = PyObject_Vectorcall(function, arguments, count, nullptr);
   if (!result) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result).ptr() == Py_True;
+  return py::reinterpret_steal<py::object>(result);
 }
 
 // Whether a tensor is of one of these exact types, and its memory does not hold the negatives of its
 // values, as the imaginary part of a conjugate does. (Zeros without memory have no address to read.)
 bool is_plain(py::handle object, const py::tuple& types) {
-  static PyObject* const is_neg = interned("is_neg");
   const auto is_type = [&](py::handle type) {
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type.ptr();
   };
-  return std::any_of(types.begin(), types.end(), is_type) && !is_true(object, is_neg);
+  PyObject* const argument = object.ptr();
+  return std::any_of(types.begin(), types.end(), is_type) &&
+         called(Methods::of(types).is_neg, &argument, 1).ptr() != Py_True;
+}
+
+bool is_list_or_tuple(py::handle object) {
+  return PyTuple_CheckExact(object.ptr()) || PyList_CheckExact(object.ptr());
 }
 
 // Like x in all but shape, uninitialised.
-py::object new_like(py::handle x, std::initializer_list<index> shape) {
-  static PyObject* const name = interned("new_empty");
+py::object new_like(const Methods& methods, py::handle x, std::initializer_list<index> shape) {
   py::object sizes[3];
   PyObject* arguments[4] = {x.ptr()};
   std::size_t count = 0;
@@ -42,20 +52,18 @@ py::object new_like(py::handle x, std::initializer_list<index> shape) {
     arguments[count + 1] = sizes[count].ptr();
     ++count;
   }
-  PyObject* made = PyObject_VectorcallMethod(name, arguments, count + 1, nullptr);
-  if (!made) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(made);
+  return called(methods.new_empty, arguments, count + 1);
 }
 
-py::object new_sequence(const Call& call, py::handle x, index features) {
-  if (call.is_packed || call.is_step) return new_like(x, {call.rows, features});
-  return call.s.batch_first ? new_like(x, {call.batch, call.steps, features})
-                            : new_like(x, {call.steps, call.batch, features});
+py::object new_sequence(const Methods& methods, const Call& call, py::handle x, index features) {
+  if (call.is_packed || call.is_step) return new_like(methods, x, {call.rows, features});
+  return call.s.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
+                            : new_like(methods, x, {call.steps, call.batch, features});
 }
 
-py::object new_states(const Call& call, py::handle x, index features) {
-  return call.is_step ? new_like(x, {call.batch, features})
-                      : new_like(x, {call.numbers, call.batch, features});
+py::object new_states(const Methods& methods, const Call& call, py::handle x, index features) {
+  return call.is_step ? new_like(methods, x, {call.batch, features})
+                      : new_like(methods, x, {call.numbers, call.batch, features});
 }
 
 struct Outputs {
@@ -219,37 +227,50 @@ void Stack::forward(int threads, py::handle batch_sizes, py::handle reset, py::h
   run(call, Outputs(call, y, h_n, c_n, cells, saved), nullptr, threads);
 }
 
-py::object Stack::call(const py::tuple& types, int threads, py::handle batch_sizes, py::handle reset,
-                       py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
-                       py::handle save, const Packed* packed) const {
+// Of a call; without y where the kernels do not take the arguments.
+struct Stack::Results {
+  py::object y, h_n, c_n, cells, saved;
+};
+
+struct Stack::Form {
+  int dims;
+  index features;
+};
+
+Stack::Results Stack::results(const py::tuple& types, int threads, py::handle batch_sizes,
+                              py::handle reset, py::handle x, const Form* form, py::handle h0,
+                              py::handle c0, const py::list& weights, bool cells, py::handle save,
+                              const Packed* packed) const {
   for (py::handle object : {x, h0, c0, reset})
-    if (!object.is_none() && !is_plain(object, types)) return py::none();
+    if (!object.is_none() && !is_plain(object, types)) return {};
   for (py::handle object : weights)
-    if (!is_plain(object, types)) return py::none();
+    if (!is_plain(object, types)) return {};
   std::optional<Call> call;
   try {
     call.emplace(description_, batch_sizes, reset, x, h0, c0, weights);
     call->check_input();
   } catch (const py::builtin_exception&) {
-    return py::none();
+    return {};
   } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
-    return py::none();
+    return {};
   }
-  if (!call->has_like_weights()) return py::none();
+  if (form && (call->x.dims() != form->dims || call->inputs != form->features)) return {};
+  if (!call->has_like_weights()) return {};
   call->check_weights();
   try {
     call->check_states();
   } catch (const py::builtin_exception&) {
-    return py::none();
+    return {};
   }
   if (packed && !fits(*packed, *call))
     throw py::value_error("the packed weights are those of another stack");
   const bool has_c = call->info.cell_state;
-  const py::object y = new_sequence(*call, x, call->width), none = py::none();
-  const py::object h_n = call->is_step ? none : new_states(*call, x, call->outputs);
-  const py::object c_n = has_c ? new_states(*call, x, call->hidden) : none;
-  const py::object every_c = cells ? new_sequence(*call, x, call->s.directions * call->hidden) : none;
-  py::object saved = none;
+  const Methods& methods = Methods::of(types);
+  const py::object none = py::none();
+  Results made{new_sequence(methods, *call, x, call->width), none, none, none, none};
+  if (!call->is_step) made.h_n = new_states(methods, *call, x, call->outputs);
+  if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
+  if (cells) made.cells = new_sequence(methods, *call, x, call->s.directions * call->hidden);
   if (!save.is_none()) {
     std::unique_ptr<Memory> memory;
     try {
@@ -259,10 +280,58 @@ py::object Stack::call(const py::tuple& types, int threads, py::handle batch_siz
                                std::to_string(call->rows) + " rows of " + std::to_string(call->hidden) +
                                " hidden units");
     }
-    saved = save(py::cast(std::move(memory)));
+    made.saved = save(py::cast(std::move(memory)));
   }
-  run(*call, Outputs(*call, y, h_n, c_n, every_c, saved), packed, threads);
+  run(*call, Outputs(*call, made.y, made.h_n, made.c_n, made.cells, made.saved), packed, threads);
+  return made;
+}
+
+py::object Stack::call(const py::tuple& types, int threads, py::handle batch_sizes, py::handle reset,
+                       py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
+                       py::handle save, const Packed* packed) const {
+  const auto [y, h_n, c_n, every_c, saved] =
+      results(types, threads, batch_sizes, reset, x, nullptr, h0, c0, weights, cells, save, packed);
+  if (!y) return py::none();
   return py::make_tuple(y, h_n, c_n, every_c, saved);
+}
+
+py::object Stack::call_module(const py::tuple& types, int threads, py::handle x, int dims,
+                              py::handle features, py::handle hx, const py::dict& parameters,
+                              py::handle names, py::handle reset, bool cells,
+                              const Packed* packed) const {
+  const py::none none;
+  if (!is_list_or_tuple(names)) return none;
+  const bool has_c = cell_info(description_.cell).cell_state;
+  if (cells && !has_c) return none;
+  py::object h0 = py::reinterpret_borrow<py::object>(hx), c0 = none;
+  if (has_c && !hx.is_none()) {
+    if (!is_list_or_tuple(hx) || PySequence_Fast_GET_SIZE(hx.ptr()) != 2) return none;
+    h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx.ptr(), 0));
+    c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx.ptr(), 1));
+    if (h0.is_none() || c0.is_none()) return none;
+  }
+  py::list weights;
+  for (Py_ssize_t at = 0; at < PySequence_Fast_GET_SIZE(names.ptr()); ++at) {
+    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), at));
+    PyObject* weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+    if (!weight && PyErr_Occurred()) throw py::error_already_set();
+    if (!weight) return none;
+    weights.append(py::handle(weight));
+  }
+  const Form form{dims, PyNumber_AsSsize_t(features.ptr(), nullptr)};
+  if (PyErr_Occurred()) {  // no integer
+    PyErr_Clear();
+    return none;
+  }
+  const auto [y, h_n, c_n, every_c, saved] =
+      results(types, threads, none, reset, x, &form, h0, c0, weights, cells, none, packed);
+  if (!y) return none;
+  const bool is_cell = h_n.is_none();
+  if (is_cell && !has_c) return y;
+  if (is_cell || !has_c) return py::make_tuple(y, has_c ? c_n : h_n);
+  const py::object states = py::make_tuple(h_n, c_n);
+  if (cells) return py::make_tuple(y, states, every_c);
+  return py::make_tuple(y, states);
 }
 
 bool Stack::fits(const Packed& packed, const Call& call) const {

@@ -70,6 +70,15 @@ class Stack {
                         pybind11::handle c0, const pybind11::list& weights, bool cells,
                         pybind11::handle save, const Packed* packed) const;
 
+  // call for a module whose stack it is, without gradients. `hx` are the states as its forward has
+  // them, and what that returns is returned. The weights are those of its `parameters` that have these
+  // `names`. Returns None also where a parameter is missing, or where x has not `dims` dimensions, the
+  // last of size `features`.
+  pybind11::object call_module(const pybind11::tuple& types, int threads, pybind11::handle x, int dims,
+                               pybind11::handle features, pybind11::handle hx,
+                               const pybind11::dict& parameters, pybind11::handle names,
+                               pybind11::handle reset, bool cells, const Packed* packed) const;
+
   // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
   // its inputs (None: not wanted), which are in the order of the inputs.
   void backward(int threads, pybind11::handle batch_sizes, pybind11::handle reset, pybind11::handle x,
@@ -85,6 +94,12 @@ class Stack {
   std::unique_ptr<Memory> new_saved(Dtype dtype, index rows, index hidden, index outputs) const;
 
  private:
+  struct Results;
+  struct Form;  // of x
+  Results results(const pybind11::tuple& types, int threads, pybind11::handle batch_sizes,
+                  pybind11::handle reset, pybind11::handle x, const Form* form, pybind11::handle h0,
+                  pybind11::handle c0, const pybind11::list& weights, bool cells, pybind11::handle save,
+                  const Packed* packed) const;
   bool fits(const Packed& packed, const Call& call) const;
 
   const Description description_;

@@ -1,6 +1,6 @@
 """The extension. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Memory = Any
@@ -54,6 +54,21 @@ class Stack:
         packed: Packed | None,
         /,
     ) -> tuple[Any, Any, Any, Any, Any] | None: ...
+    def call_module(
+        self,
+        types: tuple[type, ...],
+        threads: int,
+        x: Any,
+        dims: int,
+        features: Any,
+        hx: Any,
+        parameters: dict[str, Any],
+        names: Sequence[str],
+        reset: Memory | None,
+        cells: bool,
+        packed: Packed | None,
+        /,
+    ) -> Any: ...
     def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
     def backward(
         self,

@@ -20,6 +20,8 @@ class Plan:
     @property
     def rows(self) -> int: ...  # of the batch, in a group
     @property
+    def chunk(self) -> int: ...  # of these, that a block multiplies at a time
+    @property
     def units(self) -> int: ...  # hidden units of a block
     @property
     def shared_bytes(self) -> int: ...  # of shared memory, of a block

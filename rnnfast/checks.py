@@ -9,6 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _dispatch_tls_is_dispatch_key_included,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+)
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -25,26 +32,28 @@ _HALVES = (torch.bfloat16, torch.float16)
 _AUTOCAST_FROM = {torch.float32, torch.bfloat16, torch.float16}
 
 
+#: Whether torch.compile or torch.export is looking: a graph is made, and nothing is computed.
+traced = torch.compiler.is_compiling
+
+#: Whether autocast is on for any kind of device: cheaper to ask than :func:`autocasts`.
+may_autocast = _is_any_autocast_enabled
+
+
 def plain_call() -> bool:
     """Whether tensors are just tensors now: no tracing, transform or mode is at work."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        traced()
+        or _get_tracing_state()
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack()
+        or _dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or forward_ad._current_level >= 0
     )
 
 
-def traced() -> bool:
-    """Whether torch.compile or torch.export is looking: a graph is made, and nothing is computed."""
-    return torch.compiler.is_compiling()
-
-
 def transformed() -> bool:
     """Whether a transform of torch.func, or forward mode, is at work."""
-    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+    return bool(_are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 class Precision(NamedTuple):
@@ -57,7 +66,7 @@ class Precision(NamedTuple):
 
 def autocasts(device: str = "cpu") -> bool:
     """Whether ``torch.autocast`` may change what a call on such a device computes in."""
-    return torch.is_autocast_enabled(device)
+    return may_autocast() and torch.is_autocast_enabled(device)
 
 
 def precision(

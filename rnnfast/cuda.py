@@ -72,6 +72,13 @@ def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
     return _plan(x.device.index or 0, spec.cell, x.dtype, tf32, backward, *sizes, tier)
 
 
+def takes(spec: Spec, x: Tensor, hidden: int) -> bool:
+    """Whether a layer of this size has a plan, for a few rows at least."""
+    if _cuda is None or x.dtype not in DTYPES or spec.projected:
+        return False
+    return all(plan(spec, x, hidden, 1, backward) is not None for backward in (False, True))
+
+
 def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int) -> int:
     """The size of ``Outputs.saved`` for each row of ``x``."""
     cell, number = _cell(spec.cell), spec.layers * spec.directions

@@ -109,7 +109,7 @@ def _forward_fake(
     every_c = empty(cells, *leading, spec.directions * hidden)
     saved = x.new_empty(0, dtype=torch.uint8)
     if save:
-        each = ops.saved_bytes_of_a_row(spec, x.dtype, int(hidden), int(outputs))
+        each = ops.saved_bytes_of_a_row(spec, x, int(hidden), int(outputs))
         saved = saved.new_empty(prod(leading) * each)
     return y, h_n, c_n, every_c, saved
 
@@ -178,8 +178,9 @@ def _backward_fake(
     ]
 
 
-_LIBRARY.impl("stack", _forward, "CPU")
-_LIBRARY.impl("stack_backward", _backward, "CPU")
+for device in ("CPU", "CUDA"):
+    _LIBRARY.impl("stack", _forward, device)
+    _LIBRARY.impl("stack_backward", _backward, device)
 torch.library.register_fake("rnnfast::stack", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("rnnfast::stack_backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd(

@@ -33,6 +33,10 @@ def _states(hx: Any, is_lstm: bool) -> Any:
     return hx if plain else None
 
 
+#: Of each mode of torch.nn.RNNBase.
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
 def _is_uneven(batch_sizes: Tensor) -> bool:
     """Whether the rows of a packed sequence differ in length."""
     return len(batch_sizes) > 0 and bool(batch_sizes[0] != batch_sizes[-1])
@@ -47,7 +51,7 @@ class _Recurrent(torch.nn.RNNBase):
         super().__init__(*args, **kwargs)
 
     def _cell(self) -> str:
-        return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}[self.mode]
+        return _CELLS[self.mode]
 
     # Not keyword-only: torch.onnx's older exporter hands over all arguments in order.
     def forward(
@@ -76,7 +80,7 @@ class _Recurrent(torch.nn.RNNBase):
                 belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
         """
         usual = lengths is None and type(input) is Tensor
-        if usual and checks.plain_call() and not checks.autocasts():
+        if usual and checks.plain_call() and not checks.may_autocast():
             outputs = self._forward_directly(input, hx, reset, return_cells)
             if outputs is not None:
                 return outputs
@@ -118,22 +122,28 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _forward_directly(self, input: Tensor, hx: Any, reset: Any, cells: bool) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
-        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        if input.is_nested or dropout > 0 or input.dim() != 3 or input.size(2) != self.input_size:
+        if self.training and self.num_layers > 1 and self.dropout > 0:
+            return None
+        spec = self._spec(ops.spec)
+        names, parameters = self._flat_weights_names, self._parameters
+        if not torch.is_grad_enabled():
+            packed = packing.packed(self, spec, names) if packing.HELD else None
+            features = self.input_size
+            return ops.call_module(
+                spec, input, 3, features, hx, parameters, names, reset, cells, packed
+            )
+        try:
+            weights = [parameters[name] for name in names]
+        except KeyError:  # computed at each access (a parametrization)
+            return None
+        if input.is_nested or input.dim() != 3 or input.size(2) != self.input_size:
             return None
         is_lstm = self.mode == "LSTM"
         pair = _states(hx, is_lstm)
         if pair is None or (cells and not is_lstm):
             return None
-        parameters = self._parameters  # attributes of a module cost ten times as much
-        try:
-            weights = [parameters[name] for name in self._flat_weights_names]
-        except KeyError:  # computed at each access (a parametrization)
-            return None
-        spec = self._spec(ops.spec)
-        packed = packing.packed(self, spec, weights) if packing.HELD else None
         h0, c0 = pair
-        outputs = autograd.stack(spec, None, input, h0, c0, weights, reset, cells, packed)
+        outputs = autograd.stack(spec, None, input, h0, c0, weights, reset, cells)
         if outputs is None:
             return None
         y, h_n, c_n, every_c, _ = outputs
@@ -173,7 +183,9 @@ class _Recurrent(torch.nn.RNNBase):
         if not (checks.traced() or checks.plain_call()):
             return False
         fitting = self._fitting(input, hx)
-        return fitting is not None and self._precision(*fitting) is not None
+        if fitting is None or self._precision(*fitting) is None:
+            return False
+        return ops.takes(self._spec(), fitting[0], self.hidden_size)
 
     def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], Tensor | None] | None:
         """The data, the states, and batch_sizes, if shapes fit; None if not."""
@@ -319,7 +331,8 @@ class GRU(_ResetAfter, _Recurrent, torch.nn.GRU):
         return self._forward_further(input, hx, None, False)
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+#: Of a cell, without and with biases.
+_CELL_WEIGHTS = (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
 class _RecurrentCell(torch.nn.RNNCellBase):
@@ -330,7 +343,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's ``forward``."""
-        if type(input) is Tensor and checks.plain_call() and not checks.autocasts():
+        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
@@ -345,22 +358,25 @@ class _RecurrentCell(torch.nn.RNNCellBase):
 
     def _forward_directly(self, input: Tensor, hx: Any) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
-        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
-            return None
         if self.hidden_size < 1:
             return None
         spec = self._spec(ops.spec)
+        names, parameters = _CELL_WEIGHTS[spec.bias], self._parameters
+        if not torch.is_grad_enabled():
+            packed = packing.packed(self, spec, names) if packing.HELD else None
+            features = self.input_size
+            return ops.call_module(spec, input, 2, features, hx, parameters, names, None, False, packed)
+        try:
+            weights = [parameters[name] for name in names]
+        except KeyError:  # computed at each access (a parametrization)
+            return None
+        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
+            return None
         pair = _states(hx, spec.cell == "lstm")
         if pair is None:
             return None
-        parameters = self._parameters  # attributes of a module cost ten times as much
-        try:
-            weights = [parameters[name] for name in _CELL_WEIGHTS[: spec.weights_each]]
-        except KeyError:  # computed at each access (a parametrization)
-            return None
-        packed = packing.packed(self, spec, weights) if packing.HELD else None
         h0, c0 = pair
-        outputs = autograd.stack(spec, None, input, h0, c0, weights, None, False, packed)
+        outputs = autograd.stack(spec, None, input, h0, c0, weights)
         if outputs is None:
             return None
         h1, _, c1, _, _ = outputs

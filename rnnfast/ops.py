@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from . import checks, cuda
 from ._native import _C
+from .checks import PLAIN_TYPES
 from .spec import CELLS, Outputs, Spec, spec
 
 __all__ = [
@@ -18,19 +18,27 @@ __all__ = [
     "Outputs",
     "Spec",
     "backward",
+    "call_module",
     "forward",
     "pack",
     "rows",
     "saved_bytes_of_a_row",
     "spec",
+    "takes",
+    "why_not",
 ]
 
 
-@cache
-def _stack(
-    cell: str, layers: int, directions: int, bias: bool, projected: bool, batch_first: bool
-) -> Any:
-    return _C.Stack(CELLS[cell], layers, directions, False, False, bias, projected, batch_first)
+class _Stacks(dict[Spec, Any]):
+    """The extension's own description of each stack, made when it is first asked for."""
+
+    def __missing__(self, spec: Spec) -> Any:
+        cell, layers, directions, *rest = spec
+        stack = self[spec] = _C.Stack(CELLS[cell], layers, directions, False, False, *rest)
+        return stack
+
+
+_STACKS = _Stacks()
 
 
 def rows(t: Tensor | None) -> Tensor | None:
@@ -48,9 +56,11 @@ def _as_tensor(memory: Any) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int, outputs: int) -> int:
+def saved_bytes_of_a_row(spec: Spec, x: Tensor, hidden: int, outputs: int) -> int:
     """The size of ``Outputs.saved`` for each row of ``x``."""
-    memory = _stack(*spec).new_saved(checks.DTYPES[dtype], 1, hidden, outputs)
+    if x.is_cuda:
+        return cuda.saved_bytes_of_a_row(spec, x.dtype, hidden)
+    memory = _STACKS[spec].new_saved(checks.DTYPES[x.dtype], 1, hidden, outputs)
     return memoryview(memory).nbytes
 
 
@@ -75,12 +85,14 @@ def forward(
     layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
     """
     try:
-        stack = _stack(*spec)
+        stack = _STACKS[spec]
     except KeyError:  # no such cell
         return None
-    given = (checks.PLAIN_TYPES, torch.get_num_threads(), batch_sizes, reset, x, h0, c0, weights)
+    threads, new_saved = torch.get_num_threads(), _as_tensor if save else None
     try:
-        found = stack.call(*given, cells, _as_tensor if save else None, packed)
+        found = stack.call(
+            PLAIN_TYPES, threads, batch_sizes, reset, x, h0, c0, weights, cells, new_saved, packed
+        )
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
     if found is not None:
@@ -88,6 +100,11 @@ def forward(
     if x.is_cuda:
         return cuda.forward(spec, batch_sizes, x, h0, c0, weights, save, reset, cells)
     return None
+
+
+def takes(spec: Spec, x: Tensor, hidden: int) -> bool:
+    """Whether kernels can be expected to take such a layer: on the CPU every one."""
+    return not x.is_cuda or cuda.takes(spec, x, hidden)
 
 
 def why_not(
@@ -100,20 +117,52 @@ def why_not(
     reset: Tensor | None,
 ) -> str:
     """What is wrong with the arguments for which :func:`forward` returned None."""
+    if x.is_cuda:
+        return f"on {x.device} no tier has a plan for them, or they differ in device or dtype"
     given = (torch.get_num_threads(), batch_sizes, reset, x, h0, c0, weights)
     try:
         # One output, and of no size, so that it computes nothing if they are right.
-        _stack(*spec).forward(*given, x.new_empty(0), None, None, None, None)
+        _STACKS[spec].forward(*given, x.new_empty(0), None, None, None, None)
     except Exception as error:
         return str(error)
     raise AssertionError("it took an output of no size")
+
+
+def call_module(
+    spec: Spec,
+    x: Any,
+    dims: int,
+    features: Any,
+    hx: Any,
+    parameters: dict[str, Any],
+    names: Sequence[str],
+    reset: Any,
+    cells: bool,
+    packed: Any,
+) -> Any:
+    """:func:`forward` without gradients for a module, from its states ``hx`` to what it returns.
+
+    None also where a parameter is missing, or ``x`` has not ``dims`` dimensions and so many
+    ``features``.
+    """
+    try:
+        stack = _STACKS[spec]
+    except KeyError:
+        return None
+    threads = torch.get_num_threads()
+    try:
+        return stack.call_module(
+            PLAIN_TYPES, threads, x, dims, features, hx, parameters, names, reset, cells, packed
+        )
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def pack(spec: Spec, weights: list[Any]) -> Any:
     """The weights packed for :func:`forward`, or None where they are not what the kernels take."""
     w_ih = weights[0]
     try:
-        return _stack(*spec).pack(w_ih.new_zeros(1, 1, w_ih.size(-1)), weights)
+        return _STACKS[spec].pack(w_ih.new_zeros(1, 1, w_ih.size(-1)), weights)
     except (TypeError, ValueError, BufferError):
         return None
 
@@ -139,7 +188,7 @@ def backward(
         for t, wants in zip(inputs, wanted, strict=True)
     ]
     given = tuple(map(rows, grads))
-    stack, threads = _stack(*spec), torch.get_num_threads()
+    stack, threads = _STACKS[spec], torch.get_num_threads()
     written = (*found[:3], found[3:])
 
     def run(y: Any, x: Any, h0: Any, c0: Any, *weights: Any) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class _Held:
 
 
 #: The modules whose weights are held.
-HELD: WeakKeyDictionary[torch.nn.Module, _Held] = WeakKeyDictionary()
+HELD: dict[torch.nn.Module, _Held] = {}
 
 
 @contextmanager
@@ -59,14 +58,17 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
             HELD.pop(module, None)
 
 
-def packed(module: torch.nn.Module, spec: ops.Spec, weights: list[Any]) -> Any:
+def packed(module: torch.nn.Module, spec: ops.Spec, names: Sequence[str]) -> Any:
     """The module's packed weights for this call, or None where none are held or it has gradients."""
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
         return None
+    parameters = module._parameters
     try:
+        weights: list[Any] = [parameters[name] for name in names]
         origin = [(weight.data_ptr(), weight._version) for weight in weights]
-    except (RuntimeError, AttributeError):  # made in inference mode, without versions; or no tensors
+    except (KeyError, RuntimeError, AttributeError):
+        # Parametrized; made in inference mode, without versions; or no tensors.
         return None
     if held.origin != origin:
         held.packed, held.origin = ops.pack(spec, weights), origin

@@ -210,6 +210,18 @@ def test_many_blocks(dtype, device, monkeypatch):
     assert cuda.plan(case.spec, x, 200, 4, backward=True).blocks > 1
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru_original"])
+def test_many_rows(cell, emulated, device, monkeypatch):
+    """More rows than the shared memory of the few blocks that a grid can have holds at a time."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "grid")
+    monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "1")
+    case = Case(cell, 2, 200, 3, 40)
+    check(case, device)
+    if device == "cpu":
+        plan = emulated.plan(0, CELLS[cell], "float32", False, False, 40, 200, 1, "grid")
+        assert plan.chunk < plan.rows
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", GATES)
 def test_the_same_bits_again(cell, tier, device, monkeypatch):

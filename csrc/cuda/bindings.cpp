@@ -288,6 +288,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("groups", [](const Choice& c) { return c.plan.groups; })
       .def_property_readonly("blocks", [](const Choice& c) { return c.plan.blocks; })
       .def_property_readonly("rows", [](const Choice& c) { return c.plan.rows; })
+      .def_property_readonly("chunk", [](const Choice& c) { return c.plan.chunk; })
       .def_property_readonly("units", [](const Choice& c) { return c.plan.units; })
       .def_property_readonly("shared_bytes", [](const Choice& c) { return c.plan.shared_bytes; })
       .def_property_readonly("workspace_bytes", &Choice::workspace_bytes)

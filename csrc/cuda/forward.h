@@ -34,17 +34,14 @@ class Forward {
   template <int stage>
   RNNFAST_INLINE void for_stages(int t, int active) {
     if constexpr (stage < stages) {
-      take_operand();
-      const T* operand = memory<T>(layout_.operands) + buffer() * layout_.buffer;
-      constexpr int rows = Cell::recurrent[stage].width();
-      V* partial = memory<V>(layout_.partial);
-      const int units = plan_.units, columns = layout_.columns;
-      product_[stage].multiply(operand, layout_.stride, active, [=](int piece, int m, int b, V sum) {
-        if (m < rows * units) partial[(piece * rows * units + m) * columns + b] = sum;
-      });
-      sync_block();
-      apply<stage>(t, active);
-      sync_block();
+      for (int from = 0; from < active; from += plan_.chunk) {
+        const int count = group_.min(active - from, plan_.chunk);
+        take_operand(from, count);
+        multiply<stage>(count);
+        sync_block();
+        apply<stage>(t, from, count);
+        sync_block();
+      }
       ++phase_;
       publish(active);
       group_.sync();
@@ -52,17 +49,28 @@ class Forward {
     }
   }
 
-  // The cell's formula on the block's own units.
   template <int stage>
-  RNNFAST_INLINE void apply(int t, int active) {
+  RNNFAST_INLINE void multiply(int count) {
+    const T* operand = memory<T>(layout_.operands) + buffer() * layout_.buffer;
+    const int units = plan_.units, columns = layout_.columns;
+    constexpr int rows = Cell::recurrent[stage].width();
+    V* partial = memory<V>(layout_.partial);
+    product_[stage].multiply(operand, layout_.stride, count, [=](int piece, int m, int b, V sum) {
+      if (m < rows * units) partial[(piece * rows * units + m) * columns + b] = sum;
+    });
+  }
+
+  // The cell's formula on the block's own units, for rows whose products are there.
+  template <int stage>
+  RNNFAST_INLINE void apply(int t, int from, int count) {
     constexpr Window window = Cell::recurrent[stage];
     constexpr int width = window.width(), begin = window.begin;
     const int own = plan_.rows * plan_.units, pieces = plan_.schedule[stage].pieces;
     const V *partial = memory<V>(layout_.partial), *bias = memory<V>(layout_.bias);
     V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c), *kept = memory<V>(layout_.kept);
     T* mine = memory<T>(layout_.mine);
-    group_.for_own(active, [&](int b, int u) {
-      const int j = group_.first_unit + u, i = b * plan_.units + u;
+    group_.for_own(count, [&](int column, int u) {
+      const int b = from + column, j = group_.first_unit + u, i = b * plan_.units + u;
       if (j >= of_.hidden) return;
       const bool cut = group_.cut(t, b);
       V s[Cell::slots] = {};
@@ -79,7 +87,7 @@ class Forward {
         const int m = (slot.value - begin) * plan_.units + u;
         V sum = 0;
         for (int piece = 0; piece < pieces; ++piece)
-          sum += partial[(piece * width * plan_.units + m) * layout_.columns + b];
+          sum += partial[(piece * width * plan_.units + m) * layout_.columns + column];
         s[slot.value] += bias[slot.value * plan_.units + u] + (cut ? V(0) : sum);
       });
       const V h0 = cut ? V(0) : h[i], c0 = !has_c || cut ? V(0) : c[i];
@@ -187,13 +195,13 @@ class Forward {
   }
 
   // Where the operand is in device memory, into the block's own.
-  RNNFAST_INLINE void take_operand() {
+  RNNFAST_INLINE void take_operand(int first, int count) {
     if (plan_.tier != Tier::grid) return;
     constexpr int numbers = sizeof(Words) / sizeof(T);
     const int chunks = exchanged_width(plan_) / numbers;
-    const auto* from = reinterpret_cast<const Words*>(shared_operand());
+    const auto* from = reinterpret_cast<const Words*>(shared_operand()) + first * chunks;
     T* to = memory<T>(layout_.operands);
-    for (int i = thread(); i < group_.rows * chunks; i += threads()) {
+    for (int i = thread(); i < count * chunks; i += threads()) {
       const int b = i / chunks, at = i - b * chunks;
       reinterpret_cast<Words*>(to + b * layout_.stride)[at] = load_fresh(from + i);
     }

@@ -73,7 +73,7 @@ struct ForwardLayout {
   int bytes;
 
   constexpr ForwardLayout(const Plan& plan, const CellShape& cell, const Sizes& size, int hidden) {
-    const int rows = round_up(plan.rows, size.tile_columns);
+    const int rows = round_up(plan.chunk, size.tile_columns);
     const int depth = round_up(hidden, 2 * size.tile_depth), width = exchanged_width(plan);
     stride = round_up(depth > width ? depth : width, 16) + size.pad();
     buffer = rows * stride;

@@ -37,8 +37,14 @@ std::optional<Plan> fitted(const Device& device, const CellShape& cell, const Si
     plan.rows = round_up(divide_up(batch, groups), engine.columns);
     plan.groups = divide_up(batch, plan.rows);
     if (tier == Tier::grid && plan.groups > resident) return {};
-    plan.shared_bytes = backward ? BackwardLayout(plan, cell, sizes).bytes
-                                 : ForwardLayout(plan, cell, sizes, hidden).bytes;
+    plan.chunk = plan.rows;
+    const auto bytes = [&] {
+      return backward ? BackwardLayout(plan, cell, sizes).bytes
+                      : ForwardLayout(plan, cell, sizes, hidden).bytes;
+    };
+    while (tier == Tier::grid && bytes() > device.shared_bytes && plan.chunk > engine.columns)
+      plan.chunk -= engine.columns;
+    plan.shared_bytes = bytes();
     if (plan.shared_bytes > device.shared_bytes) continue;
     if (tier == Tier::grid) {
       const long own = long{plan.rows} * plan.units,

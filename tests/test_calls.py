@@ -1,0 +1,336 @@
+"""What may happen to a module between two calls: each reads its weights and settings anew."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import rnnfast
+from rnnfast import _C, checks
+from twins import LAYERS, flatten, make, states
+
+MODES = [torch.no_grad, torch.inference_mode, torch.enable_grad]
+every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.__name__)
+every_cell = pytest.mark.parametrize("cell", LAYERS)
+every_kind = pytest.mark.parametrize("suffix", ["", "Cell"], ids=["layer", "cell"])
+
+
+def problem(cell, suffix, package=rnnfast, hidden=4):
+    """A module, its input and its states."""
+    module = make(package, cell, 3, hidden, suffix=suffix)
+    leading = (2,) if suffix else (1, 2)
+    return module, torch.randn(*leading, 3), states(cell, *leading, hidden)
+
+
+def weight(module, name="weight_hh"):
+    return getattr(module, name + ("" if hasattr(module, name) else "_l0"))
+
+
+def states_of(h):
+    return h if type(h) is tuple else (h,)
+
+
+def run(module, *arguments):
+    return [t.detach().clone() for t in flatten(module(*arguments))]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def smaller(w):
+    w.data = w.data[:-1].clone()
+
+
+def narrower(w):
+    w.data = w.data[:, :-1].clone()
+
+
+def without_memory(w):
+    w.untyped_storage().resize_(0)
+
+
+def emptied(w):
+    with torch.no_grad():
+        w.set_()
+
+
+@every_mode
+@every_cell
+@every_kind
+@pytest.mark.parametrize("change", [smaller, narrower, without_memory, emptied])
+def test_weights_that_shrink_are_refused(mode, cell, suffix, change):
+    if change is without_memory and (cell, suffix) == ("lstm", ""):
+        pytest.skip("torch.nn.LSTM, which then has the word, ends the process itself")
+    module, x, h = problem(cell, suffix)
+    kept = copy.deepcopy(module.state_dict())
+    with mode():
+        want = run(module, x, h)
+        change(weight(module))
+        with pytest.raises((RuntimeError, IndexError)):
+            module(x, h)
+        for name, value in kept.items():
+            module._parameters[name].data = value
+        assert same(run(module, x, h), want)
+
+
+def replaced(module):
+    weight(module).data = weight(module).data * 2
+
+
+def set_in_place(module):
+    with torch.no_grad():
+        weight(module).set_(weight(module).clone() * 2)
+
+
+def through_numpy(module):
+    weight(module).detach().numpy()[...] *= 2
+
+
+def negated(module):
+    """The same memory, which now holds the negatives of the values."""
+    weight(module).data = torch._neg_view(weight(module).data)
+
+
+def assigned(module):
+    name = next(n for n, p in module.named_parameters() if p is weight(module))
+    setattr(module, name, torch.nn.Parameter(weight(module).detach() * 2))
+
+
+def transposed(module):
+    weight(module).data = weight(module).data.t().contiguous().t()
+
+
+@every_mode
+@every_cell
+@every_kind
+@pytest.mark.parametrize(
+    "change", [replaced, set_in_place, through_numpy, negated, assigned, transposed]
+)
+def test_changed_weights_are_read(mode, cell, suffix, change):
+    module, x, h = problem(cell, suffix)
+    with mode():
+        before = run(module, x, h)
+        change(module)
+        fresh = make(rnnfast, cell, 3, 4, suffix=suffix)
+        fresh.load_state_dict(module.state_dict())
+        assert same(run(module, x, h), run(fresh, x, h))
+        assert same(run(module, x, h), before) == (change is transposed)
+
+
+def assert_outcomes_agree(cell, suffix, change, mode):
+    """After it, a module of either package returns the same or raises the same."""
+    found = []
+    for package in (rnnfast, torch.nn):
+        module, x, h = problem(cell, suffix, package)
+        with mode():
+            run(module, x, h)
+            change(module)
+            try:
+                found.append(run(module, x, h))
+            except Exception as error:
+                found.append((type(error), str(error)))
+    ours, theirs = found
+    if isinstance(theirs, tuple):
+        assert ours == theirs
+    else:
+        torch.testing.assert_close(ours, theirs)
+
+
+@every_mode
+@every_cell
+@every_kind
+def test_deleted_weights(mode, cell, suffix):
+    name = "weight_hh" if suffix else "weight_hh_l0"
+    assert_outcomes_agree(cell, suffix, lambda module: delattr(module, name), mode)
+
+
+@every_mode
+@every_cell
+def test_a_bias_of_a_cell_that_is_none(mode, cell):
+    assert_outcomes_agree(cell, "Cell", lambda module: setattr(module, "bias_ih", None), mode)
+
+
+@every_mode
+@every_kind
+@pytest.mark.parametrize("size", [np.int64(3), 3.0, 5, np.int64(5), 2.5, 2**80])
+def test_another_input_size(mode, suffix, size):
+    """What it is compared with need be no integer, and torch's cells compare it with nothing."""
+    assert_outcomes_agree("gru", suffix, lambda module: setattr(module, "input_size", size), mode)
+
+
+class Listening(torch.Tensor):
+    calls = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.calls += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@every_mode
+@every_cell
+@every_kind
+def test_subclasses_after_plain_tensors(mode, cell, suffix):
+    module, x, h = problem(cell, suffix)
+    with mode():
+        want = run(module, x, h)
+        mine = (
+            tuple(s.as_subclass(Listening) for s in h) if type(h) is tuple else h.as_subclass(Listening)
+        )
+        for given in ((x.as_subclass(Listening), h), (x, mine)):
+            Listening.calls = 0
+            found = module(*given)
+            assert Listening.calls > 0
+            for a, b in zip(flatten(found), want, strict=True):
+                torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
+
+
+@every_cell
+@every_kind
+def test_hooks_registered_later(cell, suffix):
+    module, x, h = problem(cell, suffix)
+    with torch.no_grad():
+        want = run(module, x, h)
+        seen = []
+        module.register_forward_pre_hook(lambda m, args: (args[0] * 2, *args[1:]))
+        module.register_forward_hook(lambda m, args, out: seen.append(out))
+        found = run(module, x, h)
+    assert same(found, run(make(rnnfast, cell, 3, 4, suffix=suffix), 2 * x, h))
+    assert not same(found, want)
+    assert len(seen) == 1
+
+
+@every_mode
+@every_cell
+@every_kind
+def test_empty_batches(mode, cell, suffix):
+    module, x, _ = problem(cell, suffix)
+    rows = 0 if suffix else 1
+    with mode():
+        found = flatten(module(x.narrow(rows, 0, 0)))
+    assert all(t.size(rows) == 0 and t.size(-1) == 4 for t in found)
+
+
+@pytest.mark.parametrize("hx", [[], [1], [None, None], ["h", "c"], [torch.zeros(2, 4)] * 3, 5, "hc"])
+@every_kind
+def test_states_of_no_kind(hx, suffix):
+    ours, theirs = (problem("lstm", suffix, package) for package in (rnnfast, torch.nn))
+    errors = []
+    for module, x, _ in (ours, theirs):
+        with torch.no_grad(), pytest.raises(Exception) as error:  # noqa: PT011 (whatever torch's is)
+            module(x, hx)
+        errors.append((type(error.value), str(error.value)))
+    assert errors[0] == errors[1]
+
+
+class Emptying(torch.overrides.TorchFunctionMode):
+    """Takes from a list what lies in it while the call looks at it."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.target.clear()
+        return func(*args, **(kwargs or {}))
+
+
+@every_kind
+def test_a_list_of_states_emptied_meanwhile(suffix):
+    module, x, h = problem("lstm", suffix)
+    with torch.no_grad():
+        want = run(module, x, h)
+        given = [s.clone() for s in h]
+        with Emptying(given):
+            found = module(x, given)
+        assert same(flatten(found), want)
+    assert given == []
+
+
+@every_cell
+@every_kind
+def test_nothing_is_kept(cell, suffix):
+    """Neither by a call nor by one that fails halfway."""
+    module, x, h = problem(cell, suffix)
+    wrong = torch.randn(*x.shape[:-1], 7)
+    held = [x, wrong, *states_of(h), *module.parameters()]
+
+    def fail(*arguments):
+        with pytest.raises((RuntimeError, TypeError, ValueError, AttributeError)):
+            module(*arguments)
+
+    def calls():
+        with torch.no_grad():
+            module(x, h)
+            module(x)
+            fail(wrong, h)
+            fail(x, [None, None])
+            data, weight(module).data = weight(module).data, torch.zeros(3, 3)
+            fail(x, h)
+            weight(module).data = data
+            if not suffix:
+                with Emptying([]):
+                    module(x, h)
+
+    calls()
+    gc.collect()
+    before = [sys.getrefcount(t) for t in held]
+    for _ in range(20):
+        calls()
+    gc.collect()
+    assert [sys.getrefcount(t) for t in held] == before
+
+
+def test_autocast_for_another_device():
+    """It changes nothing on the CPU."""
+    module, x, h = problem("lstm", "")
+    with torch.no_grad():
+        want = run(module, x, h)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert checks.may_autocast()
+            assert same(run(module, x, h), want)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert module(x, h)[0].dtype == torch.bfloat16
+
+
+ARGUMENTS = {
+    "types": ((torch.Tensor,), 5),
+    "threads": (1, "one"),
+    "x": (torch.zeros(1, 2, 3), None),
+    "dims": (3, "three"),
+    "features": (3, None),
+    "hx": (None, None),
+    "parameters": ({"a": torch.zeros(16, 3), "b": torch.zeros(16, 4)}, ["a"]),
+    "names": (["a", "b"], "ab"),
+    "reset": (None, None),
+    "cells": (False, "no"),
+    "packed": (None, "packed"),
+}
+
+
+@pytest.mark.parametrize("name", [None, *ARGUMENTS])
+def test_arguments_of_the_extension(name):
+    """The method is of the C API, and checks by itself what it is given."""
+    stack = _C.Stack(2, 1, 1, False, False, False, False, False)
+    given = [wrong if name == key else right for key, (right, wrong) in ARGUMENTS.items()]
+    if name in ("types", "threads", "dims", "parameters", "cells", "packed"):
+        with pytest.raises(TypeError, match="incompatible arguments"):
+            stack.call_module(*given)
+    elif name in ("x", "features", "names"):
+        assert stack.call_module(*given) is None
+    else:
+        y, (_, c_n) = stack.call_module(*given)
+        assert (y.shape, c_n.shape) == ((1, 2, 4), (1, 2, 4))
+    with pytest.raises(TypeError, match="got 10, expected 11"):
+        stack.call_module(*given[:-1])
+    with pytest.raises(TypeError, match="call_module"):
+        _C.Stack.call_module(*given)
