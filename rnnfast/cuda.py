@@ -64,12 +64,31 @@ def _plan(
 def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
     """Who computes what (an attribute ``tier`` says on which one), or None where no tier fits.
 
-    RNNFAST_CUDA_TIER names the only tier that may be taken: block, cluster or grid.
+    RNNFAST_CUDA_TIER allows them: auto, the first that fits, or only block, cluster or grid. Without
+    it there is none: the kernels have not yet run on a device, and until they have, whoever tries
+    them says so.
     """
-    tier = os.environ.get("RNNFAST_CUDA_TIER") or None
+    allowed = os.environ.get("RNNFAST_CUDA_TIER")
+    if not allowed:
+        return None
+    tier = None if allowed == "auto" else allowed
     tf32 = _tf32(x.dtype)
     sizes = (hidden, batch, spec.directions)
     return _plan(x.device.index or 0, spec.cell, x.dtype, tf32, backward, *sizes, tier)
+
+
+def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
+    """By a tier's name the widest layer that is trained on it, to the next 8 hidden units."""
+    found: dict[str, int] = {}
+    for hidden in range(8, 4096 + 1, 8):
+        both = [
+            _plan(device, cell, dtype, _tf32(dtype), backward, hidden, rows, 1, None)
+            for backward in (False, True)
+        ]
+        if None in both:
+            break
+        found[both[0].tier] = hidden
+    return found
 
 
 def takes(spec: Spec, x: Tensor, hidden: int) -> bool:

@@ -39,6 +39,7 @@ def emulated(tmp_path_factory):
 @pytest.fixture(params=["emulated", "cuda"])
 def device(request, monkeypatch):
     """A device to put tensors on, with rnnfast.cuda ready for it."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "auto")
     if request.param == "emulated":
         monkeypatch.setattr(cuda, "_cuda", request.getfixturevalue("emulated"))
         cuda._plan.cache_clear()
@@ -310,6 +311,18 @@ def test_what_no_plan_covers_is_left_to_torch(device):
     assert cuda.forward(spec, None, x[:0], None, None, weights, False) is None
     assert cuda.forward(spec._replace(projected=True), None, x, None, None, weights, False) is None
     assert cuda.forward(spec, None, x, None, None, weights, False) is not None
+
+
+def test_unproven_kernels_run_only_where_they_are_asked_for(device, monkeypatch):
+    spec = Spec("gru", 1, 1, True, False, False)
+    x = torch.zeros(2, 3, 4, device=device)
+    assert cuda.plan(spec, x, 8, 3, backward=False) is not None
+    monkeypatch.delenv("RNNFAST_CUDA_TIER")
+    assert cuda.plan(spec, x, 8, 3, backward=False) is None
+    assert not cuda.takes(spec, x, 8)
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "warp")
+    with pytest.raises(ValueError, match="tier is 'warp'; expected 'block', 'cluster' or 'grid'"):
+        cuda.plan(spec, x, 8, 3, backward=False)
 
 
 def tensors(device, T=3, B=2, H=8):

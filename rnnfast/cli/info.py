@@ -61,6 +61,7 @@ def facts() -> Mapping[str, str]:
         "OpenMP": text(build.get("openmp", "unknown")),
         "OpenMP runtimes mapped": "\n".join(openmp_runtimes()) or "unknown",
         "torch": torch_version(),
+        "CUDA": cuda_tiers(),
         "numpy": numpy.__version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
@@ -78,6 +79,31 @@ def torch_version() -> str:
     except ImportError:
         return 'not installed: pip install "rnnfast[torch]" for rnnfast.LSTM and its kin'
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def cuda_tiers() -> str:
+    """For each CUDA device the widest layer of each tier, of 32 rows and one direction."""
+    from rnnfast import _native
+
+    if _native._cuda is None:
+        return "not built (RNNFAST_CUDA=ON builds it)"
+    import torch
+
+    from rnnfast import cuda
+
+    if not torch.cuda.is_available():
+        return "built; no device"
+    lines = []
+    for number in range(torch.cuda.device_count()):
+        lines.append(f"{number}: {torch.cuda.get_device_name(number)}")
+        for kind in ("lstm", "gru"):
+            for dtype in ("bfloat16", "float32"):
+                widest = cuda.widest_of_each_tier(number, kind, getattr(torch, dtype), rows=32)
+                tiers = ", ".join(f"{tier} to H={width}" for tier, width in widest.items())
+                lines.append(f"   {kind} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
+    if not os.environ.get("RNNFAST_CUDA_TIER"):
+        lines.append("off: RNNFAST_CUDA_TIER=auto has layers run there")
+    return "\n".join(lines)
 
 
 def usable_cores() -> int:

@@ -1,0 +1,178 @@
+"""rnnfast beside cuDNN, through torch.nn in the same run and with the same TF32 settings.
+
+Every row is timed by CUDA events in turns of the two, medians with their quartiles, in us per step of a
+sequence; `tier` is what ran, with groups x blocks; `floor` the time that the framework's own matrix
+product needs for as many multiplications when all steps are there at once. On an idle device:
+
+    python benchmarks/cuda.py [--quick] [--forward] [--tier cluster] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import rnnfast
+from rnnfast import cuda
+
+STEPS = 256
+ROUNDS = 15
+
+
+class Shape(NamedTuple):
+    """A row of the table."""
+
+    cell: str
+    dtype: torch.dtype
+    hidden: int
+    batch: int
+    layers: int = 1
+    directions: int = 1
+    packed: bool = False
+
+
+def shapes(quick: bool) -> list[Shape]:
+    widths, batches = (256, 512, 1024), (1, 8, 32, 128)
+    if quick:
+        widths, batches = (256, 1024), (1, 32)
+    dtypes = (torch.bfloat16, torch.float32)
+    grid = [Shape(*row) for row in itertools.product(("GRU",), dtypes, widths, batches)]
+    grid += [Shape("LSTM", torch.bfloat16, h, b) for h, b in itertools.product(widths, batches)]
+    grid += [Shape("LSTM", torch.float16, h, b) for h, b in itertools.product(widths, batches)]
+    grid += [Shape(cell, torch.bfloat16, h, 8) for cell in ("LSTM", "GRU") for h in (64, 128)]
+    grid += [Shape("LSTM", torch.bfloat16, h, 32, 2, 2) for h in (256, 512)]
+    grid += [Shape("GRU", torch.bfloat16, 512, 32, packed=True)]
+    return grid
+
+
+def pair(shape: Shape) -> tuple[torch.nn.Module, torch.nn.Module, Any]:
+    """Ours and torch's with the same weights, and an input."""
+    torch.manual_seed(0)
+    sizes = (shape.hidden, shape.hidden, shape.layers)
+    options = {"bidirectional": shape.directions == 2, "device": "cuda", "dtype": shape.dtype}
+    ours = getattr(rnnfast, shape.cell)(*sizes, **options)
+    theirs = getattr(torch.nn, shape.cell)(*sizes, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(STEPS, shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
+    if shape.packed:
+        lengths = torch.randint(1, STEPS + 1, (shape.batch,)).sort(descending=True)[0]
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+    return ours, theirs, x
+
+
+def step_of(module: torch.nn.Module, x: Any, forward_only: bool) -> Callable[[], None]:
+    def run() -> None:
+        if forward_only:
+            with torch.no_grad():
+                module(x)
+            return
+        module.zero_grad()
+        y = module(x)[0]
+        y = y if isinstance(y, torch.Tensor) else y.data
+        y.backward(torch.ones_like(y))
+
+    return run
+
+
+def interleave(runs: list[Callable[[], None]], rounds: int = ROUNDS) -> list[list[float]]:
+    """Milliseconds of each, `rounds` times in turns."""
+    for run in runs:
+        for _ in range(3):
+            run()
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, each in zip(runs, times, strict=True):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            each.append(start.elapsed_time(end))
+    return times
+
+
+def floor(shape: Shape, forward_only: bool) -> float:
+    """Us per step for the recurrent products alone, by the framework's own product at full size.
+
+    All steps at once, so that neither latency nor the reading of weights counts.
+    """
+    gates = {"LSTM": 4, "GRU": 3}[shape.cell]
+    w = torch.randn(shape.hidden, gates * shape.hidden, device="cuda", dtype=shape.dtype)
+    h = torch.randn(STEPS * shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
+    times = interleave([lambda: h @ w])[0]
+    passes = (1 if forward_only else 3) * 2 * shape.layers * shape.directions  # W_ih and W_hh
+    return 1e3 * statistics.median(times) * passes / STEPS
+
+
+def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
+    ours, theirs, x = pair(shape)
+    spec = ours._spec()
+    data = x if isinstance(x, torch.Tensor) else x.data
+    tiers = []
+    for backward in (False,) if forward_only else (False, True):
+        plan = cuda.plan(spec, data, shape.hidden, shape.batch, backward)
+        tiers.append("cuDNN" if plan is None else f"{plan.tier} {plan.groups}x{plan.blocks}")
+    times = interleave([step_of(m, x, forward_only) for m in (ours, theirs)])
+    us = [sorted(1e3 * t / STEPS for t in each) for each in times]
+    medians = [statistics.median(each) for each in us]
+    quarter = ROUNDS // 4
+    return {
+        "shape": [*shape[:1], str(shape.dtype)[6:], *shape[2:]],
+        "tier": " / ".join(tiers),
+        "us": medians,
+        "quartiles": [[each[quarter], each[-1 - quarter]] for each in us],
+        "ratio": medians[1] / medians[0],
+        "floor": floor(shape, forward_only),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the shapes")
+    parser.add_argument("--forward", action="store_true", help="inference instead of training")
+    parser.add_argument("--tier", choices=["block", "cluster", "grid"], help="the only tier allowed")
+    parser.add_argument("--json", help="write the rows to this file as well")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
+    if rnnfast._native._cuda is None:
+        parser.error("rnnfast was built without CUDA: RNNFAST_CUDA=ON builds it")
+    os.environ["RNNFAST_CUDA_TIER"] = arguments.tier or "auto"
+    # The products outside of the recurrence as cuDNN has them.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    table = Table("layer", "B", "tier", "rnnfast", "cuDNN", "ratio", "floor", title="us per step")
+    rows = []
+    for shape in shapes(arguments.quick):
+        row = compare(shape, arguments.forward)
+        rows.append(row)
+        ours, theirs = (
+            f"{m:.2f} ({low:.2f} to {high:.2f})"
+            for m, (low, high) in zip(row["us"], row["quartiles"], strict=True)
+        )
+        name = f"{shape.cell} {row['shape'][1]} {shape.layers}x{shape.directions} H={shape.hidden}"
+        name += " packed" if shape.packed else ""
+        ratio, least = f"{row['ratio']:.2f}", f"{row['floor']:.2f}"
+        table.add_row(name, str(shape.batch), row["tier"], ours, theirs, ratio, least)
+    console = Console(width=130)
+    console.print(table)
+    for cell, dtype in sorted({(row["shape"][0], row["shape"][1]) for row in rows}):
+        ratios = [row["ratio"] for row in rows if row["shape"][:2] == [cell, dtype]]
+        mean, least = statistics.geometric_mean(ratios), min(ratios)
+        console.print(f"{cell} {dtype}: geometric mean {mean:.2f}, least {least:.2f}")
+    if arguments.json:
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
