@@ -6,9 +6,11 @@ CPU in the place of CUDA threads, and takes CPU tensors.
 
 from __future__ import annotations
 
+import ast
 import math
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -380,6 +382,18 @@ def test_lengths_and_room_are_checked(emulated):
         grid.run(0, 3, None, None, None, [given], room)
     with pytest.raises(ValueError, match="tier is 'warp'; expected"):
         emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, "warp")
+
+
+def test_stub_names_what_the_module_has(emulated):
+    tree = ast.parse((Path(rnnfast.__file__).parent / "_cuda.pyi").read_text())
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    assert {node.name for node in tree.body if isinstance(node, kinds)} == {
+        name for name in dir(emulated) if not name.startswith("_")
+    }
+    (plan,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {node.name for node in plan.body if isinstance(node, kinds)} == {
+        name for name in dir(emulated.Plan) if not name.startswith("_")
+    }
 
 
 def test_plans_fit_the_device(emulated, monkeypatch):

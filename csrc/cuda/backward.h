@@ -4,23 +4,19 @@
 // order of blocks, so that the same call gives the same bits.
 #pragma once
 
-#include "group.h"
-#include "product.h"
+#include "loop.h"
 
 namespace rnnfast::cuda {
 
 template <class Cell, class T, class Engine>
-class Backward {
-  using V = Real<T>;
-  static constexpr int stages = Cell::stages;
-  static constexpr bool has_c = Cell::cell_state >= 0;
+class Backward : Loop<Cell, T, Engine> {
+  using Base = Loop<Cell, T, Engine>;
+  using Base::group_, Base::of_, Base::plan_, Base::product_, Base::phase_, Base::stages, Base::has_c;
+  using typename Base::V;
 
  public:
   RNNFAST_INLINE explicit Backward(const Launch<T>& launch)
-      : group_(launch),
-        of_(group_.of),
-        plan_(launch.plan),
-        layout_(plan_, shape_of<Cell>(), sizes<T, Engine>()) {}
+      : Base(launch), layout_(plan_, shape_of<Cell>(), sizes<T, Engine>()) {}
 
   RNNFAST_INLINE void run() {
     begin();
@@ -54,8 +50,8 @@ class Backward {
     constexpr Window window = Cell::recurrent[stage];
     constexpr int begin = window.begin, width = window.width();
     constexpr bool last = stage + 1 == stages;
-    V *dh = memory<V>(layout_.dh), *dc = memory<V>(layout_.dc);
-    T* operand = memory<T>(layout_.operand);
+    V *dh = shared<V>(layout_.dh), *dc = shared<V>(layout_.dc);
+    T* operand = shared<T>(layout_.operand);
     const int rows = last && later_active > active ? later_active : active;
     group_.for_own(rows, [&](int b, int u) {
       const int j = group_.first_unit + u, i = b * plan_.units + u;
@@ -123,7 +119,7 @@ class Backward {
     const int own = plan_.rows * plan_.units, units = plan_.units, rank = group_.rank;
     const int pieces = plan_.schedule[stage].pieces, all = exchanged_width(plan_);
     product_[stage].multiply(
-        memory<T>(layout_.operand), layout_.stride, active, [=, this](int piece, int m, int b, V sum) {
+        shared<T>(layout_.operand), layout_.stride, active, [=, this](int piece, int m, int b, V sum) {
           if (m >= all || b >= active) return;
           const int to = group_.over_units(m);
           inbox(to, phase_)[(rank * pieces + piece) * own + b * units + m - to * units] = sum;
@@ -135,16 +131,16 @@ class Backward {
     const long size = static_cast<long>(layout_.parcels) * plan_.rows * plan_.units;
     if (plan_.tier == Tier::grid)
       return reinterpret_cast<V*>(group_.exchange) + ((phase & 1) * plan_.blocks + rank) * size;
-    V* own = memory<V>(layout_.inbox) + (phase & 1) * size;
+    V* own = shared<V>(layout_.inbox) + (phase & 1) * size;
     return plan_.tier == Tier::cluster ? shared_of(own, rank) : own;
   }
 
   RNNFAST_INLINE void begin() {
     const int rows = round_up(plan_.rows, Engine::columns);
-    T* operand = memory<T>(layout_.operand);
+    T* operand = shared<T>(layout_.operand);
     for (int i = thread(); i < rows * layout_.stride; i += threads()) operand[i] = T{};
-    load<0>();
-    V *dh = memory<V>(layout_.dh), *dc = memory<V>(layout_.dc);
+    this->template load<true>();
+    V *dh = shared<V>(layout_.dh), *dc = shared<V>(layout_.dc);
     group_.for_own(group_.rows, [&](int b, int u) {
       const int j = group_.first_unit + u, i = b * plan_.units + u;
       const bool there = j < of_.hidden;
@@ -154,23 +150,8 @@ class Backward {
     group_.sync();  // no block sends before all are there
   }
 
-  // Transposed: the rows of a product are the units of h, its sum runs over the block's own gates.
-  template <int stage>
-  RNNFAST_INLINE void load() {
-    if constexpr (stage < stages) {
-      constexpr Window window = Cell::recurrent[stage];
-      product_[stage].load(plan_.schedule[stage], [&](int m, int k) {
-        const int number = k / plan_.units, j = group_.first_unit + k - number * plan_.units;
-        if (number >= window.width() || j >= of_.hidden || m >= of_.hidden) return T{};
-        const int row = weight_block<Cell, window.begin, window.end>(number) * of_.hidden + j;
-        return of_.w_hh.data[row * of_.w_hh.row + m];
-      });
-      load<stage + 1>();
-    }
-  }
-
   RNNFAST_INLINE void end(int later, int later_active) {
-    V *dh = memory<V>(layout_.dh), *dc = memory<V>(layout_.dc);
+    V *dh = shared<V>(layout_.dh), *dc = shared<V>(layout_.dc);
     group_.for_own(group_.rows, [&](int b, int u) {
       const int j = group_.first_unit + u, i = b * plan_.units + u;
       if (j >= of_.hidden) return;
@@ -181,17 +162,7 @@ class Backward {
     });
   }
 
-  template <class S>
-  RNNFAST_INLINE S* memory(int offset) const {
-    return reinterpret_cast<S*>(shared_memory() + offset);
-  }
-
-  Group<T> group_;
-  const Recurrence<T>& of_;
-  const Plan& plan_;
   const BackwardLayout layout_;
-  Product<Engine, Engine::most_tiles / stages> product_[stages];
-  int phase_ = 0;
 };
 
 }  // namespace rnnfast::cuda

@@ -3,23 +3,19 @@
 // returned), applies the cell to its own units and publishes them as part of the next operand.
 #pragma once
 
-#include "group.h"
-#include "product.h"
+#include "loop.h"
 
 namespace rnnfast::cuda {
 
 template <class Cell, class T, class Engine>
-class Forward {
-  using V = Real<T>;
-  static constexpr int stages = Cell::stages;
-  static constexpr bool has_c = Cell::cell_state >= 0;
+class Forward : Loop<Cell, T, Engine> {
+  using Base = Loop<Cell, T, Engine>;
+  using Base::group_, Base::of_, Base::plan_, Base::product_, Base::phase_, Base::stages, Base::has_c;
+  using typename Base::V;
 
  public:
   RNNFAST_INLINE explicit Forward(const Launch<T>& launch)
-      : group_(launch),
-        of_(group_.of),
-        plan_(launch.plan),
-        layout_(plan_, shape_of<Cell>(), sizes<T, Engine>(), of_.hidden) {}
+      : Base(launch), layout_(plan_, shape_of<Cell>(), sizes<T, Engine>(), of_.hidden) {}
 
   RNNFAST_INLINE void run() {
     begin();
@@ -51,10 +47,10 @@ class Forward {
 
   template <int stage>
   RNNFAST_INLINE void multiply(int count) {
-    const T* operand = memory<T>(layout_.operands) + buffer() * layout_.buffer;
+    const T* operand = shared<T>(layout_.operands) + buffer() * layout_.buffer;
     const int units = plan_.units, columns = layout_.columns;
     constexpr int rows = Cell::recurrent[stage].width();
-    V* partial = memory<V>(layout_.partial);
+    V* partial = shared<V>(layout_.partial);
     product_[stage].multiply(operand, layout_.stride, count, [=](int piece, int m, int b, V sum) {
       if (m < rows * units) partial[(piece * rows * units + m) * columns + b] = sum;
     });
@@ -66,9 +62,9 @@ class Forward {
     constexpr Window window = Cell::recurrent[stage];
     constexpr int width = window.width(), begin = window.begin;
     const int own = plan_.rows * plan_.units, pieces = plan_.schedule[stage].pieces;
-    const V *partial = memory<V>(layout_.partial), *bias = memory<V>(layout_.bias);
-    V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c), *kept = memory<V>(layout_.kept);
-    T* mine = memory<T>(layout_.mine);
+    const V *partial = shared<V>(layout_.partial), *bias = shared<V>(layout_.bias);
+    V *h = shared<V>(layout_.h), *c = shared<V>(layout_.c), *kept = shared<V>(layout_.kept);
+    T* mine = shared<T>(layout_.mine);
     group_.for_own(count, [&](int column, int u) {
       const int b = from + column, j = group_.first_unit + u, i = b * plan_.units + u;
       if (j >= of_.hidden) return;
@@ -112,12 +108,12 @@ class Forward {
   }
 
   RNNFAST_INLINE void begin() {
-    T* operands = memory<T>(layout_.operands);
+    T* operands = shared<T>(layout_.operands);
     const int buffers = plan_.tier == Tier::grid ? 1 : 2;
     for (int i = thread(); i < buffers * layout_.buffer; i += threads()) operands[i] = T{};
-    load<0>();
-    V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c), *bias = memory<V>(layout_.bias);
-    T* mine = memory<T>(layout_.mine);
+    this->template load<false>();
+    V *h = shared<V>(layout_.h), *c = shared<V>(layout_.c), *bias = shared<V>(layout_.bias);
+    T* mine = shared<T>(layout_.mine);
     for (int i = thread(); i < Cell::gates * plan_.units; i += threads()) bias[i] = 0;
     sync_block();
     if (of_.b_hh) load_biases<0>(bias);
@@ -137,20 +133,6 @@ class Forward {
   }
 
   template <int stage>
-  RNNFAST_INLINE void load() {
-    if constexpr (stage < stages) {
-      constexpr Window window = Cell::recurrent[stage];
-      product_[stage].load(plan_.schedule[stage], [&](int m, int k) {
-        const int number = m / plan_.units, j = group_.first_unit + m - number * plan_.units;
-        if (number >= window.width() || j >= of_.hidden || k >= of_.hidden) return T{};
-        const int row = weight_block<Cell, window.begin, window.end>(number) * of_.hidden + j;
-        return of_.w_hh.data[row * of_.w_hh.row + k];
-      });
-      load<stage + 1>();
-    }
-  }
-
-  template <int stage>
   RNNFAST_INLINE void load_biases(V* bias) {
     if constexpr (stage < stages) {
       constexpr Window window = Cell::recurrent[stage];
@@ -165,7 +147,7 @@ class Forward {
   }
 
   RNNFAST_INLINE void end() {
-    const V *h = memory<V>(layout_.h), *c = memory<V>(layout_.c);
+    const V *h = shared<V>(layout_.h), *c = shared<V>(layout_.c);
     group_.for_own(group_.rows, [&](int b, int u) {
       const int j = group_.first_unit + u, i = b * plan_.units + u;
       if (j >= of_.hidden) return;
@@ -179,7 +161,7 @@ class Forward {
   RNNFAST_INLINE void publish(int active) {
     constexpr int numbers = sizeof(Words) / sizeof(T);
     const int chunks = plan_.units / numbers, all = active * chunks;
-    const auto* mine = reinterpret_cast<const Words*>(memory<T>(layout_.mine));
+    const auto* mine = reinterpret_cast<const Words*>(shared<T>(layout_.mine));
     const int copies = plan_.tier == Tier::cluster ? plan_.blocks : 1;
     for (int i = thread(); i < copies * all; i += threads()) {
       const int copy = i / all, chunk = i - copy * all, b = chunk / chunks, at = chunk - b * chunks;
@@ -187,7 +169,7 @@ class Forward {
       if (plan_.tier == Tier::grid) {
         to = shared_operand() + b * exchanged_width(plan_);
       } else {
-        to = memory<T>(layout_.operands) + buffer() * layout_.buffer + b * layout_.stride;
+        to = shared<T>(layout_.operands) + buffer() * layout_.buffer + b * layout_.stride;
         if (plan_.tier == Tier::cluster) to = shared_of(to, copy);
       }
       reinterpret_cast<Words*>(to + group_.first_unit)[at] = mine[b * chunks + at];
@@ -200,7 +182,7 @@ class Forward {
     constexpr int numbers = sizeof(Words) / sizeof(T);
     const int chunks = exchanged_width(plan_) / numbers;
     const auto* from = reinterpret_cast<const Words*>(shared_operand()) + first * chunks;
-    T* to = memory<T>(layout_.operands);
+    T* to = shared<T>(layout_.operands);
     for (int i = thread(); i < count * chunks; i += threads()) {
       const int b = i / chunks, at = i - b * chunks;
       reinterpret_cast<Words*>(to + b * layout_.stride)[at] = load_fresh(from + i);
@@ -216,17 +198,7 @@ class Forward {
 
   RNNFAST_INLINE int buffer() const { return plan_.tier == Tier::grid ? 0 : phase_ & 1; }
 
-  template <class S>
-  RNNFAST_INLINE S* memory(int offset) const {
-    return reinterpret_cast<S*>(shared_memory() + offset);
-  }
-
-  Group<T> group_;
-  const Recurrence<T>& of_;
-  const Plan& plan_;
   const ForwardLayout layout_;
-  Product<Engine, Engine::most_tiles / stages> product_[stages];
-  int phase_ = 0;
 };
 
 }  // namespace rnnfast::cuda

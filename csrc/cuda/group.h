@@ -6,6 +6,12 @@
 
 namespace rnnfast::cuda {
 
+// Numbers in the block's shared memory.
+template <class S>
+RNNFAST_INLINE S* shared(int offset) {
+  return reinterpret_cast<S*>(shared_memory() + offset);
+}
+
 template <class T>
 class Group {
  public:
