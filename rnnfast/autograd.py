@@ -91,6 +91,8 @@ class _Stack(torch.autograd.Function):
             assert again is not None
             y, saved = again.y, again.saved
         found = ops.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
+        if found is None:
+            return (*others, *differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
         return (*others, *found)
 
 

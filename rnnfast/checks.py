@@ -120,6 +120,13 @@ def lazy(t: Tensor) -> bool:
     return t.is_neg() or t._is_zerotensor()
 
 
+def readable(t: Tensor) -> Tensor:
+    """The same values in memory, the last dimension contiguous; copies only if it must."""
+    if lazy(t):
+        t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+    return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
 def packs(batch_sizes: Tensor, rows: int) -> bool:
     """Whether these are the batch sizes of a packed sequence of so many rows."""
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.is_cuda:

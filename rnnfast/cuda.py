@@ -68,13 +68,24 @@ def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
     it there is none: the kernels have not yet run on a device, and until they have, whoever tries
     them says so.
     """
+    device = x.device.index or 0
+    return _allowed_plan(device, spec.cell, spec.directions, x.dtype, hidden, batch, backward)
+
+
+def _allowed_plan(
+    device: int,
+    cell: str,
+    directions: int,
+    dtype: torch.dtype,
+    hidden: int,
+    batch: int,
+    backward: bool,
+) -> Any:
     allowed = os.environ.get("RNNFAST_CUDA_TIER")
     if not allowed:
         return None
     tier = None if allowed == "auto" else allowed
-    tf32 = _tf32(x.dtype)
-    sizes = (hidden, batch, spec.directions)
-    return _plan(x.device.index or 0, spec.cell, x.dtype, tf32, backward, *sizes, tier)
+    return _plan(device, cell, dtype, _tf32(dtype), backward, hidden, batch, directions, tier)
 
 
 def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
@@ -95,7 +106,15 @@ def takes(spec: Spec, x: Tensor, hidden: int) -> bool:
     """Whether a layer of this size has a plan, for a few rows at least."""
     if _cuda is None or x.dtype not in DTYPES or spec.projected:
         return False
-    return all(plan(spec, x, hidden, 1, backward) is not None for backward in (False, True))
+    return bool(_takes(x.device.index or 0, spec.cell, spec.directions, x.dtype, hidden))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _takes(device: int, cell: str, directions: int, dtype: torch.dtype, hidden: int) -> bool:
+    return all(
+        _allowed_plan(device, cell, directions, dtype, hidden, 1, backward) is not None
+        for backward in (False, True)
+    )
 
 
 def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int) -> int:
@@ -174,6 +193,8 @@ def _covers(spec: Spec, batch_sizes: Tensor | None, tensors: list[Tensor | None]
         return False
     if x.numel() == 0 or x.dim() != (3 if batch_sizes is None else 2):
         return False
+    if len(tensors) != 3 + spec.layers * spec.directions * spec.weights_each:
+        return False
     return all(
         t is None
         or (
@@ -184,6 +205,27 @@ def _covers(spec: Spec, batch_sizes: Tensor | None, tensors: list[Tensor | None]
         )
         for t in tensors
     )
+
+
+def _fits(
+    spec: Spec, call: _Call, x: Tensor, states: Sequence[Any], weights: list[Any], hidden: int
+) -> bool:
+    """Whether shapes are those of the layer; where they are not, torch says what is wrong."""
+    cell = _cell(spec.cell)
+    rows = hidden * (1 + max(cell.weight_block))
+    shape = (spec.layers * spec.directions, call.batch, hidden)
+    if any(t is not None and t.shape != shape for t in states):
+        return False
+    if call.reset is not None and (call.reset.dtype, call.reset.shape) != (torch.bool, call.rows):
+        return False
+    for number in range(spec.layers * spec.directions):
+        w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+        inputs = x.size(-1) if number < spec.directions else spec.directions * hidden
+        if w_ih.shape != (rows, inputs) or w_hh.shape != (rows, hidden):
+            return False
+        if any(b is not None and b.shape != (rows,) for b in (b_ih, b_hh)):
+            return False
+    return True
 
 
 def forward(
@@ -200,8 +242,12 @@ def forward(
     """As :func:`ops.forward`; None, having done nothing, where no kernel takes the arguments."""
     if not _covers(spec, batch_sizes, [x, h0, c0, *weights]):
         return None
+    if reset is not None and (type(reset) is not Tensor or reset.dim() != x.dim() - 1):
+        return None
     _, hidden = spec.widths(weights)
     y, call = _call(spec, batch_sizes, reset, x)
+    if not _fits(spec, call, x, (h0, c0), weights, hidden):
+        return None
     chosen = plan(spec, x, hidden, call.batch, False)
     if chosen is None or (save and plan(spec, x, hidden, call.batch, True) is None):
         return None
@@ -246,7 +292,7 @@ def forward(
         _run(chosen, call, x, given)
     c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype) if cells and has_c else None
     if call.turned:
-        y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1)
+        y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1).contiguous()
     return Outputs(y, h_n, c_n, c, saved)
 
 
@@ -259,8 +305,22 @@ def backward(
     saved: Tensor,
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """As :func:`ops.backward`."""
+) -> list[Tensor | None] | None:
+    """As :func:`ops.backward`; None where the plan that forward had is there no more."""
+    with torch.autocast(y.device.type, enabled=False):  # forward's dtypes, whatever holds by now
+        return _backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
+
+
+def _backward(
+    spec: Spec,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    inputs: tuple[Tensor | None, ...],
+    y: Tensor,
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None] | None:
     x, h0, c0, *rest = inputs
     assert x is not None
     weights: list[Any] = rest
@@ -268,6 +328,8 @@ def backward(
     cell = _cell(spec.cell)
     first_input, call = _call(spec, batch_sizes, reset, x)
     chosen = plan(spec, x, hidden, call.batch, True)
+    if chosen is None:
+        return None
     kept = _Saved(saved, spec, call.rows, x, hidden)
     dy, dh_n, dc_n, dcells = grads
     if call.turned:
@@ -317,7 +379,7 @@ def backward(
         dy = dy if dy is None else dy.view(*call.rows, -1)
     if wanted[0]:
         assert dy is not None
-        found[0] = dy.transpose(0, 1) if call.turned else dy
+        found[0] = dy.transpose(0, 1).contiguous() if call.turned else dy
     return found
 
 
@@ -333,8 +395,7 @@ def _lowest(spec: Spec, wanted: Sequence[bool]) -> int:
 
 
 def _rows(t: Any) -> Any:
-    """The last dimension contiguous, which the kernels need."""
-    return t if t is None or t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
+    return t if t is None else checks.readable(t)
 
 
 def _part(states: Tensor | None, number: int) -> Tensor | None:

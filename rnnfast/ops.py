@@ -45,9 +45,7 @@ def rows(t: Tensor | None) -> Tensor | None:
     """A tensor that the kernels can read: its last dimension contiguous. Copies only if it must."""
     if t is None or checks.traced():  # the operator looks again
         return t
-    if checks.lazy(t):
-        t = t.resolve_neg() if t.is_neg() else torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-    return t if t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
+    return checks.readable(t)
 
 
 def _as_tensor(memory: Any) -> Tensor:
@@ -176,10 +174,11 @@ def backward(
     saved: Tensor,
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
+) -> list[Tensor | None] | None:
     """The gradients of those ``inputs``, ``(x, h0, c0, *weights)``, that are ``wanted``; others None.
 
-    ``grads`` are those of y, h_n, c_n and cells; None means zeros.
+    ``grads`` are those of y, h_n, c_n and cells; None means zeros. None in the place of all: no kernel
+    can go back where one went forward, on a CUDA device whose settings have changed.
     """
     if y.is_cuda:
         return cuda.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)

@@ -302,6 +302,84 @@ def test_frozen_weights(frozen, modules):
             torch.testing.assert_close(p.grad, full[name])
 
 
+def test_negative_views(device):
+    """Tensors whose memory holds the negative of their values, or nothing."""
+    case = Case("gru", 3, 2, 3, 16)
+    inputs, _, _ = case.make()
+    own = [to(device, t, case.dtype) for t in inputs]
+    views = [t if t is None else torch._neg_view(t.neg()) for t in own]
+    outs = [cuda.forward(case.spec, None, t[0], t[1], t[2], t[3:], True) for t in (own, views)]
+    assert torch.equal(outs[0].y, outs[1].y)
+    dy = torch.randn_like(outs[0].y)
+    wanted = [t is not None for t in own]
+
+    def back(t, out, dy):
+        grads = (dy, None, None, None)
+        return cuda.backward(case.spec, None, None, tuple(t), out.y, out.saved, grads, wanted)
+
+    plain, lazy = back(own, outs[0], dy), back(views, outs[1], torch._neg_view(dy.neg()))
+    for a, b in zip(plain, lazy, strict=True):
+        assert a is b or torch.equal(a, b)
+    zeros = back(own, outs[0], torch._efficientzerotensor(dy.shape, device=device))
+    assert all(t is None or not t.any() for t in zeros)
+
+
+def test_backward_keeps_the_dtypes_of_forward(modules):
+    """Autocast that begins after forward, and settings that go before backward."""
+    torch.manual_seed(0)
+    module = rnnfast.GRU(3, 9, 2).to(modules)
+    x = torch.randn(4, 2, 3, device=modules)
+    module(x)[0].square().sum().backward()
+    before = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    y = module(x)[0].square().sum()
+    with torch.autocast(modules, dtype=torch.bfloat16):
+        y.backward()
+    for p, g in zip(module.parameters(), before, strict=True):
+        assert torch.equal(p.grad, g)
+
+
+def test_settings_gone_before_backward(modules, monkeypatch):
+    torch.manual_seed(0)
+    module = rnnfast.GRU(3, 9).double().to(modules)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, device=modules)
+    module(x)[0].square().sum().backward()
+    before = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    y = module(x)[0].square().sum()
+    monkeypatch.delenv("RNNFAST_CUDA_TIER")
+    y.backward()
+    for p, g in zip(module.parameters(), before, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_other_shapes_are_left_to_torch(modules):
+    module = rnnfast.GRU(3, 9).to(modules)
+    x = torch.randn(4, 2, 3, device=modules)
+    for h0 in (torch.zeros(3, 2, 9), torch.zeros(1, 1, 9), torch.zeros(1, 2, 8)):
+        with pytest.raises(RuntimeError, match="Expected hidden size"):
+            module(x, h0.to(modules))
+    with pytest.raises(TypeError, match=r"Tensor of torch\.bool, got list"):
+        module(x, reset=[[True]])
+    with pytest.raises(TypeError, match=r"Tensor of torch\.bool, got torch\.float32"):
+        module(x, reset=torch.zeros(4, 2, device=modules))
+    module.weight_hh_l0.data = torch.zeros(27, 5, device=modules)
+    with pytest.raises(RuntimeError):
+        module(x)
+
+
+def test_what_a_graph_asks_of_a_plan(device):
+    """Dynamo takes the answer for a constant, and looks no further."""
+    spec = Spec("gru", 1, 1, True, False, False)
+
+    def answer(x):
+        return x + 1 if cuda.takes(spec, x, 64) else x - 1
+
+    x = torch.zeros(2, 3, 4, device=device)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(answer, backend="eager", fullgraph=True)(x), x + 1)
+
+
 def test_what_no_plan_covers_is_left_to_torch(device):
     spec = Spec("lstm", 1, 1, True, False, False)
     wide = torch.empty(1, 1, 4, device=device)
@@ -337,7 +415,7 @@ def tensors(device, T=3, B=2, H=8):
     ("at", "change", "error"),
     [
         (0, lambda t: t[:2], "products has shape .2, 2, 24.; expected .3, 2, 24."),
-        (0, lambda t: t.double(), "products has dtype float64; the layer has float32"),
+        (0, lambda t: t.double(), "products has dtype float64; expected float32"),
         (0, lambda t: None, "products must not be None"),
         (1, lambda t: t[:, :7], "w_hh has shape .24, 7.; expected .24, 8."),
         (1, lambda t: t.t().contiguous().t(), "w_hh must have its last dimension contiguous"),

@@ -160,8 +160,10 @@ class Arguments {
               bool contiguous = true) const {
     const std::string name = view.name();
     if (view.dtype() != dtype)
-      throw py::type_error(name + " has dtype " + view.dtype_name() + "; the layer has " +
-                           choice_.dtype_name);
+      throw py::type_error(name + " has dtype " + view.dtype_name() + "; expected " +
+                           (dtype == choice_.dtype    ? choice_.dtype_name
+                            : dtype == Dtype::boolean ? "bool"
+                                                      : "float32"));
     if (view.device() != choice_.device)
       throw py::value_error(name + " is on device " + std::to_string(view.device()) + "; expected " +
                             std::to_string(choice_.device));

@@ -29,6 +29,8 @@ RNNFAST_INLINE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
+#else
+  __trap();  // not compiled for a device with clusters, which then has none
 #endif
 }
 
@@ -40,6 +42,7 @@ RNNFAST_INLINE T* shared_of(T* address, int rank) {
   asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(address), "r"(rank));
   return there;
 #else
+  __trap();
   return address;
 #endif
 }
