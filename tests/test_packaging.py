@@ -181,3 +181,12 @@ def test_info(command):
 
 def test_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", rnnfast.__version__)
+
+
+@pytest.mark.parametrize("script", ["beside_cudnn.py", "compiled.py", "neighbours.py"])
+def test_benchmarks_start_as_scripts(script):
+    # Their folder then comes first in the search path: a file named as a package hides it from torch.
+    ran = [sys.executable, ROOT / "benchmarks" / script, "--help"]
+    shown = subprocess.run(ran, capture_output=True, text=True, cwd="/")
+    assert shown.returncode == 0, shown.stderr
+    assert f"python benchmarks/{script}" in shown.stdout

@@ -2,9 +2,9 @@
 //
 // A call ends when its last thread does. If that one has to share its core, the others wait for its
 // next time slice, which may be a hundred times as long as the call. So each call with several threads
-// measures how long they were kept off their cores; where that was a good part of the call, the next
-// calls do without as many threads, for a time that is long beside what was lost. Then all are tried
-// again.
+// measures how long they were kept off their cores; where the others would have done the work sooner,
+// the next calls do without as many threads, for a time that is long beside what was lost. Then all are
+// tried again. A call that is long beside a time slice never would: half a core still halves its work.
 #pragma once
 
 #include <time.h>
@@ -46,6 +46,7 @@ class Crowd {
     const nanoseconds start_;
     std::atomic<int> kept_off_{0};  // threads
     std::atomic<nanoseconds> lost_{0};
+    std::atomic<nanoseconds> worked_{0};  // by the threads that were kept off
   };
 
   class Share {
@@ -56,11 +57,12 @@ class Crowd {
           ran_(call.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) : 0) {}
     ~Share() {
       const nanoseconds end = clock_of(CLOCK_MONOTONIC), late = begin_ - call_.start_;
-      const nanoseconds off =
-          call_.is_long_ ? end - begin_ - (clock_of(CLOCK_THREAD_CPUTIME_ID) - ran_) : 0;
+      const nanoseconds worked = call_.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) - ran_ : 0;
+      const nanoseconds off = call_.is_long_ ? end - begin_ - worked : 0;
       if (late + off < least || (late + off) * 4 < end - call_.start_) return;
       call_.kept_off_.fetch_add(1, std::memory_order_relaxed);
       call_.lost_.fetch_add(late + off, std::memory_order_relaxed);
+      call_.worked_.fetch_add(worked, std::memory_order_relaxed);
     }
 
    private:
@@ -70,16 +72,19 @@ class Crowd {
     const nanoseconds begin_, ran_;
   };
 
+  // What a call of `threads` threads that was crowded says of the next ones.
   void learn(const Call& call, int threads) {
     const int kept_off = call.kept_off_.load(std::memory_order_relaxed);
+    const int fewer = std::max(1, threads - kept_off);
     const nanoseconds now = clock_of(CLOCK_MONOTONIC);
+    const nanoseconds each = call.worked_.load(std::memory_order_relaxed) / kept_off;
+    if ((now - call.start_) * 4 < threads * each / fewer * 5) return;
     const nanoseconds until = until_.load(std::memory_order_relaxed);
     const bool resting = now < until;  // another caller's call, or one of fewer threads
     // Again, soon after the last rest: longer. Once in a while every machine stops a thread.
     int patience = patience_.load(std::memory_order_relaxed);
-    if (!resting) patience = now - until < soon ? std::min(2 * patience, 64) : 2;
+    if (!resting) patience = call.start_ - until < soon ? std::min(2 * patience, 64) : 2;
     const nanoseconds rest = std::min(most_rest, patience * call.lost_.load(std::memory_order_relaxed));
-    const int fewer = std::max(1, threads - kept_off);
     limit_.store(resting ? std::min(fewer, limit_.load(std::memory_order_relaxed)) : fewer,
                  std::memory_order_relaxed);
     until_.store(std::max(until, now + rest), std::memory_order_relaxed);

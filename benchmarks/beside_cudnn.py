@@ -4,7 +4,7 @@ Every row is timed by CUDA events in turns of the two, medians with their quarti
 sequence; `tier` is what ran, with groups x blocks; `floor` the time that the framework's own matrix
 product needs for as many multiplications when all steps are there at once. On an idle device:
 
-    python benchmarks/cuda.py [--quick] [--forward] [--tier cluster] [--json FILE]
+    python benchmarks/beside_cudnn.py [--quick] [--forward] [--tier cluster] [--json FILE]
 """
 
 from __future__ import annotations
