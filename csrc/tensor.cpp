@@ -197,6 +197,22 @@ bool View::has_contiguous_rows() const {
   return dims_ == 0 || shape_[dims_ - 1] == 1 || strides_[dims_ - 1] == 1;
 }
 
+void View::require_shape(std::initializer_list<std::int64_t> expected, bool contiguous) const {
+  bool same = dims_ == static_cast<int>(expected.size());
+  int dim = 0;
+  for (const std::int64_t size : expected) same = same && shape_[dim++] == size;
+  if (!same) {
+    std::string text;
+    for (const std::int64_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
+    throw py::value_error(std::string(name_) + " has shape " + shape_text() + "; expected (" + text +
+                          (expected.size() == 1 ? ",)" : ")"));
+  }
+  if (contiguous && !has_contiguous_rows())
+    throw py::value_error(std::string(name_) +
+                          " must have its last dimension contiguous; its stride is " +
+                          std::to_string(strides_[dims_ - 1]));
+}
+
 std::string View::shape_text() const {
   std::string text = "(";
   for (int dim = 0; dim < dims_; ++dim) text += (dim ? ", " : "") + std::to_string(shape_[dim]);

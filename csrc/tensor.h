@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,8 @@ class View {
   std::string shape_text() const;
   // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
   bool has_contiguous_rows() const;
+  // Raises where the shape is another one, or where rows are not contiguous though they must be.
+  void require_shape(std::initializer_list<std::int64_t> expected, bool contiguous = true) const;
 
  private:
   bool read_exchange_api(pybind11::handle object, Place place);

@@ -28,19 +28,7 @@ class Checker {
     if (view.dtype() != first_.dtype())
       throw pybind11::type_error(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
                                  first_.name() + " has " + first_.dtype_name());
-    bool same = view.dims() == static_cast<int>(expected.size());
-    int dim = 0;
-    for (index size : expected) same = same && view.size(dim++) == size;
-    if (!same) {
-      std::string text;
-      for (index size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
-      throw pybind11::value_error(std::string(view.name()) + " has shape " + view.shape_text() +
-                                  "; expected (" + text + (expected.size() == 1 ? ",)" : ")"));
-    }
-    if (!view.has_contiguous_rows())
-      throw pybind11::value_error(std::string(view.name()) +
-                                  " must have its last dimension contiguous; its stride is " +
-                                  std::to_string(view.stride(view.dims() - 1)));
+    view.require_shape(expected);
   }
 
  private:

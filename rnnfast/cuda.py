@@ -307,20 +307,6 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None] | None:
     """As :func:`ops.backward`; None where the plan that forward had is there no more."""
-    with torch.autocast(y.device.type, enabled=False):  # forward's dtypes, whatever holds by now
-        return _backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
-
-
-def _backward(
-    spec: Spec,
-    batch_sizes: Tensor | None,
-    reset: Tensor | None,
-    inputs: tuple[Tensor | None, ...],
-    y: Tensor,
-    saved: Tensor,
-    grads: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-) -> list[Tensor | None] | None:
     x, h0, c0, *rest = inputs
     assert x is not None
     weights: list[Any] = rest
@@ -358,24 +344,25 @@ def _backward(
         _run(chosen, call, x, given)
         below = outputs[k - 1] if k > 0 else first_input
         dy = None
-        for d, number in enumerate(numbers):
-            start = 3 + number * spec.weights_each
-            asked = wanted[start : start + spec.weights_each]
-            gradients = Products(cell, hidden, dgates[d].flatten(0, -2))
-            w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
-            if k > lowest or wanted[0]:
-                part = gradients.of_input(w_ih)
-                dy = part if dy is None else dy.add_(part)
-            if asked[0]:
-                found[start] = gradients.of_w_ih(w_ih, below.flatten(0, -2))
-            if asked[1]:
-                own, initial = _own(outputs[k], d, hidden), _part(h0, number)
-                h = before(own, initial, d == 1, batch_sizes, call.reset)
-                found[start + 1] = gradients.of_w_hh(w_hh, h, kept.gates[k][d])
-            if spec.bias and asked[2]:
-                found[start + 2] = gradients.of_b_ih(b_ih)
-            if spec.bias and asked[3]:
-                found[start + 3] = gradients.of_b_hh(b_hh)
+        with torch.autocast(x.device.type, enabled=False):  # forward's dtypes, whatever holds by now
+            for d, number in enumerate(numbers):
+                start = 3 + number * spec.weights_each
+                asked = wanted[start : start + spec.weights_each]
+                gradients = Products(cell, hidden, dgates[d].flatten(0, -2))
+                w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+                if k > lowest or wanted[0]:
+                    part = gradients.of_input(w_ih)
+                    dy = part if dy is None else dy.add_(part)
+                if asked[0]:
+                    found[start] = gradients.of_w_ih(w_ih, below.flatten(0, -2))
+                if asked[1]:
+                    own, initial = _own(outputs[k], d, hidden), _part(h0, number)
+                    h = before(own, initial, d == 1, batch_sizes, call.reset)
+                    found[start + 1] = gradients.of_w_hh(w_hh, h, kept.gates[k][d])
+                if spec.bias and asked[2]:
+                    found[start + 2] = gradients.of_b_ih(b_ih)
+                if spec.bias and asked[3]:
+                    found[start + 3] = gradients.of_b_hh(b_hh)
         dy = dy if dy is None else dy.view(*call.rows, -1)
     if wanted[0]:
         assert dy is not None

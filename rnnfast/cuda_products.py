@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .sequences import step_and_row
+
 
 class Cell(NamedTuple):
     """What a cell's gates are made of; csrc/cells.h explains windows and blocks."""
@@ -34,10 +36,13 @@ class Products:
         part = self._dgates[:, begin * self._hidden : end * self._hidden]
         return part, self._cell.weight_block[begin:end]
 
+    def _are_all(self, order: tuple[int, ...], weight: Tensor) -> bool:
+        """Whether these are the blocks of a weight, in its order."""
+        return order == tuple(range(weight.size(0) // self._hidden))
+
     def _in_blocks(self, like: Tensor, parts: list[tuple[Tensor, tuple[int, ...]]]) -> Tensor:
         """A tensor like a weight or a bias, from parts with those blocks of it."""
-        everything = tuple(range(like.size(0) // self._hidden))
-        if len(parts) == 1 and parts[0][1] == everything:
+        if len(parts) == 1 and self._are_all(parts[0][1], like):
             return parts[0][0]
         whole = torch.empty_like(like, memory_format=torch.contiguous_format)
         for rows, order in parts:
@@ -48,9 +53,10 @@ class Products:
 
     def of_input(self, w_ih: Tensor) -> Tensor:
         part, order = self._of(self._cell.input)
+        if self._are_all(order, w_ih):
+            return part @ w_ih
         blocks = w_ih.split(self._hidden)  # type: ignore[no-untyped-call]
-        ordered = order == tuple(range(len(blocks)))
-        return part @ (w_ih if ordered else torch.cat([blocks[b] for b in order]))
+        return part @ torch.cat([blocks[b] for b in order])
 
     def of_w_ih(self, w_ih: Tensor, x: Tensor) -> Tensor:
         part, order = self._of(self._cell.input)
@@ -87,18 +93,16 @@ def before(
         others = y[1:] if reverse else y[:-1]
         found = torch.cat([others, h0[None]] if reverse else [h0[None], others])
     else:
-        found = torch.cat([y, h0])[_index_before(batch_sizes, reverse).to(y.device)]
+        found = torch.cat([y, h0])[_index_before(batch_sizes, y.size(0), reverse).to(y.device)]
     if reset is not None:
         found = found.masked_fill(reset[..., None], 0)
     return found.flatten(0, -2)
 
 
-def _index_before(batch_sizes: Tensor, reverse: bool) -> Tensor:
+def _index_before(batch_sizes: Tensor, rows: int, reverse: bool) -> Tensor:
     """For each packed row, that of the step before; past the last one, the row's initial state."""
-    rows = int(batch_sizes.sum())
     first = batch_sizes.cumsum(0) - batch_sizes
-    step = torch.repeat_interleave(batch_sizes)
-    b = torch.arange(rows) - first[step]
+    step, b = step_and_row(batch_sizes, rows)
     other = step + 1 if reverse else step - 1
     there = (other >= 0) & (other < len(batch_sizes))
     other = other.clamp(0, len(batch_sizes) - 1)

@@ -80,12 +80,17 @@ def positions(
     batch_sizes: Tensor, order: Tensor | None, rows: int, padded: Tensor, batch_first: bool
 ) -> Tensor:
     """Where each of the ``rows`` of packed data lies in ``padded.flatten(0, 1)``."""
+    step, row = step_and_row(batch_sizes, rows)
+    row = row if order is None else order[row]
+    return row * padded.size(1) + step if batch_first else step * padded.size(1) + row
+
+
+def step_and_row(batch_sizes: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Of each of the ``rows`` of packed data its step, and its place among those of that step."""
     first = batch_sizes.cumsum(0) - batch_sizes
     count = torch.arange(batch_sizes.size(0), device=batch_sizes.device)
     step = count.repeat_interleave(batch_sizes, output_size=rows)
-    row = torch.arange(rows, device=batch_sizes.device) - first[step]
-    row = row if order is None else order[row]
-    return row * padded.size(1) + step if batch_first else step * padded.size(1) + row
+    return step, torch.arange(rows, device=batch_sizes.device) - first[step]
 
 
 def take(padded: Tensor, packed: PackedSequence, batch_first: bool) -> Tensor:

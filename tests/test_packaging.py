@@ -112,7 +112,7 @@ MAY_IMPORT = {
     "_native": {"_C", "_cuda"},
     "arrays": {"_native", "_C"},
     "spec": {"_native"},
-    "cuda_products": set(),
+    "cuda_products": {"sequences"},
     "cuda": {"_native", "checks", "cuda_products", "spec"},
     "ops": {"_native", "checks", "cuda", "spec"},
     "autograd": {"ops", "eager", "checks"},

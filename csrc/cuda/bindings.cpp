@@ -167,19 +167,7 @@ class Arguments {
     if (view.device() != choice_.device)
       throw py::value_error(name + " is on device " + std::to_string(view.device()) + "; expected " +
                             std::to_string(choice_.device));
-    bool same = view.dims() == static_cast<int>(shape.size());
-    int dim = 0;
-    std::string text;
-    for (const std::int64_t size : shape) {
-      same = same && view.size(dim++) == size;
-      text += (text.empty() ? "" : ", ") + std::to_string(size);
-    }
-    if (!same)
-      throw py::value_error(name + " has shape " + view.shape_text() + "; expected (" + text +
-                            (shape.size() == 1 ? ",)" : ")"));
-    if (contiguous && !view.has_contiguous_rows())
-      throw py::value_error(name + " must have its last dimension contiguous; its stride is " +
-                            std::to_string(view.stride(view.dims() - 1)));
+    view.require_shape(shape, contiguous);
   }
 
   const Choice& choice_;

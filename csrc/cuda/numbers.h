@@ -68,11 +68,10 @@ namespace rnnfast::cuda {
 // The block of H rows in torch's weights that belongs to gate `number` of a window.
 template <class Cell, int first, int last>
 RNNFAST_INLINE int weight_block(int number) {
+  constexpr int block = Cell::weight_block[first];
   if constexpr (first + 1 >= last) {
-    constexpr int block = Cell::weight_block[first];
     return block;
   } else {
-    constexpr int block = Cell::weight_block[first];
     return number == 0 ? block : weight_block<Cell, first + 1, last>(number - 1);
   }
 }

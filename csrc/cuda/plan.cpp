@@ -20,7 +20,6 @@ std::optional<Plan> fitted(const Device& device, const CellShape& cell, const Si
   plan.tier = tier;
   plan.blocks = blocks;
   plan.units = units;
-  plan.threads = block_threads;
   for (int stage = 0; stage < cell.stages; ++stage) {
     const int own = cell.recurrent[stage].width() * units;
     const auto found = schedule(backward ? exchanged_width(plan) : own, backward ? own : hidden, engine,
@@ -42,7 +41,8 @@ std::optional<Plan> fitted(const Device& device, const CellShape& cell, const Si
       return backward ? BackwardLayout(plan, cell, sizes).bytes
                       : ForwardLayout(plan, cell, sizes, hidden).bytes;
     };
-    while (tier == Tier::grid && bytes() > device.shared_bytes && plan.chunk > engine.columns)
+    while (tier == Tier::grid && !backward && bytes() > device.shared_bytes &&
+           plan.chunk > engine.columns)
       plan.chunk -= engine.columns;
     plan.shared_bytes = bytes();
     if (plan.shared_bytes > device.shared_bytes) continue;

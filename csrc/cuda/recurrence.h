@@ -68,7 +68,6 @@ struct Plan {
   int groups, blocks;  // groups of a direction; blocks of a group
   int rows, units;     // of the batch in a group; hidden units in a block, a multiple of 8
   int chunk;           // rows of an operand that a block has at a time: fewer than all only on a grid
-  int threads;
   Schedule schedule[most_stages];
   int shared_bytes;     // of a block
   long exchange_bytes;  // of device memory, for all groups of a direction; 0 unless the tier is grid

@@ -101,7 +101,7 @@ void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream& str
   cudaLaunchAttribute attributes[1];
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks * launch.directions));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+  config.blockDim = dim3(block_threads);
   config.dynamicSmemBytes = static_cast<std::size_t>(plan.shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream.handle);
   config.attrs = attributes;

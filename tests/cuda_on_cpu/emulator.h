@@ -257,7 +257,7 @@ void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream&) {
   const int all = plan.groups * plan.blocks * launch.directions;
   const int together = plan.tier == Tier::grid ? all : plan.blocks;
   for (int first = 0; first < all; first += together)
-    Emulator(first, together, plan.threads, plan.shared_bytes, ++Emulator::seed).run([&] {
+    Emulator(first, together, block_threads, plan.shared_bytes, ++Emulator::seed).run([&] {
       kernel(launch);
     });
 }
