@@ -44,6 +44,18 @@ double measure_peak(const std::string& dtype, int threads, double seconds) {
   return peak_flops(peak, threads, seconds);
 }
 
+void force_partition(const std::string& name) {
+  static const std::pair<const char*, Partition> names[] = {{"chosen", Partition::chosen},
+                                                            {"one", Partition::one},
+                                                            {"rows", Partition::rows},
+                                                            {"units", Partition::units},
+                                                            {"wavefront", Partition::wavefront}};
+  for (const auto& [known, partition] : names)
+    if (name == known) return force(partition);
+  throw py::value_error("partition is '" + name +
+                        "'; expected 'chosen', 'one', 'rows', 'units' or 'wavefront'");
+}
+
 // What a method of the C API was given; pybind11 takes half a microsecond to look at so many arguments.
 class Arguments {
  public:
@@ -154,5 +166,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("build_info", &build_info);
   m.def("max_threads", &max_threads);
+  m.def("force_partition", &force_partition);
   m.def("peak_flops", &measure_peak);
 }

@@ -256,9 +256,10 @@ struct Call {
     return directed(all, direction);
   }
 
+  // All but x and y.
   template <class T>
-  Layer<T> layer(int k, int direction, Sequence<const T> input, Sequence<T> y, const View& cells,
-                 const View& h_n, const View& c_n, Real<T>* saved, T* panels) const {
+  Layer<T> layer(int k, int direction, const View& cells, const View& h_n, const View& c_n,
+                 Real<T>* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
     return {steps,
@@ -268,7 +269,7 @@ struct Call {
             outputs,
             packing[direction].steps(),
             resets(direction),
-            directed(input, direction),
+            {},
             state<const T>(h0, number),
             state<const T>(c0, number),
             matrix<const T>(w.w_ih),
@@ -276,7 +277,7 @@ struct Call {
             vector<const T>(w.b_ih),
             vector<const T>(w.b_hh),
             matrix<const T>(w.w_hr),
-            own(y, direction),
+            {},
             cells_of<T>(cells, k, direction),
             state<T>(h_n, number),
             state<T>(c_n, number),

@@ -1,6 +1,7 @@
 #include "stack.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 
 #include "call.h"
@@ -88,29 +89,52 @@ struct Outputs {
   View y, h_n, c_n, cells, saved;
 };
 
+// What only the next layer reads: outputs, or gradients of inputs. Layers that run one after the other
+// need no more than two.
+template <class T>
+class Between {
+ public:
+  Between(const Call& call, bool all) : call_(call), all_(all) {}
+
+  // Of layers in the order of their numbers, up or down.
+  Sequence<T> of(int layer) {
+    auto& memory = memory_[all_ ? layer : layer % 2];
+    const auto count = static_cast<std::size_t>(call_.rows * call_.width);
+    if (!memory) memory = std::make_unique<Memory>(count * sizeof(T));
+    return call_.dense(static_cast<T*>(memory->data()), call_.width);
+  }
+
+ private:
+  const Call& call_;
+  const bool all_;
+  std::map<int, std::unique_ptr<Memory>> memory_;
+};
+
 template <class T>
 void run_layers(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
-  std::optional<Memory> between[2];  // outputs of layers that only the next one reads
+  std::vector<Layer<T>> jobs;
+  for (int number = 0; number < call.numbers; ++number)
+    jobs.push_back(call.layer<T>(number / directions, number % directions, out.cells, out.h_n, out.c_n,
+                                 out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
+                                 packed ? packed->panels<T>(number) : nullptr));
+  Wavefront together;
+  if (directions == 1) together = wavefront(call.s.cell, jobs.data(), layers, false, threads);
+  Between<T> between(call, static_cast<bool>(together));
   Sequence<const T> x = call.sequence<const T>(call.x);
   for (int k = 0; k < layers; ++k) {
-    Sequence<T> y = call.sequence<T>(out.y);
-    if (k < layers - 1 && out.saved) {
-      y = call.dense(call.saved_output<T>(out.saved, k), call.width);
-    } else if (k < layers - 1) {
-      if (k < 2) between[k].emplace(static_cast<std::size_t>(call.rows * call.width) * sizeof(T));
-      y = call.dense(static_cast<T*>(between[k % 2]->data()), call.width);
-    }
-    Layer<T> jobs[2];
+    Sequence<T> y = k == layers - 1 ? call.sequence<T>(out.y)
+                    : out.saved     ? call.dense(call.saved_output<T>(out.saved, k), call.width)
+                                    : between.of(k);
+    Layer<T>* const own = &jobs[static_cast<std::size_t>(k * directions)];
     for (int d = 0; d < directions; ++d) {
-      const int number = k * directions + d;
-      jobs[d] = call.layer<T>(k, d, x, y, out.cells, out.h_n, out.c_n,
-                              out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
-                              packed ? packed->panels<T>(number) : nullptr);
+      own[d].x = call.directed(x, d);
+      own[d].y = call.own(y, d);
     }
-    run_forward(call.s.cell, jobs, directions, threads);
+    if (!together) run_forward(call.s.cell, own, directions, threads);
     x = {y.data, y.step, y.row};
   }
+  if (together) run_forward(call.s.cell, together, jobs.data(), layers);
 }
 
 void run(const Call& call, const Outputs& out, const Packed* packed, int threads) {
@@ -160,7 +184,15 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
                            : call.dense(call.saved_output<T>(saved, k), call.width);
   };
   const View none(Py_None, "", false);
-  std::optional<Memory> between[2];  // gradients of the outputs of layers below the last
+  std::vector<Layer<T>> jobs;  // from the last layer to the lowest
+  for (int k = layers - 1; k >= lowest; --k)
+    for (int d = 0; d < directions; ++d)
+      jobs.push_back(
+          call.layer<T>(k, d, none, none, none, call.saved_of<T>(saved, k * directions + d), nullptr));
+  Wavefront together;
+  if (directions == 1) together = wavefront(call.s.cell, jobs.data(), layers - lowest, true, threads);
+  Between<T> between(call, static_cast<bool>(together));
+  std::vector<Gradients<T>> wanted(jobs.size());
   Sequence<const T> dy = call.sequence<const T>(grads.dy);
   for (int k = layers - 1; k >= lowest; --k) {
     Sequence<const T> x = call.sequence<const T>(call.x);
@@ -170,35 +202,32 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
       x = {below.data, below.step, below.row};
       dx = {};
     }
-    if (k > lowest) {
-      std::optional<Memory>& memory = between[k % 2];
-      if (!memory) memory.emplace(static_cast<std::size_t>(call.rows * call.width) * sizeof(T));
-      dx = call.dense(static_cast<T*>(memory->data()), call.width);
-    }
-    Layer<T> jobs[2];
-    Gradients<T> wanted[2];
+    if (k > lowest) dx = between.of(k);
+    const auto first = static_cast<std::size_t>((layers - 1 - k) * directions);
     for (int d = 0; d < directions; ++d) {
       const int number = k * directions + d;
       const Weights& w = of(k, d);
-      jobs[d] =
-          call.layer<T>(k, d, x, output(k), none, none, none, call.saved_of<T>(saved, number), nullptr);
-      wanted[d] = {call.own(dy, d),
-                   call.cells_of<const T>(grads.dcells, k, d),
-                   state<const T>(grads.dh_n, number),
-                   state<const T>(grads.dc_n, number),
-                   call.directed(dx, d),
-                   false,
-                   state<T>(grads.dh0, number),
-                   state<T>(grads.dc0, number),
-                   matrix<T>(w.w_ih),
-                   matrix<T>(w.w_hh),
-                   vector<T>(w.b_ih),
-                   vector<T>(w.b_hh),
-                   matrix<T>(w.w_hr)};
+      const std::size_t at = first + static_cast<std::size_t>(d);
+      jobs[at].x = call.directed(x, d);
+      jobs[at].y = call.own(output(k), d);
+      wanted[at] = {call.own(dy, d),
+                    call.cells_of<const T>(grads.dcells, k, d),
+                    state<const T>(grads.dh_n, number),
+                    state<const T>(grads.dc_n, number),
+                    call.directed(dx, d),
+                    false,
+                    state<T>(grads.dh0, number),
+                    state<T>(grads.dc0, number),
+                    matrix<T>(w.w_ih),
+                    matrix<T>(w.w_hh),
+                    vector<T>(w.b_ih),
+                    vector<T>(w.b_hh),
+                    matrix<T>(w.w_hr)};
     }
-    run_backward(call.s.cell, jobs, wanted, directions, threads);
+    if (!together) run_backward(call.s.cell, &jobs[first], &wanted[first], directions, threads);
     dy = {dx.data, dx.step, dx.row};
   }
+  if (together) run_backward(call.s.cell, together, jobs.data(), wanted.data(), layers - lowest);
 }
 
 }  // namespace
@@ -366,7 +395,7 @@ template <class T>
 std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
   const View none(Py_None, "", false);
   const CellKernels<T>& kernel = kernels().of<T>(call.s.cell);
-  Layer<T> layer = call.layer<T>(k, direction, {}, {}, none, none, none, nullptr, nullptr);
+  Layer<T> layer = call.layer<T>(k, direction, none, none, none, nullptr, nullptr);
   auto memory =
       std::make_unique<Memory>(static_cast<std::size_t>(kernel.panels_size(layer)) * sizeof(T));
   layer.panels = static_cast<T*>(memory->data());

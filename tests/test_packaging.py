@@ -183,7 +183,7 @@ def test_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", rnnfast.__version__)
 
 
-@pytest.mark.parametrize("script", ["beside_cudnn.py", "compiled.py", "neighbours.py"])
+@pytest.mark.parametrize("script", ["beside_cudnn.py", "compiled.py", "neighbours.py", "partition.py"])
 def test_benchmarks_start_as_scripts(script):
     # Their folder then comes first in the search path: a file named as a package hides it from torch.
     ran = [sys.executable, ROOT / "benchmarks" / script, "--help"]

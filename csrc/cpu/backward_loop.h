@@ -73,10 +73,17 @@ class BackwardLoop {
     const Range gathered = rows_once(layer_.batch, team_, part);
     for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
       const Chunk<Cell, T> chunk = chunk_before(t1);
-      for (index t = t1 - 1; t >= chunk.steps.begin; --t) step(t, chunk.place(t), part);
-      weights_.gather(chunk, state_, gathered);
-      wait(team_);
-      if (grads_.x.data) input_gradients(chunk);
+      const index piece =
+          team_.in_wavefront() ? wavefront_steps(layer_.steps, layer_.batch) : chunk.steps.size();
+      for (index end = t1, begin; end > chunk.steps.begin; end = begin) {
+        begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
+        wait_for_source(team_, layer_.steps - begin);
+        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
+        if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
+        wait(team_);
+        if (grads_.x.data) input_gradients(chunk, {begin, end});
+        have_done(team_, layer_.steps - begin);
+      }
       weights_.add(team_, chunk, state_);
       wait(team_);
       t1 = chunk.steps.begin;
@@ -297,8 +304,11 @@ class BackwardLoop {
         });
   }
 
-  void input_gradients(const Chunk<Cell, T>& chunk) {
-    const Range rows = share(chunk.rows, team_.size, team_.rank);
+  // Of some of a chunk's steps.
+  void input_gradients(const Chunk<Cell, T>& chunk, Range steps) {
+    const index a = chunk.place(steps.begin), b = chunk.place(steps.end - 1), first = a < b ? a : b;
+    Range rows = share(state_.before(steps.end) - state_.before(steps.begin), team_.size, team_.rank);
+    rows = {first + rows.begin, first + rows.end};
     const index panel = panels_.size(blocks_, Cell::input.width());
     const Extent extent{along(blocks_, rows_ * Cell::gates * L, Cell::input), panel, L * per, L, 0};
     const Range columns{0, blocks_of<T>(layer_.inputs)};

@@ -50,7 +50,9 @@ class Forward {
       return p;
     };
     const bool single = layer.steps == 1;
-    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs, chunk == layer.steps);
+    piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
+    const bool once = chunk == layer.steps && piece_ >= chunk;
+    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs, once);
     for (int s = 0; s < Cell::stages; ++s)
       stage_[s] =
           product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s), single);
@@ -95,21 +97,12 @@ class Forward {
     wait(team_);
     for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {
       const index t1 = t0 + state_.chunk < layer_.steps ? t0 + state_.chunk : layer_.steps;
-      project_inputs({t0, t1}, part);
-      for (index t = t0; t < t1; ++t) {
-        if (t > 0) wait_for_units();
-        stage<0>(t, part);
-        if constexpr (Cell::stages > 1) {
-          wait_for_units();
-          stage<1>(t, part);
-        }
-        static_assert(Cell::stages <= 2);
-        if (is_projected<Cell>(layer_)) {
-          wait_for_units();
-          project_outputs(t, part);
-        }
-        if (Cell::cell_state >= 0 && layer_.cells.data) write_cells(t, part);
-        if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
+      for (index begin = t0; begin < t1; begin += piece_) {
+        const Range piece{begin, begin + piece_ < t1 ? begin + piece_ : t1};
+        wait_for_source(team_, piece.end);
+        project_inputs(piece, part);
+        for (index t = piece.begin; t < piece.end; ++t) step(t, part);
+        have_done(team_, piece.end);
       }
     }
   }
@@ -121,6 +114,22 @@ class Forward {
   // What other threads computed of a step, where a team shares its units.
   void wait_for_units() const {
     if (team_.split == Split::units) wait(team_);
+  }
+
+  void step(index t, Part part) {
+    if (t > 0) wait_for_units();
+    stage<0>(t, part);
+    if constexpr (Cell::stages > 1) {
+      wait_for_units();
+      stage<1>(t, part);
+    }
+    static_assert(Cell::stages <= 2);
+    if (is_projected<Cell>(layer_)) {
+      wait_for_units();
+      project_outputs(t, part);
+    }
+    if (Cell::cell_state >= 0 && layer_.cells.data) write_cells(t, part);
+    if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
   }
 
   void prepare(Part part) {
@@ -408,6 +417,7 @@ class Forward {
   const Layer<T> layer_;
   const Team team_;
   const index blocks_;
+  index piece_;  // the steps whose inputs are multiplied at once: those of a chunk, or fewer
   index scratch_;
   Product<T> input_, stage_[Cell::stages], projection_;
   Real<T>* bias_;          // [blocks][gates][lanes]

@@ -29,6 +29,11 @@ void pack(const Layer<T>& layer) {
 }
 
 template <class Cell, class T>
+int backward_groups(const Layer<T>& layer) {
+  return Backward<Cell, T>::groups(layer);
+}
+
+template <class Cell, class T>
 index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
   return Backward<Cell, T>(layer, grads, nullptr).scratch();
 }
@@ -40,9 +45,9 @@ void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team
 
 template <class T, class... Cell>
 const CellKernels<T>* kernels_of(CellList<Cell...>) {
-  static constexpr CellKernels<T> table[] = {{&saved_row<Cell, T>, &forward_scratch<Cell, T>,
-                                              &forward<Cell, T>, &panels_size<Cell, T>, &pack<Cell, T>,
-                                              &backward_scratch<Cell, T>, &backward<Cell, T>}...};
+  static constexpr CellKernels<T> table[] = {
+      {&saved_row<Cell, T>, &forward_scratch<Cell, T>, &forward<Cell, T>, &panels_size<Cell, T>,
+       &pack<Cell, T>, &backward_groups<Cell, T>, &backward_scratch<Cell, T>, &backward<Cell, T>}...};
   return table;
 }
 

@@ -10,8 +10,9 @@ struct CellKernels {
   index (*saved_row)(index hidden);           // numbers in Layer::saved for one row of x
   index (*forward_scratch)(const Layer<T>&);  // bytes
   void (*forward)(const Layer<T>&, const Team&, void* scratch);
-  index (*panels_size)(const Layer<T>&);  // numbers in Layer::panels
-  void (*pack)(const Layer<T>&);          // the weights into Layer::panels
+  index (*panels_size)(const Layer<T>&);    // numbers in Layer::panels
+  void (*pack)(const Layer<T>&);            // the weights into Layer::panels
+  int (*backward_groups)(const Layer<T>&);  // of rows, one after the other unless a team has pairs
   index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
 };

@@ -30,9 +30,20 @@ inline void pause() {
 #endif
 }
 
-// Returns when the whole team has arrived; what any member wrote before is then seen by all. It spins,
-// since a sleeping thread pays a time slice to wake where the cores are busy, but gives its core up
-// where the one it waits for may need it.
+// Returns when ready() holds. It spins, since a sleeping thread pays a time slice to wake where the
+// cores are busy, but gives its core up where the one it waits for may need it.
+template <class Ready>
+RNNFAST_INLINE void spin_until(Ready ready) {
+  constexpr int spins_before_yield = 2000;
+  for (int spins = 0; !ready(); ++spins) {
+    if (spins < spins_before_yield)
+      pause();
+    else
+      sched_yield();
+  }
+}
+
+// Returns when the whole team has arrived; what any member wrote before is then seen by all.
 inline void wait(const Team& team) {
   if (team.size == 1) return;
   Barrier& b = *team.barrier;
@@ -42,13 +53,20 @@ inline void wait(const Team& team) {
     __atomic_store_n(&b.generation, generation + 1, __ATOMIC_RELEASE);
     return;
   }
-  constexpr int spins_before_yield = 2000;
-  for (int spins = 0; __atomic_load_n(&b.generation, __ATOMIC_ACQUIRE) == generation; ++spins) {
-    if (spins < spins_before_yield)
-      pause();
-    else
-      sched_yield();
-  }
+  spin_until([&] { return __atomic_load_n(&b.generation, __ATOMIC_ACQUIRE) != generation; });
+}
+
+// Returns when all of the team that this one reads from have done `steps` of their steps; what they
+// wrote before is then seen.
+inline void wait_for_source(const Team& team, index steps) {
+  if (!team.source) return;
+  for (int k = 0; k < team.size; ++k)
+    spin_until([&] { return __atomic_load_n(&team.source[k].steps, __ATOMIC_ACQUIRE) >= steps; });
+}
+
+// Says that this member has done `steps` of its steps.
+inline void have_done(const Team& team, index steps) {
+  if (team.own) __atomic_store_n(&team.own[team.rank].steps, steps, __ATOMIC_RELEASE);
 }
 
 // Flushes denormals to zero while it lives: decaying states otherwise make some CPUs tens of times

@@ -4,10 +4,13 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "crowd.h"
 #include "dispatch.h"
@@ -16,6 +19,8 @@
 namespace rnnfast {
 namespace {
 
+constexpr double region = 5e-6;  // seconds, of several threads
+
 struct Plan {
   int threads;
   Split split;
@@ -23,6 +28,8 @@ struct Plan {
 };
 
 Crowd crowd;
+
+std::atomic<Partition> forced{Partition::chosen};
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
@@ -34,14 +41,15 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
   constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
-  constexpr double pack_rate = 40e9, barrier = 0.3e-6, region = 5e-6;
+  constexpr double pack_rate = 40e9, barrier = 0.3e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
   const double gates = weight_blocks, lanes = static_cast<double>(lanes_of);
   const double projection = outputs < hidden ? static_cast<double>(outputs) / gates : 0;
   const double features = static_cast<double>(inputs + outputs) + projection;
   const auto seconds = [&](double rows, double units, double barriers) {
     const double flops = 2 * rows * gates * units * features;
-    const double arithmetic = flops * static_cast<double>(item) / peak_bytes;
+    const double few_rows = 1 + 0.55 / (rows * rows);  // what they leave unused of a tile
+    const double arithmetic = few_rows * flops * static_cast<double>(item) / peak_bytes;
     const double bytes =
         gates * units * (static_cast<double>(outputs) + projection) * static_cast<double>(item);
     const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
@@ -60,7 +68,11 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
   const double one = pack + seconds(b, blocks * lanes, 0);
   const double rows = pack / threads + seconds(part(b), blocks * lanes, 0) + region;
   const double units = 1.03 * (pack / threads + seconds(b, part(blocks) * lanes, products)) + region;
-  if (threads == 1 || one * worth <= std::min(rows, units)) return {1, Split::rows, one};
+  const Partition asked = forced.load(std::memory_order_relaxed);
+  if (threads > 1 && asked == Partition::rows) return {threads, Split::rows, rows};
+  if (threads > 1 && asked == Partition::units) return {threads, Split::units, units};
+  if (threads == 1 || asked == Partition::one || one * worth <= std::min(rows, units))
+    return {1, Split::rows, one};
   return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
 
@@ -84,6 +96,25 @@ struct Plans {
   bool together;
 };
 
+// Calls work(rank, threads there) on each of so many threads, or as many as OpenMP gives, and learns
+// what kept them.
+template <class Work>
+void run_region(int threads, double seconds, Work work) {
+  Crowd::Call call(seconds > 50e-6);
+  int size = 1;
+  run_where_openmp_works([&] {
+#pragma omp parallel num_threads(threads)
+    {
+      const Crowd::Share share(call);
+      const int rank = omp_get_thread_num(), there = omp_get_num_threads();
+      if (rank == 0) size = there;
+      work(rank, there);
+    }
+  });
+  // Threads beyond the processors keep each other off.
+  if (call.was_crowded() && size <= omp_get_num_procs()) crowd.learn(call, size);
+}
+
 // Calls work(direction, team) on every thread of the team of `direction`, or where `plans.together` on
 // those of both directions' teams.
 template <class Work>
@@ -95,28 +126,18 @@ void run_teams(const Plans& plans, int direction, Work work) {
     work(direction, Team{0, 1, first.split, barrier[0]});
     return;
   }
-  Crowd::Call call(first.seconds > 50e-6);
-  int size = 1;  // OpenMP may give fewer than were asked for
-  run_where_openmp_works([&] {
-#pragma omp parallel num_threads(threads)
-    {
-      const Crowd::Share share(call);
-      const int rank = omp_get_thread_num(), there = omp_get_num_threads();
-      if (rank == 0) size = there;
-      if (!plans.together) {
-        work(direction, Team{rank, there, first.split, barrier[0]});
-      } else if (there < threads) {
-        work(0, Team{rank, there, first.split, barrier[0]});
-        work(1, Team{rank, there, second.split, barrier[1]});
-      } else if (rank < first.threads) {
-        work(0, Team{rank, first.threads, first.split, barrier[0]});
-      } else {
-        work(1, Team{rank - first.threads, second.threads, second.split, barrier[1]});
-      }
+  run_region(threads, first.seconds, [&](int rank, int there) {
+    if (!plans.together) {
+      work(direction, Team{rank, there, first.split, barrier[0]});
+    } else if (there < threads) {
+      work(0, Team{rank, there, first.split, barrier[0]});
+      work(1, Team{rank, there, second.split, barrier[1]});
+    } else if (rank < first.threads) {
+      work(0, Team{rank, first.threads, first.split, barrier[0]});
+    } else {
+      work(1, Team{rank - first.threads, second.threads, second.split, barrier[1]});
     }
   });
-  // Threads beyond the processors keep each other off.
-  if (call.was_crowded() && size <= omp_get_num_procs()) crowd.learn(call, size);
 }
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
@@ -162,6 +183,34 @@ void run_directions(const Plans& plans, int directions, Bytes bytes, Work work) 
     for (int direction = 0; direction < directions; ++direction)
       run_teams(plans, direction, [&](int d, const Team& team) { work(d, team, scratch.data()); });
   }
+}
+
+// Calls work(layer, team, scratch) for all layers of a wavefront; bytes(layer) is what it needs. A
+// thread takes the layers of its column in order, and a layer waits only for the one before: whichever
+// threads there are, the first layer that is not done can go on.
+template <class Bytes, class Work>
+void run_columns(const Wavefront& plan, int count, Bytes bytes, Work work) {
+  const auto layers = static_cast<std::size_t>(count), team = static_cast<std::size_t>(plan.team);
+  std::vector<std::unique_ptr<Memory>> scratch;
+  for (int k = 0; k < count; ++k)
+    scratch.push_back(std::make_unique<Memory>(static_cast<std::size_t>(bytes(k)), scratch_waste));
+  struct Meeting {
+    Barrier barrier[barriers]{};
+  };
+  std::vector<Meeting> meetings(layers);
+  std::vector<Progress> progress(layers * team);
+  run_region(plan.columns * plan.team, plan.seconds, [&](int rank, int there) {
+    const bool all = there == plan.columns * plan.team;
+    const int columns = all ? plan.columns : there, size = all ? plan.team : 1;
+    for (int k = rank / size; k < count; k += columns) {
+      const auto at = static_cast<std::size_t>(k);
+      work(k,
+           Team{rank % size, size, plan.split, meetings[at].barrier,
+                k > 0 ? &progress[(at - 1) * team] : nullptr,
+                k + 1 < count ? &progress[at * team] : nullptr},
+           scratch[at]->data());
+    }
+  });
 }
 
 // to += from, the gradients of x that a direction of the layer found.
@@ -215,12 +264,70 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
   if (apart) add(layer, grads[1].x, static_cast<const T*>(apart->data()));
 }
 
+template <class T>
+Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, int threads) {
+  if (count < 2 || layers[0].steps < 2) return {};
+  threads = std::max(1, crowd.limit(startable(threads)));
+  const Partition asked = forced.load(std::memory_order_relaxed);
+  if (threads < 2 || (asked != Partition::chosen && asked != Partition::wavefront)) return {};
+  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  Wavefront found{std::min(count, threads), threads / std::min(count, threads)};
+  double in_turn = 0, longest = 0;
+  for (int k = 0; k < count; ++k) {
+    // A group of rows that begins when another has ended could not follow the layer that it reads.
+    if (backward && kernel.backward_groups(layers[k]) > 1) return {};
+    in_turn += plan_of(cell, layers[k], threads).seconds;
+    const Plan alone = plan_of(cell, layers[k], found.team);
+    if (alone.seconds > longest) longest = alone.seconds;
+    if (alone.threads == 1) found.team = 1;
+    found.split = alone.split;
+  }
+  const index steps = layers[0].steps, piece = wavefront_steps(steps, layers[0].batch);
+  const auto pieces = static_cast<double>((steps + piece - 1) / piece);
+  const int rounds = (count + found.columns - 1) / found.columns;
+  found.seconds = longest * (rounds + (found.columns - 1) / pieces) + region;
+  constexpr double worth = 0.95;
+  if (asked != Partition::wavefront && found.seconds > worth * in_turn) return {};
+  return found;
+}
+
+template <class T>
+void run_forward(int cell, const Wavefront& plan, const Layer<T>* layers, int count) {
+  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  run_columns(
+      plan, count, [&](int k) { return kernel.forward_scratch(layers[k]); },
+      [&](int k, const Team& team, void* scratch) { kernel.forward(layers[k], team, scratch); });
+}
+
+template <class T>
+void run_backward(int cell, const Wavefront& plan, const Layer<T>* layers, const Gradients<T>* grads,
+                  int count) {
+  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  run_columns(
+      plan, count, [&](int k) { return kernel.backward_scratch(layers[k], grads[k]); },
+      [&](int k, const Team& team, void* scratch) {
+        kernel.backward(layers[k], grads[k], team, scratch);
+      });
+}
+
+void force(Partition partition) { forced.store(partition, std::memory_order_relaxed); }
+
 template void run_forward(int, const Layer<float>*, int, int);
-template void run_forward(int, const Layer<double>*, int, int);
-template void run_forward(int, const Layer<Bfloat16>*, int, int);
 template void run_backward(int, const Layer<float>*, const Gradients<float>*, int, int);
+template Wavefront wavefront(int, const Layer<float>*, int, bool, int);
+template void run_forward(int, const Wavefront&, const Layer<float>*, int);
+template void run_backward(int, const Wavefront&, const Layer<float>*, const Gradients<float>*, int);
+template void run_forward(int, const Layer<double>*, int, int);
 template void run_backward(int, const Layer<double>*, const Gradients<double>*, int, int);
+template Wavefront wavefront(int, const Layer<double>*, int, bool, int);
+template void run_forward(int, const Wavefront&, const Layer<double>*, int);
+template void run_backward(int, const Wavefront&, const Layer<double>*, const Gradients<double>*, int);
+template void run_forward(int, const Layer<Bfloat16>*, int, int);
 template void run_backward(int, const Layer<Bfloat16>*, const Gradients<Bfloat16>*, int, int);
+template Wavefront wavefront(int, const Layer<Bfloat16>*, int, bool, int);
+template void run_forward(int, const Wavefront&, const Layer<Bfloat16>*, int);
+template void run_backward(int, const Wavefront&, const Layer<Bfloat16>*, const Gradients<Bfloat16>*,
+                           int);
 
 double peak_flops(double (*run)(long rounds), int threads, double seconds) {
   threads = startable(threads);

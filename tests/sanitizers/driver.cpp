@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -130,6 +131,106 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
   return results;
 }
 
+// Three layers of n.hidden units, one after the other or each with a team that follows that of the one
+// it reads. Returns the outputs and the gradients of the weights and of the input.
+template <class T>
+std::vector<Numbers<T>> run_stack(int cell, Sizes n, int team_size, Split split, bool wavefront) {
+  constexpr int layers = 3;
+  std::mt19937 random(7);
+  std::normal_distribution<Real<T>> normal;
+  const CellInfo& info = table.info[cell];
+  const CellKernels<T>& kernel = table.of<T>(cell);
+  const index H = n.hidden, gates = info.weight_blocks * H, rows = n.steps * n.batch;
+  const auto numbers = [&](index count) {
+    Numbers<T> v(static_cast<std::size_t>(count));
+    for (T& x : v) x = narrow<T>(Real<T>(0.3) * normal(random));
+    return v;
+  };
+  const auto sequence = [&](auto& v) { return Sequence<T>{v.data(), n.batch * H, H}; };
+  const auto reading = [&](auto& v) { return Sequence<const T>{v.data(), n.batch * H, H}; };
+  // Between layers: outputs and, from the last layer down, gradients.
+  std::vector<Numbers<T>> y(layers + 1), dy(layers + 1), w_ih, w_hh, dw_ih, dw_hh;
+  std::vector<Numbers<Real<T>>> saved;
+  std::vector<Layer<T>> layer(layers);
+  std::vector<Gradients<T>> grads(layers);
+  for (auto& v : y) v.resize(static_cast<std::size_t>(rows * H));
+  for (auto& v : dy) v.resize(static_cast<std::size_t>(rows * H));
+  y[0] = numbers(rows * H);
+  dy[layers] = numbers(rows * H);
+  for (int k = 0; k < layers; ++k) {
+    w_ih.push_back(numbers(gates * H));
+    w_hh.push_back(numbers(gates * H));
+    saved.emplace_back(static_cast<std::size_t>(rows * kernel.saved_row(H)));
+  }
+  dw_ih = w_ih, dw_hh = w_hh;
+  for (std::size_t k = 0; k < layers; ++k) {
+    layer[k] = {n.steps, n.batch, H, H, H};
+    layer[k].x = reading(y[k]);
+    layer[k].y = sequence(y[k + 1]);
+    layer[k].w_ih = {w_ih[k].data(), H};
+    layer[k].w_hh = {w_hh[k].data(), H};
+    layer[k].saved = saved[k].data();
+    grads[k].y = reading(dy[k + 1]);
+    grads[k].x = sequence(dy[k]);
+    grads[k].w_ih = {dw_ih[k].data(), H};
+    grads[k].w_hh = {dw_hh[k].data(), H};
+  }
+  // Calls work(k, team, scratch) for the layers in the order 0, 1, 2 of `at`.
+  const auto each = [&](auto at, auto bytes, auto work) {
+    Barrier barrier[layers][barriers]{};
+    std::vector<Progress> progress(layers * static_cast<std::size_t>(team_size));
+    std::vector<std::unique_ptr<void, decltype(&std::free)>> scratch;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < layers; ++i)
+      scratch.emplace_back(
+          std::aligned_alloc(64, static_cast<std::size_t>((bytes(at(i)) + 127) / 64 * 64)), &std::free);
+    for (int i = 0; i < layers; ++i) {
+      for (int rank = 0; rank < team_size; ++rank)
+        threads.emplace_back([&, i, rank] {
+          Team team{rank, team_size, split, barrier[i]};
+          if (wavefront && i > 0)
+            team.source = &progress[static_cast<std::size_t>((i - 1) * team_size)];
+          if (wavefront && i + 1 < layers)
+            team.own = &progress[static_cast<std::size_t>(i * team_size)];
+          work(at(i), team, scratch[static_cast<std::size_t>(i)].get());
+        });
+      if (!wavefront) {
+        for (std::thread& thread : threads) thread.join();
+        threads.clear();
+      }
+    }
+    for (std::thread& thread : threads) thread.join();
+  };
+  const auto up = [](int i) { return static_cast<std::size_t>(i); };
+  const auto down = [](int i) { return static_cast<std::size_t>(layers - 1 - i); };
+  each(
+      up, [&](std::size_t k) { return kernel.forward_scratch(layer[k]); },
+      [&](std::size_t k, const Team& team, void* memory) { kernel.forward(layer[k], team, memory); });
+  each(
+      down, [&](std::size_t k) { return kernel.backward_scratch(layer[k], grads[k]); },
+      [&](std::size_t k, const Team& team, void* memory) {
+        kernel.backward(layer[k], grads[k], team, memory);
+      });
+  std::vector<Numbers<T>> results;
+  for (const auto* all : {&y, &dy, &dw_ih, &dw_hh})
+    results.insert(results.end(), all->begin(), all->end());
+  return results;
+}
+
+template <class T>
+int check_stack(int cell, Sizes n) {
+  const auto expected = run_stack<T>(cell, n, 1, Split::rows, false);
+  int failures = 0;
+  const std::pair<int, Split> teams[] = {{1, Split::rows}, {2, Split::rows}, {2, Split::units}};
+  for (const auto& [team, split] : teams)
+    if (run_stack<T>(cell, n, team, split, true) != expected) {
+      std::printf("%s T=%td B=%td H=%td: a wavefront differs with teams of %d\n", table.info[cell].name,
+                  n.steps, n.batch, n.hidden, team);
+      ++failures;
+    }
+  return failures;
+}
+
 template <class T>
 int check(int cell, Sizes n) {
   int failures = 0;
@@ -171,11 +272,14 @@ int main() {
   for (int cell = 0; cell < table.cells; ++cell)
     for (const Sizes& n : sizes) {
       if (n.outputs < n.hidden && !table.info[cell].projects) continue;
+      const bool stacked = n.steps > 3 && n.outputs == n.hidden && n.steps * n.batch < 512;
       failures += check<Bfloat16>(cell, n);
       ++calls;
+      if (stacked) failures += check_stack<Bfloat16>(cell, n);
       if (!table.float32.cells) continue;  // an instruction set that has nothing of its own for them
       failures += check<float>(cell, n);
       ++calls;
+      if (stacked) failures += check_stack<float>(cell, n);
 #if !defined(__SANITIZE_THREAD__)  // who computes what does not depend on the type
       failures += check<double>(cell, n);
       ++calls;

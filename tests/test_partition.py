@@ -1,0 +1,125 @@
+"""Who computes what never changes a bit: one thread, rows, hidden units, or a wavefront over layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rnnfast
+from rnnfast import _C
+
+CELLS = [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN]
+
+
+@pytest.fixture
+def partition():
+    """Forces one, until the test ends."""
+    threads = torch.get_num_threads()
+
+    def force(name, number):
+        _C.force_partition(name)
+        torch.set_num_threads(number)
+
+    yield force
+    force("chosen", threads)
+
+
+def results(module, x, options):
+    """Outputs of inference and training, and the gradients."""
+
+    def call():
+        leaves = torch.utils._pytree.tree_leaves(module(x, **options))
+        return [t for t in leaves if t is not None and t.is_floating_point()]
+
+    with torch.no_grad():
+        inference = call()
+    training = call()
+    torch.manual_seed(1)
+    total = sum((t * torch.randn_like(t)).sum() for t in training)
+    inputs = x.data if isinstance(x, torch.nn.utils.rnn.PackedSequence) else x
+    return [*inference, *training, *torch.autograd.grad(total, [inputs, *module.parameters()])]
+
+
+def same_everywhere(partition, module, x, options, threads=(2, 3, 5)):
+    partition("one", 1)
+    expected = results(module, x, options)
+    for name in ("rows", "units", "wavefront", "chosen"):
+        for number in threads:
+            partition(name, number)
+            found = results(module, x, options)
+            for a, b in zip(found, expected, strict=True):
+                assert torch.equal(a, b), (name, number)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(1, 1, 5), (7, 1, 20), (70, 1, 33), (40, 3, 17), (37, 9, 40)]
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_stacks(partition, cell, T, B, H, layers):
+    torch.manual_seed(0)
+    module = cell(H + 3, H, layers)
+    x = torch.randn(T, B, H + 3, requires_grad=True)
+    same_everywhere(partition, module, x, {"reset": torch.rand(T, B) < 0.1})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cell", CELLS)
+def test_dtypes(partition, cell, dtype):
+    torch.manual_seed(0)
+    module = cell(9, 21, 3, dtype=dtype, batch_first=True)
+    x = torch.randn(2, 50, 9, dtype=dtype, requires_grad=True)
+    same_everywhere(partition, module, x, {})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed(partition, cell):
+    torch.manual_seed(0)
+    module = cell(9, 21, 3)
+    x = torch.randn(60, 4, 9, requires_grad=True)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([60, 41, 3, 1]))
+    same_everywhere(partition, module, packed, {})
+
+
+def test_other_stacks(partition):
+    torch.manual_seed(0)
+    x = torch.randn(40, 2, 9, requires_grad=True)
+    same_everywhere(partition, rnnfast.LSTM(9, 40, 3, proj_size=11), x, {})
+    same_everywhere(partition, rnnfast.LSTM(9, 20, 3), x, {"return_cells": True})
+    same_everywhere(partition, rnnfast.GRU(9, 20, 3, reset_after=False), x, {})
+    same_everywhere(partition, rnnfast.LSTM(9, 20, 2, bidirectional=True), x, {})
+    same_everywhere(partition, rnnfast.LSTM(9, 20, 3, dropout=0.5).eval(), x, {})
+
+
+def test_only_what_is_wanted(partition):
+    """The lowest layers are frozen: backward ends above them."""
+    torch.manual_seed(0)
+    module, x = rnnfast.LSTM(9, 20, 4), torch.randn(40, 1, 9)
+    for name, p in module.named_parameters():
+        p.requires_grad_("l0" not in name and "l1" not in name)
+    wanted = [p for p in module.parameters() if p.requires_grad]
+
+    def grads():
+        return torch.autograd.grad(module(x)[0].sin().sum(), wanted)
+
+    partition("one", 1)
+    expected = grads()
+    partition("wavefront", 2)
+    assert all(torch.equal(a, b) for a, b in zip(grads(), expected, strict=True))
+
+
+def test_frozen_weights(partition):
+    torch.manual_seed(0)
+    module, x = rnnfast.GRU(9, 20, 3), torch.randn(40, 1, 9)
+    with torch.no_grad():
+        partition("one", 1)
+        expected = module(x)[0]
+        with rnnfast.frozen(module):
+            for number in (2, 3):
+                partition("wavefront", number)
+                assert torch.equal(module(x)[0], expected)
+
+
+def test_unknown_partition():
+    with pytest.raises(ValueError, match="partition is 'columns'; expected 'chosen', 'one'"):
+        _C.force_partition("columns")
