@@ -113,7 +113,9 @@ def test_other_rows_do_not_matter(cell, dtype):
 
 @every_cell
 @every_dtype
-@pytest.mark.parametrize("shape", [(24, 1, 17, 33), (24, 5, 130, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(24, 1, 17, 33), (24, 5, 130, 130), (6, 11, 35, 45), (6, 16, 64, 64)], ids=str
+)
 def test_whole_or_in_chunks(cell, dtype, shape):
     """Streamed in chunks of every length, states handed over."""
     arrays = Problem(cell, *shape, dtype).inputs()

@@ -190,12 +190,14 @@ class Forward {
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
                             f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0, 0});
                           });
-    } else if (rows > 0) {
-      const int R = static_cast<int>(rows);
+    } else {
       for (index block = blocks.begin; block < blocks.end; ++block)
-        f(0, R, block, 1,
-          Tile<Of, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
-                         product.window.begin});
+        for (index row = 0; row < rows; row += unpacked_tile_rows) {
+          const index R = rows - row < unpacked_tile_rows ? rows - row : unpacked_tile_rows;
+          f(row, static_cast<int>(R), block, 1,
+            Tile<Of, T, P>{nullptr, static_cast<int>(R), product.w, product.units, product.depth,
+                           block * L, product.window.begin});
+        }
     }
   }
 

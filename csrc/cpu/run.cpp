@@ -41,7 +41,8 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
   constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
-  constexpr double pack_rate = 40e9, barrier = 0.3e-6;
+  constexpr double pack_rate = 40e9, exchange_rate = 10e9;  // the latter from other cores' caches
+  constexpr double barrier = 0.3e-6;
   constexpr double worth = 0.8;  // other processes may want the other cores
   const double gates = weight_blocks, lanes = static_cast<double>(lanes_of);
   const double projection = outputs < hidden ? static_cast<double>(outputs) / gates : 0;
@@ -65,9 +66,11 @@ Plan plan(index steps, index batch, index inputs, index hidden, index outputs, i
   const double pack =
       held ? rows_of_weights * static_cast<double>(inputs) / l3_rate  // reading them once
            : rows_of_weights * features / pack_rate;
+  // Threads that share rows need what all others have packed.
+  const double exchange = held ? 0 : rows_of_weights * features * (1 - 1.0 / threads) / exchange_rate;
   const double one = pack + seconds(b, blocks * lanes, 0);
-  const double rows = pack / threads + seconds(part(b), blocks * lanes, 0) + region;
-  const double units = 1.03 * (pack / threads + seconds(b, part(blocks) * lanes, products)) + region;
+  const double rows = pack / threads + exchange + seconds(part(b), blocks * lanes, 0) + region;
+  const double units = 1.08 * (pack / threads + seconds(b, part(blocks) * lanes, products)) + region;
   const Partition asked = forced.load(std::memory_order_relaxed);
   if (threads > 1 && asked == Partition::rows) return {threads, Split::rows, rows};
   if (threads > 1 && asked == Partition::units) return {threads, Split::units, units};

@@ -8,7 +8,8 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-inline constexpr int most_unpacked_rows = 8;
+inline constexpr index unpacked_tile_rows = 8;
+inline constexpr index most_unpacked_rows = 16;  // of more it is faster to pack the weights once
 
 // Gates [begin, begin + P) of one block of units; result in c[r], P vectors; init as in tile().
 template <class Cell, class T, int R, int P>
@@ -82,7 +83,7 @@ struct Tile {
     if (packed)
       packed(a, b, c, init, extent);
     else
-      run(a, c, init, std::make_integer_sequence<int, most_unpacked_rows>{});
+      run(a, c, init, std::make_integer_sequence<int, unpacked_tile_rows>{});
   }
 
   template <int... R>

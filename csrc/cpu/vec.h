@@ -211,25 +211,48 @@ RNNFAST_INLINE Vector<T> first_lanes(Vector<T> v, index n) {
   return load_some(reinterpret_cast<const Real<T>*>(&v), n);
 }
 
-// Lanes [half * lanes / 2, ...) of a and b, alternating: a0 b0 a1 b1 ...
-template <class V, int... k>
+// Of every 16 bytes of a and b the lower or upper half's numbers, alternating: a0 b0 a1 b1 within each.
+template <int q, class V, int... k>
 RNNFAST_INLINE V interleave(V a, V b, int half, std::integer_sequence<int, k...>) {
   constexpr int n = sizeof...(k);
-  return half == 0 ? __builtin_shufflevector(a, b, (k / 2 + (k % 2) * n)...)
-                   : __builtin_shufflevector(a, b, (n / 2 + k / 2 + (k % 2) * n)...);
+  return half == 0 ? __builtin_shufflevector(a, b, (k - k % q + k % q / 2 + k % 2 * n)...)
+                   : __builtin_shufflevector(a, b, (k - k % q + q / 2 + k % q / 2 + k % 2 * n)...);
 }
 
-// Turns v[row][lane] into v[lane][row]: log2(lanes) rounds of the perfect shuffle.
+// The even or odd ones of the pieces of q numbers that a and b consist of.
+template <int q, class V, int... k>
+RNNFAST_INLINE V every_other(V a, V b, int odd, std::integer_sequence<int, k...>) {
+  return odd == 0 ? __builtin_shufflevector(a, b, (k / q * 2 * q + k % q)...)
+                  : __builtin_shufflevector(a, b, (k / q * 2 * q + q + k % q)...);
+}
+
+// Turns v[row][lane] into v[lane][row]: perfect shuffles of q rows within 16 bytes, then of pieces of
+// 16 bytes. Shuffles across all lanes at once would be as many, but need their indices in registers
+// and overwrite what they read.
 template <class V, int n>
 RNNFAST_INLINE void transpose(V (&v)[n]) {
   using Lanes = std::make_integer_sequence<int, n>;
+  constexpr int q = n * 16 / int{sizeof(V)}, pieces = n / q;
+  V w[n];
 #pragma GCC unroll 8
-  for (int round = 1; round < n; round *= 2) {
-    V w[n];
+  for (int round = 1; round < q; round *= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
-      w[2 * i] = interleave(v[i], v[i + n / 2], 0, Lanes{});
-      w[2 * i + 1] = interleave(v[i], v[i + n / 2], 1, Lanes{});
+      const int first = i / (q / 2) * q, at = i % (q / 2);
+      w[first + 2 * at] = interleave<q>(v[first + at], v[first + at + q / 2], 0, Lanes{});
+      w[first + 2 * at + 1] = interleave<q>(v[first + at], v[first + at + q / 2], 1, Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) v[i] = w[i];
+  }
+#pragma GCC unroll 8
+  for (int round = 1; round < pieces; round *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      const int piece = i / q, at = i % q;
+      const V &a = v[2 * piece * q + at], &b = v[(2 * piece + 1) * q + at];
+      w[piece * q + at] = every_other<q>(a, b, 0, Lanes{});
+      w[(piece + pieces / 2) * q + at] = every_other<q>(a, b, 1, Lanes{});
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = w[i];
