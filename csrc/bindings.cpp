@@ -44,14 +44,14 @@ double measure_peak(const std::string& dtype, int threads, double seconds) {
   return peak_flops(peak, threads, seconds);
 }
 
-void force_partition(const std::string& name) {
+void force_partition(const std::string& name, bool oversubscribe) {
   static const std::pair<const char*, Partition> names[] = {{"chosen", Partition::chosen},
                                                             {"one", Partition::one},
                                                             {"rows", Partition::rows},
                                                             {"units", Partition::units},
                                                             {"wavefront", Partition::wavefront}};
   for (const auto& [known, partition] : names)
-    if (name == known) return force(partition);
+    if (name == known) return force(partition, oversubscribe);
   throw py::value_error("partition is '" + name +
                         "'; expected 'chosen', 'one', 'rows', 'units' or 'wavefront'");
 }
@@ -166,6 +166,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("build_info", &build_info);
   m.def("max_threads", &max_threads);
-  m.def("force_partition", &force_partition);
+  m.def("force_partition", &force_partition, py::arg(), py::pos_only(),
+        py::arg("oversubscribe") = false);
   m.def("peak_flops", &measure_peak);
 }

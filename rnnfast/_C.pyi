@@ -104,10 +104,14 @@ def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def build_info() -> dict[str, Any]: ...
 def max_threads() -> int: ...
-def force_partition(partition: str, /) -> None:
+def force_partition(partition: str, /, oversubscribe: bool = False) -> None:
     """For tests and benchmarks: how every call of the process is shared among threads from now on,
     wherever it can be: ``chosen`` (by the cost model), ``one`` thread, ``rows`` of the batch,
     hidden ``units``, or a ``wavefront`` over layers. No partition changes a bit.
+
+    Args:
+        partition: one of these names.
+        oversubscribe: also among more threads than there are processors.
 
     Raises:
         ValueError: the partition is none of these.

@@ -13,15 +13,13 @@ CELLS = [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN]
 
 @pytest.fixture
 def partition():
-    """Forces one, until the test ends."""
-    threads = torch.get_num_threads()
+    """Forces one, among more threads than there are processors too; conftest.py ends it."""
 
     def force(name, number):
-        _C.force_partition(name)
+        _C.force_partition(name, oversubscribe=True)
         torch.set_num_threads(number)
 
-    yield force
-    force("chosen", threads)
+    return force
 
 
 def results(module, x, options):
@@ -123,3 +121,29 @@ def test_frozen_weights(partition):
 def test_unknown_partition():
     with pytest.raises(ValueError, match="partition is 'columns'; expected 'chosen', 'one'"):
         _C.force_partition("columns")
+
+
+def test_no_more_threads_than_processors(python):
+    """Their barriers would wait for time slices: here forty times as long as one thread."""
+    code = """
+import os, time, torch, rnnfast
+from rnnfast import _C
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before there are threads
+torch.set_num_threads(8)
+module, x = rnnfast.LSTM(64, 64), torch.randn(100, 4, 64)
+
+def least(partition, **options):
+    _C.force_partition(partition, **options)
+    def call():
+        start = time.perf_counter()
+        module(x)
+        return time.perf_counter() - start
+    with torch.no_grad():
+        return min(call() for _ in range(10))
+
+alone = least("one")
+assert least("units") < 3 * alone
+assert least("units", oversubscribe=True) > 3 * alone
+"""
+    python(code)

@@ -30,6 +30,7 @@ struct Plan {
 Crowd crowd;
 
 std::atomic<Partition> forced{Partition::chosen};
+std::atomic<bool> oversubscribed{false};
 
 // The cost model: seconds for one call, one thread against rows against units, from rough figures of a
 // current core. Only their proportions matter, and a wrong guess costs time, never a bit.
@@ -145,10 +146,15 @@ void run_teams(const Plans& plans, int direction, Work work) {
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
 
-// More threads than some multiple of the processors are never of use; far more cannot be started. To
-// count the processors is a system call, and there is at least one.
-int startable(int threads) {
-  return threads <= 4 ? threads : std::min(threads, 4 * omp_get_num_procs());
+// How many of so many threads are of use. Beyond the processors they would keep each other off, and
+// each barrier would wait out time slices; tests want them nevertheless, as far as they can be started.
+// To count the processors is a system call, too much for every small step.
+int usable(int threads) {
+  thread_local unsigned calls = 0;
+  thread_local int processors = 0;
+  if (calls++ % 64 == 0) processors = omp_get_num_procs();
+  return std::min(threads,
+                  oversubscribed.load(std::memory_order_relaxed) ? 4 * processors : processors);
 }
 
 template <class T>
@@ -161,7 +167,7 @@ Plan plan_of(int cell, const Layer<T>& layer, int threads) {
 
 template <class T>
 Plans plans_of(int cell, const Layer<T>* layers, int directions, int threads) {
-  threads = std::max(1, crowd.limit(startable(threads)));
+  threads = std::max(1, crowd.limit(usable(threads)));
   const Plan whole = plan_of(cell, layers[0], threads);
   if (directions == 2 && threads > 1) {
     const Plan half = plan_of(cell, layers[0], threads / 2);
@@ -270,7 +276,7 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
 template <class T>
 Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, int threads) {
   if (count < 2 || layers[0].steps < 2) return {};
-  threads = std::max(1, crowd.limit(startable(threads)));
+  threads = std::max(1, crowd.limit(usable(threads)));
   const Partition asked = forced.load(std::memory_order_relaxed);
   if (threads < 2 || (asked != Partition::chosen && asked != Partition::wavefront)) return {};
   const CellKernels<T>& kernel = kernels().of<T>(cell);
@@ -313,7 +319,10 @@ void run_backward(int cell, const Wavefront& plan, const Layer<T>* layers, const
       });
 }
 
-void force(Partition partition) { forced.store(partition, std::memory_order_relaxed); }
+void force(Partition partition, bool oversubscribe) {
+  forced.store(partition, std::memory_order_relaxed);
+  oversubscribed.store(oversubscribe, std::memory_order_relaxed);
+}
 
 template void run_forward(int, const Layer<float>*, int, int);
 template void run_backward(int, const Layer<float>*, const Gradients<float>*, int, int);
@@ -333,7 +342,7 @@ template void run_backward(int, const Wavefront&, const Layer<Bfloat16>*, const 
                            int);
 
 double peak_flops(double (*run)(long rounds), int threads, double seconds) {
-  threads = startable(threads);
+  threads = usable(threads);
   double flops = 0;
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] {
