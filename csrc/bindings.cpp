@@ -44,16 +44,27 @@ double measure_peak(const std::string& dtype, int threads, double seconds) {
   return peak_flops(peak, threads, seconds);
 }
 
-void force_partition(const std::string& name, bool oversubscribe) {
-  static const std::pair<const char*, Partition> names[] = {{"chosen", Partition::chosen},
+constexpr std::pair<const char*, Partition> partitions[] = {{"chosen", Partition::chosen},
                                                             {"one", Partition::one},
                                                             {"rows", Partition::rows},
                                                             {"units", Partition::units},
+                                                            {"directions", Partition::directions},
                                                             {"wavefront", Partition::wavefront}};
-  for (const auto& [known, partition] : names)
-    if (name == known) return force(partition, oversubscribe);
-  throw py::value_error("partition is '" + name +
-                        "'; expected 'chosen', 'one', 'rows', 'units' or 'wavefront'");
+
+void force_partition(const std::string& name, bool oversubscribe) {
+  std::string known;
+  for (const auto& [text, partition] : partitions) {
+    if (name == text) return force(partition, oversubscribe);
+    known += (known.empty() ? "'" : ", '") + std::string(text) + "'";
+  }
+  throw py::value_error("partition is '" + name + "'; expected one of " + known);
+}
+
+std::pair<std::string, int> used_partition() {
+  const Used used = last_used();
+  for (const auto& [text, partition] : partitions)
+    if (partition == used.partition) return {text, used.threads};
+  return {};
 }
 
 // What a method of the C API was given; pybind11 takes half a microsecond to look at so many arguments.
@@ -168,5 +179,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("max_threads", &max_threads);
   m.def("force_partition", &force_partition, py::arg(), py::pos_only(),
         py::arg("oversubscribe") = false);
+  m.def("used_partition", &used_partition);
   m.def("peak_flops", &measure_peak);
 }

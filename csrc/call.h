@@ -256,7 +256,7 @@ struct Call {
     return directed(all, direction);
   }
 
-  // All but x and y.
+  // Without x and y, which the caller fills in.
   template <class T>
   Layer<T> layer(int k, int direction, const View& cells, const View& h_n, const View& c_n,
                  Real<T>* saved, T* panels) const {

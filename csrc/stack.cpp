@@ -89,24 +89,32 @@ struct Outputs {
   View y, h_n, c_n, cells, saved;
 };
 
-// What only the next layer reads: outputs, or gradients of inputs. Layers that run one after the other
-// need no more than two.
+// What only the next layer reads: outputs, or gradients of inputs. Layers that run one after the other,
+// up or down, need no more than two; those of a wavefront one each.
 template <class T>
 class Between {
  public:
-  Between(const Call& call, bool all) : call_(call), all_(all) {}
+  Between(const Call& call, bool wavefront) : call_(call), wavefront_(wavefront) {}
 
-  // Of layers in the order of their numbers, up or down.
   Sequence<T> of(int layer) {
-    auto& memory = memory_[all_ ? layer : layer % 2];
-    const auto count = static_cast<std::size_t>(call_.rows * call_.width);
-    if (!memory) memory = std::make_unique<Memory>(count * sizeof(T));
+    auto& memory = memory_[wavefront_ ? layer : layer % 2];
+    if (!memory) memory = std::make_unique<Memory>(bytes(call_, 1));
     return call_.dense(static_cast<T*>(memory->data()), call_.width);
   }
 
+  // Whether a wavefront over so many layers takes little more memory than two of them.
+  static bool is_small(const Call& call, int layers) {
+    constexpr std::size_t most = std::size_t{32} << 20;
+    return bytes(call, layers) <= most;
+  }
+
  private:
+  static std::size_t bytes(const Call& call, int layers) {
+    return static_cast<std::size_t>(layers * call.rows * call.width) * sizeof(T);
+  }
+
   const Call& call_;
-  const bool all_;
+  const bool wavefront_;
   std::map<int, std::unique_ptr<Memory>> memory_;
 };
 
@@ -114,13 +122,15 @@ template <class T>
 void run_layers(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
   std::vector<Layer<T>> jobs;
+  jobs.reserve(static_cast<std::size_t>(call.numbers));
   for (int number = 0; number < call.numbers; ++number)
     jobs.push_back(call.layer<T>(number / directions, number % directions, out.cells, out.h_n, out.c_n,
                                  out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
                                  packed ? packed->panels<T>(number) : nullptr));
-  Wavefront together;
-  if (directions == 1) together = wavefront(call.s.cell, jobs.data(), layers, false, threads);
-  Between<T> between(call, static_cast<bool>(together));
+  Wavefront plan;
+  if (directions == 1 && Between<T>::is_small(call, layers))
+    plan = wavefront(call.s.cell, jobs.data(), layers, false, threads);
+  Between<T> between(call, static_cast<bool>(plan));
   Sequence<const T> x = call.sequence<const T>(call.x);
   for (int k = 0; k < layers; ++k) {
     Sequence<T> y = k == layers - 1 ? call.sequence<T>(out.y)
@@ -131,10 +141,10 @@ void run_layers(const Call& call, const Outputs& out, const Packed* packed, int 
       own[d].x = call.directed(x, d);
       own[d].y = call.own(y, d);
     }
-    if (!together) run_forward(call.s.cell, own, directions, threads);
+    if (!plan) run_forward(call.s.cell, own, directions, threads);
     x = {y.data, y.step, y.row};
   }
-  if (together) run_forward(call.s.cell, together, jobs.data(), layers);
+  if (plan) run_forward(call.s.cell, plan, jobs.data(), layers);
 }
 
 void run(const Call& call, const Outputs& out, const Packed* packed, int threads) {
@@ -185,13 +195,15 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
   };
   const View none(Py_None, "", false);
   std::vector<Layer<T>> jobs;  // from the last layer to the lowest
+  jobs.reserve(static_cast<std::size_t>(call.numbers));
   for (int k = layers - 1; k >= lowest; --k)
     for (int d = 0; d < directions; ++d)
       jobs.push_back(
           call.layer<T>(k, d, none, none, none, call.saved_of<T>(saved, k * directions + d), nullptr));
-  Wavefront together;
-  if (directions == 1) together = wavefront(call.s.cell, jobs.data(), layers - lowest, true, threads);
-  Between<T> between(call, static_cast<bool>(together));
+  Wavefront plan;
+  if (directions == 1 && Between<T>::is_small(call, layers - lowest))
+    plan = wavefront(call.s.cell, jobs.data(), layers - lowest, true, threads);
+  Between<T> between(call, static_cast<bool>(plan));
   std::vector<Gradients<T>> wanted(jobs.size());
   Sequence<const T> dy = call.sequence<const T>(grads.dy);
   for (int k = layers - 1; k >= lowest; --k) {
@@ -224,10 +236,10 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
                     vector<T>(w.b_hh),
                     matrix<T>(w.w_hr)};
     }
-    if (!together) run_backward(call.s.cell, &jobs[first], &wanted[first], directions, threads);
+    if (!plan) run_backward(call.s.cell, &jobs[first], &wanted[first], directions, threads);
     dy = {dx.data, dx.step, dx.row};
   }
-  if (together) run_backward(call.s.cell, together, jobs.data(), wanted.data(), layers - lowest);
+  if (plan) run_backward(call.s.cell, plan, jobs.data(), wanted.data(), layers - lowest);
 }
 
 }  // namespace

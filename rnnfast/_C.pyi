@@ -106,15 +106,18 @@ def build_info() -> dict[str, Any]: ...
 def max_threads() -> int: ...
 def force_partition(partition: str, /, oversubscribe: bool = False) -> None:
     """For tests and benchmarks: how every call of the process is shared among threads from now on,
-    wherever it can be: ``chosen`` (by the cost model), ``one`` thread, ``rows`` of the batch,
-    hidden ``units``, or a ``wavefront`` over layers. No partition changes a bit.
+    wherever it can be. No partition changes a bit.
 
     Args:
-        partition: one of these names.
-        oversubscribe: also among more threads than there are processors.
+        partition: ``chosen`` (by the cost model), ``one`` thread, ``rows`` of the batch, hidden
+            ``units``, the two ``directions``, or a ``wavefront`` over layers.
+        oversubscribe: also among more threads than there are processors, up to four times as many.
 
     Raises:
         ValueError: the partition is none of these.
     """
+
+def used_partition() -> tuple[str, int]:
+    """How the process's last call was shared, and among how many threads."""
 
 def peak_flops(dtype: str, threads: int, seconds: float, /) -> float: ...

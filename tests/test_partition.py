@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -11,22 +13,28 @@ from rnnfast import _C
 CELLS = [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN]
 
 
+PROCESSORS = len(os.sched_getaffinity(0))
+
+
 @pytest.fixture
 def partition():
-    """Forces one, among more threads than there are processors too; conftest.py ends it."""
+    """Forces one, among more threads than there are processors too."""
 
     def force(name, number):
         _C.force_partition(name, oversubscribe=True)
         torch.set_num_threads(number)
 
-    return force
+    yield force
+    _C.force_partition("chosen")
 
 
 def results(module, x, options):
-    """Outputs of inference and training, and the gradients."""
+    """Outputs of inference and training, the gradients, and the ways in which all that was computed."""
+    ways = set()
 
     def call():
         leaves = torch.utils._pytree.tree_leaves(module(x, **options))
+        ways.add(_C.used_partition())
         return [t for t in leaves if t is not None and t.is_floating_point()]
 
     with torch.no_grad():
@@ -35,23 +43,32 @@ def results(module, x, options):
     torch.manual_seed(1)
     total = sum((t * torch.randn_like(t)).sum() for t in training)
     inputs = x.data if isinstance(x, torch.nn.utils.rnn.PackedSequence) else x
-    return [*inference, *training, *torch.autograd.grad(total, [inputs, *module.parameters()])]
+    grads = torch.autograd.grad(total, [inputs, *module.parameters()])
+    ways.add(_C.used_partition())
+    return [*inference, *training, *grads], ways
 
 
-def same_everywhere(partition, module, x, options, threads=(2, 3, 5)):
+def same_everywhere(partition, module, x, options, names=("rows", "units", "wavefront")):
     partition("one", 1)
-    expected = results(module, x, options)
-    for name in ("rows", "units", "wavefront", "chosen"):
-        for number in threads:
+    expected, ways = results(module, x, options)
+    assert ways == {("one", 1)}
+    for name in (*names, "chosen"):
+        for number in (2, 3, 5):
             partition(name, number)
-            found = results(module, x, options)
+            found, ways = results(module, x, options)
             for a, b in zip(found, expected, strict=True):
                 assert torch.equal(a, b), (name, number)
+            most = min(number, 4 * PROCESSORS)
+            if name == "wavefront":
+                most -= most % min(most, module.num_layers)  # teams of the same size
+            if name == "directions":
+                most = 2  # too little work for more
+            assert name == "chosen" or ways == {(name, most)}
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])
 @pytest.mark.parametrize(
-    ("T", "B", "H"), [(1, 1, 5), (7, 1, 20), (70, 1, 33), (40, 3, 17), (37, 9, 40)]
+    ("T", "B", "H"), [(2, 1, 5), (7, 1, 20), (70, 1, 33), (40, 3, 17), (37, 9, 40)]
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_stacks(partition, cell, T, B, H, layers):
@@ -85,7 +102,10 @@ def test_other_stacks(partition):
     same_everywhere(partition, rnnfast.LSTM(9, 40, 3, proj_size=11), x, {})
     same_everywhere(partition, rnnfast.LSTM(9, 20, 3), x, {"return_cells": True})
     same_everywhere(partition, rnnfast.GRU(9, 20, 3, reset_after=False), x, {})
-    same_everywhere(partition, rnnfast.LSTM(9, 20, 2, bidirectional=True), x, {})
+    both = rnnfast.LSTM(9, 20, 2, bidirectional=True)
+    same_everywhere(partition, both, x, {}, ("rows", "units", "directions"))
+    single = rnnfast.LSTM(9, 20)
+    same_everywhere(partition, single, x, {}, ("rows", "units"))
     same_everywhere(partition, rnnfast.LSTM(9, 20, 3, dropout=0.5).eval(), x, {})
 
 
@@ -104,6 +124,7 @@ def test_only_what_is_wanted(partition):
     expected = grads()
     partition("wavefront", 2)
     assert all(torch.equal(a, b) for a, b in zip(grads(), expected, strict=True))
+    assert _C.used_partition() == ("wavefront", 2)
 
 
 def test_frozen_weights(partition):
@@ -116,34 +137,44 @@ def test_frozen_weights(partition):
             for number in (2, 3):
                 partition("wavefront", number)
                 assert torch.equal(module(x)[0], expected)
+                assert _C.used_partition() == ("wavefront", number)
 
 
 def test_unknown_partition():
-    with pytest.raises(ValueError, match="partition is 'columns'; expected 'chosen', 'one'"):
+    with pytest.raises(ValueError, match="partition is 'columns'; expected one of 'chosen', 'one'"):
         _C.force_partition("columns")
 
 
 def test_no_more_threads_than_processors(python):
-    """Their barriers would wait for time slices: here forty times as long as one thread."""
+    """Their barriers would wait for time slices."""
     code = """
-import os, time, torch, rnnfast
+import os, torch, rnnfast
 from rnnfast import _C
 
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before there are threads
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 torch.set_num_threads(8)
 module, x = rnnfast.LSTM(64, 64), torch.randn(100, 4, 64)
-
-def least(partition, **options):
-    _C.force_partition(partition, **options)
-    def call():
-        start = time.perf_counter()
-        module(x)
-        return time.perf_counter() - start
+for options, expected in (({}, ("one", 1)), ({"oversubscribe": True}, ("units", 4))):
+    _C.force_partition("units", **options)
     with torch.no_grad():
-        return min(call() for _ in range(10))
-
-alone = least("one")
-assert least("units") < 3 * alone
-assert least("units", oversubscribe=True) > 3 * alone
+        module(x)
+    assert _C.used_partition() == expected, _C.used_partition()
 """
     python(code)
+
+
+@pytest.mark.skipif(PROCESSORS < 2, reason="one processor")
+def test_a_wavefront_only_where_it_helps(partition):
+    def way(module, T, B):
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            module(torch.randn(T, B, module.input_size))
+        return _C.used_partition()[0]
+
+    _C.force_partition("chosen")
+    ways = {way(rnnfast.LSTM(64, 64, 2), 100, 1) for _ in range(20)}
+    assert ways <= {"wavefront", "one"}  # the latter where the processors were busy
+    assert way(rnnfast.LSTM(64, 64, 2), 1, 1) == "one"  # no step to follow
+    assert way(rnnfast.LSTM(64, 64, 2), 100, 0) == "one"
+    assert way(rnnfast.LSTM(512, 512, 2), 20, 1) != "wavefront"  # half of a layer fits a cache
+    assert way(rnnfast.LSTM(8, 8, 12), 200_000, 1) != "wavefront"  # a buffer for every layer

@@ -1,9 +1,10 @@
 // The time loop over any cell, forward.
 //
-// A chunk of steps at a time: the input products of the chunk go straight into the slots of its steps,
-// then each step adds its recurrent products to them and applies the cell's formula, tile by tile.
-// Every pre-activation is bias, then input products, then recurrent products, each in the order of k.
-// Where h is a projection one more product turns what the formula gave into the step's output.
+// A chunk of steps at a time, or in a wavefront a piece of one: its input products go straight into the
+// slots of its steps, then each step adds its recurrent products to them and applies the cell's
+// formula, tile by tile. Every pre-activation is bias, then input products, then recurrent products,
+// each in the order of k. Where h is a projection one more product turns what the formula gave into the
+// step's output.
 #pragma once
 
 #include "states.h"
@@ -268,7 +269,7 @@ class Forward {
     return whole_x_ ? whole_x(steps, t, b) : state_.row(layer_.x, t, b);
   }
   void copy_whole_x(Range steps, Part part) {
-    wait_for_units();  // others may still read those of the chunk before
+    wait_for_units();  // others may still read those of the steps before
     for (index t = steps.begin; t < steps.end; ++t) {
       const Range rows = copied(part, t);
       for (index b = rows.begin; b < rows.end; ++b)

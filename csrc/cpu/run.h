@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../layer.h"
+#include "plan.h"
 
 namespace rnnfast {
 
@@ -38,11 +39,6 @@ void run_forward(int cell, const Wavefront& plan, const Layer<T>* layers, int co
 template <class T>
 void run_backward(int cell, const Wavefront& plan, const Layer<T>* layers, const Gradients<T>* grads,
                   int count);
-
-// For tests and benchmarks: how every call is shared from now on, wherever it can be, and whether also
-// among more threads than there are processors.
-enum class Partition { chosen, one, rows, units, wavefront };
-void force(Partition partition, bool oversubscribe);
 
 // Operations per second of `threads` threads that run a NumberKernels::peak, measured for about
 // `seconds`.

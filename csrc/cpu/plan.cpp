@@ -1,0 +1,102 @@
+#include "plan.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace rnnfast {
+namespace {
+
+constexpr auto relaxed = std::memory_order_relaxed;
+std::atomic<Partition> forced{Partition::chosen}, last_partition{Partition::one};
+std::atomic<int> last_threads{1};
+std::atomic<bool> oversubscribed{false};
+
+constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
+
+// The recurrent weights and those of a projection, as if they had one width.
+double recurrent_width(const Work& w) {
+  const double projection =
+      w.outputs < w.hidden ? static_cast<double>(w.outputs) / static_cast<double>(w.weight_blocks) : 0;
+  return static_cast<double>(w.outputs) + projection;
+}
+
+}  // namespace
+
+void force(Partition partition, bool oversubscribe) {
+  forced.store(partition, relaxed);
+  oversubscribed.store(oversubscribe, relaxed);
+}
+Partition asked() { return forced.load(relaxed); }
+
+void note(Used used) {
+  last_partition.store(used.partition, relaxed);
+  last_threads.store(used.threads, relaxed);
+}
+Used last_used() { return {last_partition.load(relaxed), last_threads.load(relaxed)}; }
+
+// Beyond the processors threads would keep each other off, and each barrier would wait out time slices.
+// To count the processors is a system call, too much for every small step.
+int usable(int threads) {
+  thread_local unsigned calls = 0;
+  thread_local int processors = 0;
+  if (calls++ % 64 == 0) processors = omp_get_num_procs();
+  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * processors : processors));
+}
+
+// Seconds for one call, one thread against rows against units, from rough figures of current cores
+// (benchmarks/partition.py shows what comes of them). Only their proportions matter, and a wrong guess
+// costs time, never a bit.
+Plan plan(const Work& w, int threads) {
+  constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
+  constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
+  constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
+  constexpr double pack_rate = 40e9, exchange_rate = 10e9;  // the latter from other cores' caches
+  constexpr double barrier = 0.3e-6;
+  constexpr double unused = 0.55;  // of a tile: one row takes as long as this more
+  constexpr double uneven = 1.08;  // units: barriers that a busy core delays
+  constexpr double worth = 0.8;    // other processes may want the other cores
+  const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
+  const double item = static_cast<double>(w.item), lanes = static_cast<double>(w.vector);
+  const double recurrent = recurrent_width(w);
+  const auto seconds = [&](double rows, double units, double barriers) {
+    const double few_rows = 1 + unused / (rows * rows);
+    const double flops = 2 * rows * gates * units * (inputs + few_rows * recurrent);
+    const double arithmetic = flops * item / peak_bytes;
+    const double bytes = gates * units * recurrent * item;
+    const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
+    // Reading the weights hides behind the arithmetic until they come from far.
+    const double step = bytes < near_bytes
+                            ? std::max(arithmetic, bytes / rate)
+                            : arithmetic + bytes / (bytes < far_bytes ? near_rate : far_rate);
+    return static_cast<double>(w.steps) * (step + barriers * barrier);
+  };
+  const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
+  const double b = static_cast<double>(std::max(w.batch, index{1}));
+  const double blocks = std::ceil(static_cast<double>(w.hidden) / lanes);
+  const double column = gates * static_cast<double>(w.hidden) * item;
+  const double pack = w.held ? column * inputs / l3_rate  // reading them once
+                             : column * (inputs + recurrent) / pack_rate;
+  // Threads that share rows need what all others have packed.
+  const double exchange =
+      w.held ? 0 : column * (inputs + recurrent) * (1 - 1.0 / threads) / exchange_rate;
+  const double one = pack + seconds(b, blocks * lanes, 0);
+  const double rows = pack / threads + exchange + seconds(part(b), blocks * lanes, 0) + region_seconds;
+  const double units =
+      uneven * (pack / threads + seconds(b, part(blocks) * lanes, w.products)) + region_seconds;
+  const Partition way = asked();
+  if (threads > 1 && way == Partition::rows) return {threads, Split::rows, rows};
+  if (threads > 1 && way == Partition::units) return {threads, Split::units, units};
+  if (threads == 1 || way == Partition::one || one * worth <= std::min(rows, units))
+    return {1, Split::rows, one};
+  return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
+}
+
+bool fits_cache(const Work& w, int threads) {
+  const double bytes = static_cast<double>(w.weight_blocks * w.hidden * w.item) * recurrent_width(w);
+  return bytes <= l2_bytes * threads;
+}
+
+}  // namespace rnnfast
