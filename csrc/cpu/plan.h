@@ -24,7 +24,7 @@ Used last_used();  // by any thread's call
 // How many of so many threads are of use: at least one.
 int usable(int threads);
 
-inline constexpr double region_seconds = 5e-6;  // to start several threads and to wait for them
+inline constexpr double region_seconds = 3e-6;  // to start several threads and to wait for them
 
 struct Plan {
   int threads;

@@ -11,21 +11,23 @@ namespace rnnfast::RNNFAST_TARGET {
 inline constexpr index unpacked_tile_rows = 8;
 inline constexpr index most_unpacked_rows = 16;  // of more it is faster to pack the weights once
 
-// Gates [begin, begin + P) of one block of units; result in c[r], P vectors; init as in tile().
-template <class Cell, class T, int R, int P>
-void unpacked_gates(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
-                    index unit, index units, Real<T>* const* c, const Real<T>* init) {
-  constexpr int L = lanes<T>;
-  constexpr int per = per_word<T>;
+// One gate of a block of units, whose first row of weights is at w; init as in tile(). S slices of the
+// sum side by side: a row or two alone have too few independent ones. All gates side by side would do
+// as well, but read 64 rows of weights in turns, which is more than processors prefetch.
+template <class T, int R, int S>
+void unpacked_gate(const T* const* a, Matrix<const T> w, index depth, index units, Real<T>* const* c,
+                   const Real<T>* init) {
+  constexpr int L = lanes<T>, per = per_word<T>;
   const index all = words<T>(depth);
-  for (index from = 0; from == 0 || from < all; from += slice<T>) {
-    const index to = from + slice<T> < all ? from + slice<T> : all;
-    Vector<T> acc[R][P] = {};
-    for (index k = from; k < to; k += L) {
-      const index count = to - k < L ? to - k : L;
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        const T* rows = w.data + (Cell::weight_block[begin + p] * hidden + unit) * w.row + k * per;
+  for (index from = 0; from == 0 || from < all; from += S * slice<T>) {
+    const index length = all - from < slice<T> ? all - from : slice<T>;
+    Vector<T> acc[R][S] = {};
+    for (index begin = 0; begin < length; begin += L) {
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) {
+        const index k = from + s * slice<T> + begin, count = all - k < L ? all - k : L;
+        if (count <= 0) break;
+        const T* rows = w.data + k * per;
         Words<T> v[L];
         if (units >= L && (k + L) * per <= depth) {
 #pragma GCC unroll 16
@@ -40,32 +42,31 @@ void unpacked_gates(const T* const* a, Matrix<const T> w, index hidden, index de
           if (j >= count) break;
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r)
-            acc[r][p] = multiply_add<T>(repeat_word(a[r] + (k + j) * per), v[j], acc[r][p]);
+            acc[r][s] = multiply_add<T>(repeat_word(a[r] + (k + j) * per), v[j], acc[r][s]);
         }
       }
     }
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) {
+      if (s > 0 && from + s * slice<T> >= all) break;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p)
-        store(c[r] + p * L, load(from == 0 && init ? init + p * L : c[r] + p * L) + acc[r][p]);
+      for (int r = 0; r < R; ++r)
+        store(c[r], load(from == 0 && s == 0 && init ? init : c[r]) + acc[r][s]);
+    }
   }
 }
 
-// All gates of a window: together where a row or two alone have too few independent sums, one by one
-// where more rows need the registers.
+// All gates of a window, one after the other.
 template <class Cell, class T, int P, int R>
 void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
                    index unit, index units, Real<T>* const* c, const Real<T>* init) {
-  if constexpr (R <= 2) {
-    unpacked_gates<Cell, T, R, P>(a, w, hidden, depth, begin, unit, units, c, init);
-  } else {
-    Real<T>* gate[R];
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) gate[r] = c[r] + p * lanes<T>;
-      unpacked_gates<Cell, T, R, 1>(a, w, hidden, depth, begin + p, unit, units, gate,
-                                    init ? init + p * lanes<T> : nullptr);
-    }
+  constexpr int L = lanes<T>, slices = R <= 2 ? 2 : 1;
+  Real<T>* gate[R];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
+    const index row = Cell::weight_block[begin + p] * hidden + unit;
+    unpacked_gate<T, R, slices>(a, {w.data + row * w.row, w.row}, depth, units, gate,
+                                init ? init + p * L : nullptr);
   }
 }
 
