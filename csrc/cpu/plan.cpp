@@ -56,7 +56,7 @@ Plan plan(const Work& w, int threads) {
   constexpr double pack_rate = 40e9, exchange_rate = 10e9;  // the latter from other cores' caches
   constexpr double barrier = 0.3e-6;
   constexpr double unused = 0.55;  // of a tile: one row takes as long as this more
-  constexpr double uneven = 1.08;  // units: barriers that a busy core delays
+  constexpr double uneven = 1.08;  // units: barriers that a busy core delays; rows: some end early
   constexpr double worth = 0.8;    // other processes may want the other cores
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
   const double item = static_cast<double>(w.item), lanes = static_cast<double>(w.vector);
@@ -74,7 +74,8 @@ Plan plan(const Work& w, int threads) {
     return static_cast<double>(w.steps) * (step + barriers * barrier);
   };
   const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
-  const double b = static_cast<double>(std::max(w.batch, index{1}));
+  const bool ragged = w.rows < w.steps * w.batch;
+  const double b = std::max(1.0, static_cast<double>(w.rows) / static_cast<double>(w.steps));
   const double blocks = std::ceil(static_cast<double>(w.hidden) / lanes);
   const double column = gates * static_cast<double>(w.hidden) * item;
   const double pack = w.held ? column * inputs / l3_rate  // reading them once
@@ -83,9 +84,12 @@ Plan plan(const Work& w, int threads) {
   const double exchange =
       w.held ? 0 : column * (inputs + recurrent) * (1 - 1.0 / threads) / exchange_rate;
   const double one = pack + seconds(b, blocks * lanes, 0);
-  const double rows = pack / threads + exchange + seconds(part(b), blocks * lanes, 0) + region_seconds;
+  const double rows =
+      (ragged ? uneven : 1) * (pack / threads + exchange + seconds(part(b), blocks * lanes, 0)) +
+      region_seconds;
   const double units =
-      uneven * (pack / threads + seconds(b, part(blocks) * lanes, w.products)) + region_seconds;
+      (ragged ? 1 : uneven) * (pack / threads + seconds(b, part(blocks) * lanes, w.products)) +
+      region_seconds;
   const Partition way = asked();
   if (threads > 1 && way == Partition::rows) return {threads, Split::rows, rows};
   if (threads > 1 && way == Partition::units) return {threads, Split::units, units};

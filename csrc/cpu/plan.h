@@ -34,7 +34,8 @@ struct Plan {
 
 // What the cost of a layer depends on.
 struct Work {
-  index steps, batch, inputs, hidden, outputs;
+  index steps, batch, rows;  // rows of all steps: fewer than steps * batch where some end early
+  index inputs, hidden, outputs;
   int weight_blocks;
   int products;        // dependent ones in a step
   bool held;           // whether the weights are packed already

@@ -97,10 +97,16 @@ int threads_now(int threads) {
 }
 
 template <class T>
+index rows_of(const Layer<T>& layer) {
+  return layer.packed.count ? layer.packed.before[layer.steps] : layer.steps * layer.batch;
+}
+
+template <class T>
 Work work_of(int cell, const Layer<T>& layer) {
   const CellInfo& info = kernels().info[cell];
   return {layer.steps,
           layer.batch,
+          rows_of(layer),
           layer.inputs,
           layer.hidden,
           layer.outputs,
@@ -175,7 +181,7 @@ template <class T>
 void add(const Layer<T>& layer, Sequence<T> to, const T* from) {
   const bool packed = layer.packed.count != nullptr;
   const index steps = packed ? 1 : layer.steps;
-  const index rows = packed ? layer.packed.before[layer.steps] : layer.batch;
+  const index rows = packed ? rows_of(layer) : layer.batch;
   for (index t = 0; t < steps; ++t)
     for (index b = 0; b < rows; ++b, from += layer.inputs) {
       T* row = to.data + t * to.step + b * to.row;
@@ -207,9 +213,7 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
   if (directions == 2 && own[1].x.data) {
     own[1].x_accumulate = !plans.together;
     if (plans.together) {
-      const index rows =
-          layer.packed.count ? layer.packed.before[layer.steps] : layer.steps * layer.batch;
-      apart.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
+      apart.emplace(static_cast<std::size_t>(rows_of(layer) * layer.inputs) * sizeof(T));
       own[1].x = {static_cast<T*>(apart->data()), layer.batch * layer.inputs, layer.inputs};
     }
   }
