@@ -1,7 +1,7 @@
 """How the cost model shares calls among threads, beside every other way: one thread, rows of the batch,
 hidden units, and for stacks a wavefront over layers. On an otherwise idle machine:
 
-    python benchmarks/partition.py [--train] [--threads N] [--seconds 1]
+    python benchmarks/partition.py [--train] [--threads N] [--seconds 2]
 
 The last column is the best time over that of the model's choice.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import torch
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.table import Table
 
 import rnnfast
 from rnnfast import _C
+from rnnfast.cli.measure import interleave
 
 WAYS = ("one", "rows", "units", "wavefront", "chosen")
 CASES = [  # cell, layers, B, T, H
@@ -43,32 +43,27 @@ def prepared(cell, layers, B, T, H, train):
     return call
 
 
-def times(call, seconds):
-    """Median seconds of each way; they take turns."""
-    samples = {way: [] for way in WAYS}
-    for _ in range(5):
-        for way in WAYS:
-            _C.force_partition(way)
-            call()
-            end = time.perf_counter() + seconds / 5
-            while time.perf_counter() < end:
-                start = time.perf_counter()
-                call()
-                samples[way].append(time.perf_counter() - start)
-    return {way: statistics.median(taken) for way, taken in samples.items()}
+def forced(way, call):
+    def run():
+        _C.force_partition(way)
+        call()
+
+    return run
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure (default: 0.5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each row (default: 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     table = Table("case", *WAYS, "best / chosen", title=f"us, {args.threads} threads")
     shares = []
     for cell, layers, B, T, H in CASES:
-        found = times(prepared(cell, layers, B, T, H, args.train), args.seconds)
+        call = prepared(cell, layers, B, T, H, args.train)
+        timings = interleave({way: forced(way, call) for way in WAYS}, args.seconds)
+        found = {way: timing.median for way, timing in timings.items()}
         shares.append(min(found.values()) / found["chosen"])
         shown = [
             "" if way == "wavefront" and layers == 1 else f"{1e6 * found[way]:.0f}" for way in WAYS

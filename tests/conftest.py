@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,14 @@ def same_start():
     torch.set_num_threads(1)
     _C.force_partition("chosen", oversubscribe=True)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def compiler():
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        pytest.skip("no compiler here")
+    return found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import rnnfast
 
 ROOT = Path(__file__).parents[1]
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
 # As CMakeLists.txt builds them: vector bytes, vector registers, flags.
@@ -25,19 +23,19 @@ TARGETS = {
 
 @pytest.mark.parametrize("isa", rnnfast._C.supported_isas())
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_sanitizers(isa, sanitizers, tmp_path):
-    if COMPILER is None or isa not in TARGETS:
-        pytest.skip("no compiler here, or not x86-64")
+def test_sanitizers(isa, sanitizers, compiler, tmp_path):
+    if isa not in TARGETS:
+        pytest.skip("not x86-64")
     empty = tmp_path / "empty.cpp"
     empty.write_text("int main() {}\n")
-    link = [COMPILER, f"-fsanitize={sanitizers}", empty, "-o", tmp_path / "empty"]
+    link = [compiler, f"-fsanitize={sanitizers}", empty, "-o", tmp_path / "empty"]
     if subprocess.run(link, capture_output=True).returncode != 0:
         pytest.skip("the compiler comes without this sanitizer's runtime")
     size, registers, flags = TARGETS[isa]
     program = tmp_path / "driver"
     subprocess.run(
         [
-            *(COMPILER, "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}"),
+            *(compiler, "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}"),
             *("-fno-sanitize-recover=all", "-ffp-contract=off", "-Wno-psabi", *flags),
             *(f"-DRNNFAST_TARGET=isa_{isa}", f'-DRNNFAST_ISA_NAME="{isa}"'),
             *(f"-DRNNFAST_VECTOR_BYTES={size}", f"-DRNNFAST_VECTOR_REGISTERS={registers}"),

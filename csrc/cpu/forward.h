@@ -194,10 +194,11 @@ class Forward {
     } else {
       for (index block = blocks.begin; block < blocks.end; ++block)
         for (index row = 0; row < rows; row += unpacked_tile_rows) {
-          const index R = rows - row < unpacked_tile_rows ? rows - row : unpacked_tile_rows;
-          f(row, static_cast<int>(R), block, 1,
-            Tile<Of, T, P>{nullptr, static_cast<int>(R), product.w, product.units, product.depth,
-                           block * L, product.window.begin});
+          const int R =
+              rows - row < unpacked_tile_rows ? static_cast<int>(rows - row) : unpacked_tile_rows;
+          f(row, R, block, 1,
+            Tile<Of, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
+                           product.window.begin});
         }
     }
   }

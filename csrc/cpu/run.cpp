@@ -235,9 +235,8 @@ Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, 
   Wavefront found{std::min(count, threads), threads / std::min(count, threads)};
   found.split = layers[0].batch > 1 ? Split::rows : Split::units;
   // A group of rows that begins when another has ended could not follow the layer that it reads.
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
-  for (int k = 0; k < count; ++k)
-    if (backward && kernel.backward_groups(layers[k]) > 1) return {};
+  for (int k = 0; backward && k < count; ++k)
+    if (kernels().of<T>(cell).backward_groups(layers[k]) > 1) return {};
   if (forced) return found;
 
   for (int k = 0; k < count; ++k)
@@ -248,7 +247,10 @@ Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, 
     // Shared among more threads, more of the weights stay where they are.
     if (!fits_cache(work, found.team)) return {};
     const Plan alone = plan(work, found.team);
-    if (alone.seconds > longest) longest = alone.seconds, found.split = alone.split;
+    if (alone.seconds > longest) {
+      longest = alone.seconds;
+      found.split = alone.split;
+    }
     in_turn += plan(work, threads).seconds;
   }
   const index steps = layers[0].steps, piece = wavefront_steps(steps, layers[0].batch);

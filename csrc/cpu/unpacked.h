@@ -8,7 +8,7 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-inline constexpr index unpacked_tile_rows = 8;
+inline constexpr int unpacked_tile_rows = 8;
 inline constexpr index most_unpacked_rows = 16;  // of more it is faster to pack the weights once
 
 // One gate of a block of units, whose first row of weights is at w; init as in tile(). S slices of the

@@ -41,6 +41,13 @@ struct Sizes {
 template <class T>
 using Numbers = std::vector<T>;
 
+std::unique_ptr<void, decltype(&std::free)> scratch(index bytes) {
+  const std::size_t size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
+  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, size), &std::free);
+  std::memset(memory.get(), 0xff, size);  // NaN: what is read before it is written shows
+  return memory;
+}
+
 template <class T>
 std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool states, bool save,
                             bool held = false) {
@@ -90,12 +97,6 @@ std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool 
                  {c ? c_n.data() : nullptr, n.hidden},
                  save ? saved.data() : nullptr,
                  nullptr};
-  const auto scratch = [](index bytes) {
-    const std::size_t size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
-    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, size), &std::free);
-    std::memset(memory.get(), 0xff, size);  // NaN: what is read before it is written shows
-    return memory;
-  };
   const auto panels = scratch(held ? kernel.panels_size(layer) * index{sizeof(T)} : 0);
   if (held) {
     layer.panels = static_cast<T*>(panels.get());
@@ -179,11 +180,9 @@ std::vector<Numbers<T>> run_stack(int cell, Sizes n, int team_size, Split split,
   const auto each = [&](auto at, auto bytes, auto work) {
     Barrier barrier[layers][barriers]{};
     std::vector<Progress> progress(layers * static_cast<std::size_t>(team_size));
-    std::vector<std::unique_ptr<void, decltype(&std::free)>> scratch;
+    std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
     std::vector<std::thread> threads;
-    for (int i = 0; i < layers; ++i)
-      scratch.emplace_back(
-          std::aligned_alloc(64, static_cast<std::size_t>((bytes(at(i)) + 127) / 64 * 64)), &std::free);
+    for (int i = 0; i < layers; ++i) memory.push_back(scratch(bytes(at(i))));
     for (int i = 0; i < layers; ++i) {
       for (int rank = 0; rank < team_size; ++rank)
         threads.emplace_back([&, i, rank] {
@@ -192,7 +191,7 @@ std::vector<Numbers<T>> run_stack(int cell, Sizes n, int team_size, Split split,
             team.source = &progress[static_cast<std::size_t>((i - 1) * team_size)];
           if (wavefront && i + 1 < layers)
             team.own = &progress[static_cast<std::size_t>(i * team_size)];
-          work(at(i), team, scratch[static_cast<std::size_t>(i)].get());
+          work(at(i), team, memory[static_cast<std::size_t>(i)].get());
         });
       if (!wavefront) {
         for (std::thread& thread : threads) thread.join();
@@ -268,7 +267,7 @@ int main() {
                          {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
                          {70, 9, 5, 18, 18},  {1, 2, 5, 37, 19},   {5, 3, 4, 20, 1},
                          {3, 33, 5, 70, 65},  {2, 300, 7, 40, 16}, {70, 9, 5, 18, 17},
-                         {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32}, {1, 13, 21, 37, 37}};
+                         {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32},  {1, 13, 21, 37, 37}};
   for (int cell = 0; cell < table.cells; ++cell)
     for (const Sizes& n : sizes) {
       if (n.outputs < n.hidden && !table.info[cell].projects) continue;
