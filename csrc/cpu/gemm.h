@@ -188,6 +188,15 @@ struct Plain {
 
 // --- packing ---------------------------------------------------------------------------------------
 
+// As much as one turn of pack_forward reads, in the order of memory: of rows to come, which the
+// processor cannot foresee, all of it while as much is packed.
+template <class T>
+RNNFAST_INLINE void prefetch_tile(const T* p) {
+  constexpr index line = 64 / sizeof(T);
+#pragma GCC unroll 16
+  for (index k = 0; k < lanes<T> * lanes<T> * per_word<T>; k += line) prefetch(p + k);
+}
+
 // One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit` of
 // `hidden`, all k < depth. What lies past the units and past the depth is zero.
 template <class Cell, class T>
@@ -195,10 +204,15 @@ void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window wi
                   index units) {
   constexpr int L = lanes<T>, per = per_word<T>;
   const index step = window.width() * L * per;
+  const auto rows = [&](int slot, index first) {
+    return w.data + (Cell::weight_block[slot] * hidden + first) * w.row;
+  };
   for (int slot = window.begin; slot < window.end; ++slot, to += L * per) {
-    const T* from = w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+    const T* const from = rows(slot, unit);
+    const T* const next = slot + 1 < window.end ? rows(slot + 1, unit) : rows(window.begin, unit + L);
     index k = 0;
     for (; k + L * per <= depth; k += L * per) {
+      prefetch_tile(next + k * L);
       Words<T> v[L];
 #pragma GCC unroll 16
       for (int u = 0; u < L; ++u) v[u] = u < units ? load_words(from + u * w.row + k) : Words<T>{};
@@ -244,6 +258,7 @@ void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index 
       for (index u = unit; u < unit + L; u += per, to += L * per) {
         const auto row = [&](index n) {
           const T* from = w.data + (Cell::weight_block[slot] * hidden + n) * w.row + column;
+          prefetch(from + L * w.row);  // one line of every row: no order that processors foresee
           return n < hidden ? load_some(from, columns) : Vector<T>{};
         };
         if constexpr (per == 2)

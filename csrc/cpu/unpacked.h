@@ -15,8 +15,8 @@ inline constexpr index most_unpacked_rows = 16;  // of more it is faster to pack
 // sum side by side: a row or two alone have too few independent ones. All gates side by side would do
 // as well, but read 64 rows of weights in turns, which is more than processors prefetch.
 template <class T, int R, int S>
-void unpacked_gate(const T* const* a, Matrix<const T> w, index depth, index units, Real<T>* const* c,
-                   const Real<T>* init) {
+void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index depth, index units,
+                   Real<T>* const* c, const Real<T>* init) {
   constexpr int L = lanes<T>, per = per_word<T>;
   const index all = words<T>(depth);
   for (index from = 0; from == 0 || from < all; from += S * slice<T>) {
@@ -28,6 +28,7 @@ void unpacked_gate(const T* const* a, Matrix<const T> w, index depth, index unit
         const index k = from + s * slice<T> + begin, count = all - k < L ? all - k : L;
         if (count <= 0) break;
         const T* rows = w.data + k * per;
+        prefetch_tile(next + k * per * L);
         Words<T> v[L];
         if (units >= L && (k + L) * per <= depth) {
 #pragma GCC unroll 16
@@ -64,8 +65,11 @@ void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index dep
   Real<T>* gate[R];
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
-    const index row = Cell::weight_block[begin + p] * hidden + unit;
-    unpacked_gate<T, R, slices>(a, {w.data + row * w.row, w.row}, depth, units, gate,
+    const auto rows = [&](int slot, index first) {
+      return w.data + (Cell::weight_block[begin + slot] * hidden + first) * w.row;
+    };
+    unpacked_gate<T, R, slices>(a, {rows(p, unit), w.row},
+                                p + 1 < P ? rows(p + 1, unit) : rows(0, unit + L), depth, units, gate,
                                 init ? init + p * L : nullptr);
   }
 }
