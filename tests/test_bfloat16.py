@@ -223,9 +223,11 @@ def test_packed_is_padded(cell, hidden):
 
 
 @every_layer
-def test_one_step_and_frozen_weights(cell):
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_few_steps_and_frozen_weights(cell, steps):
+    """Weights turned in registers or packed: the same bits."""
     module = make(rnnfast, cell, 33, 65, dtype=BF16)
-    x = torch.randn(1, 4, 33, dtype=BF16)
+    x = torch.randn(steps, 4, 33, dtype=BF16)
     with torch.no_grad():
         want = module(x)[0]
         with rnnfast.frozen(module):

@@ -23,7 +23,7 @@ struct Product {
 
   // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
   // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
-  // that, for a few rows and a single step.
+  // that, for a few rows and a step or two.
   enum class Use { packed, streamed, unpacked } use;
 
   index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
@@ -45,20 +45,22 @@ class Forward {
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
     const index chunk = States<Cell, T>::chunk_steps(layer, layer.batch), padded = blocks_ * L;
     Arena arena(base), held(layer.panels);
-    const auto product = [&](Window window, Matrix<const T> w, index units, index depth, bool once) {
-      Product<T> p{window, w, units, depth, nullptr, use(once)};
+    const auto product = [&](Window window, Matrix<const T> w, index units, index depth, index times,
+                             index rows) {
+      Product<T> p{window, w, units, depth, nullptr, use(times, rows)};
       p.panels = (layer.panels ? held : arena).template take<T>(blocks_of<T>(units) * p.panel());
       return p;
     };
-    const bool single = layer.steps == 1;
     piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
-    const bool once = chunk == layer.steps && piece_ >= chunk;
-    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs, once);
+    const index longest = piece_ < chunk ? piece_ : chunk;  // steps of one product
+    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs,
+                     (layer.steps + longest - 1) / longest, longest * layer.batch);
     for (int s = 0; s < Cell::stages; ++s)
-      stage_[s] =
-          product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s), single);
+      stage_[s] = product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s),
+                          layer.steps, layer.batch);
     if (is_projected<Cell>(layer_))
-      projection_ = product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, single);
+      projection_ =
+          product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
     bias_ = arena.template take<Real<T>>(padded * Cell::gates);
     operand_ = arena.template take<T>(
         Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
@@ -155,11 +157,13 @@ class Forward {
     if (is_projected<Cell>(layer_)) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
   }
 
-  Use use(bool once) const {
+  // Of a product with so many rows, so many times.
+  Use use(index times, index rows) const {
     if (layer_.panels) return Use::packed;
-    if (layer_.steps == 1 && layer_.batch <= most_unpacked_rows) return Use::unpacked;
+    const index turns = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
+    if (turns <= most_turns_unpacked) return Use::unpacked;
     const bool own_blocks = team_.split == Split::units || team_.size == 1;
-    return once && own_blocks ? Use::streamed : Use::packed;
+    return times == 1 && own_blocks ? Use::streamed : Use::packed;
   }
 
   template <class Of>

@@ -1,15 +1,15 @@
-// The product of gemm.h for a few rows and weights that are read only once, a single step's: each
-// vector of weights is turned in registers and used at once, since to write it to a panel and read it
-// again would cost more than the product. The sequence of operations of every element is that of
-// tile().
+// The product of gemm.h for a few rows and weights that are read only once or twice, as a single step's
+// are: each vector of weights is turned in registers and used at once, since to write it to a panel and
+// read it again would cost more than the product. The sequence of operations of every element is that
+// of tile().
 #pragma once
 
 #include "gemm.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
-inline constexpr int unpacked_tile_rows = 8;
-inline constexpr index most_unpacked_rows = 16;  // of more it is faster to pack the weights once
+inline constexpr int unpacked_tile_rows = 8;     // for which a vector is turned
+inline constexpr index most_turns_unpacked = 2;  // with more it is faster to pack
 
 // One gate of a block of units, whose first row of weights is at w; init as in tile(). S slices of the
 // sum side by side: a row or two alone have too few independent ones. All gates side by side would do

@@ -175,7 +175,8 @@ RNNFAST_INLINE Vector<T> rounded(Vector<T> v) {
     return v;
 }
 
-// Asks for what lies at p ahead of its use, into the second-level cache. Only a hint: p may be anywhere.
+// Asks for what lies at p ahead of its use, into the second-level cache. Only a hint: p may be
+// anywhere.
 template <class T>
 RNNFAST_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 2);
