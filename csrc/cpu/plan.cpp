@@ -50,13 +50,13 @@ int usable(int threads) {
 // (benchmarks/partition.py shows what comes of them). Only their proportions matter, and a wrong guess
 // costs time, never a bit.
 Plan plan(const Work& w, int threads) {
-  constexpr double peak_bytes = 1e12;  // of operands per second: 250 GFLOP/s in float32
+  constexpr double peak_bytes = 0.7e12;  // of operands per second: 175 GFLOP/s in float32
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
-  constexpr double pack_rate = 40e9, exchange_rate = 10e9;  // the latter from other cores' caches
+  constexpr double pack_rate = 40e9, exchange_rate = 5e9;  // the latter from other cores' caches
   constexpr double barrier = 0.3e-6;
-  constexpr double unused = 0.55;  // of a tile: one row takes as long as this more
-  constexpr double uneven = 1.08;  // units: barriers that a busy core delays; rows: some end early
+  constexpr double unused = 1.1;   // of a tile: one row takes as long as this more
+  constexpr double uneven = 1.04;  // units: barriers that a busy core delays; rows: some end early
   constexpr double worth = 0.8;    // other processes may want the other cores
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
   const double item = static_cast<double>(w.item), lanes = static_cast<double>(w.vector);
