@@ -136,8 +136,8 @@ class Forward {
   }
 
   void prepare(Part part) {
-    // Each thread prepares some blocks: its own ones where it alone needs them.
-    if (!layer_.panels)
+    // Each thread prepares some blocks; those that it alone reads it packs when it first does.
+    if (!layer_.panels && !packs_own())
       for_products([&](auto of, const Product<T>& product, index all) {
         if (product.use == Use::packed) pack<decltype(of)>(product, share(all, team_.size, team_.rank));
       });
@@ -162,9 +162,11 @@ class Forward {
     if (layer_.panels) return Use::packed;
     const index turns = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
     if (turns <= most_turns_unpacked) return Use::unpacked;
-    const bool own_blocks = team_.split == Split::units || team_.size == 1;
-    return times == 1 && own_blocks ? Use::streamed : Use::packed;
+    return times == 1 && packs_own() ? Use::streamed : Use::packed;
   }
+
+  // Whether each thread packs its own blocks, which it alone reads.
+  bool packs_own() const { return !layer_.panels && (team_.split == Split::units || team_.size == 1); }
 
   template <class Of>
   static void pack(const Product<T>& product, Range blocks, index shift = 0) {
@@ -207,15 +209,19 @@ class Forward {
     }
   }
 
-  // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: once for
-  // all of them, or where the weights are streamed for a few at a time, packed just before.
+  // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: for all
+  // of them at once, or a few at a time, packed just before, where the weights are streamed or a thread
+  // reads its own for the first time. They are in the cache then, and no other product's have come
+  // between.
   template <class Of, int P, class F>
-  static void for_panels(const Product<T>& product, Range blocks, F f) {
-    if (product.use != Use::streamed) return f(blocks, product.panels);
+  void for_panels(const Product<T>& product, Range blocks, bool first, F f) const {
+    const bool streamed = product.use == Use::streamed;
+    if (!streamed && !(first && packs_own() && product.use == Use::packed))
+      return f(blocks, product.panels);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
       const Range few{block, end < blocks.end ? end : blocks.end};
-      const index shift = block - blocks.begin;  // all in the place of the first
+      const index shift = streamed ? block - blocks.begin : 0;  // all in the place of the first
       pack<Of>(product, few, shift);
       f(few, product.panels - shift * product.panel());
     }
@@ -226,7 +232,8 @@ class Forward {
     const index block_stride = state_.slots(steps.begin).block;
     const Extent extent = input_.extent(block_stride, Cell::gates * L);
     if (whole_x_) copy_whole_x(steps, part);
-    for_panels<Cell, P>(input_, part.blocks, [&](Range blocks, const T* panels) {
+    const bool starts = steps.begin == 0;
+    for_panels<Cell, P>(input_, part.blocks, starts, [&](Range blocks, const T* panels) {
       const T* x[group];
       Real<T>* slots[group];
       index rows = 0;
@@ -316,7 +323,8 @@ class Forward {
         a[r] = s > 0      ? operand_ + (first + r) * padded
                : whole_h_ ? whole_h_ + (first + r) * whole(layer_.outputs)
                           : step.h[r];
-      for_panels<Cell, P>(stage_[s], part.blocks, [&](Range blocks, const T* panels) {
+      const bool starts = t == 0 && first == there.begin;
+      for_panels<Cell, P>(stage_[s], part.blocks, starts, [&](Range blocks, const T* panels) {
         for_tiles<Cell, P>(stage_[s], rows, blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                              Real<T>* c[accumulators];
@@ -379,7 +387,8 @@ class Forward {
       const index rows = there.end - first < group ? there.end - first : group;
       const T* a[group];
       for (index r = 0; r < rows; ++r) a[r] = operand_ + (first + r) * blocks_ * L;
-      for_panels<Plain, 1>(projection_, part.outputs, [&](Range blocks, const T* panels) {
+      const bool starts = t == 0 && first == there.begin;
+      for_panels<Plain, 1>(projection_, part.outputs, starts, [&](Range blocks, const T* panels) {
         for_tiles<Plain, 1>(projection_, rows, blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
                               Real<T>* c[accumulators];
