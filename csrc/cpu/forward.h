@@ -21,10 +21,11 @@ struct Product {
   index units, depth;
   T* panels;  // [blocks][k][gates of the window][lanes], see gemm.h
 
-  // Weights that are read once are not worth a packed copy of them all. Streamed: a few blocks at a
-  // time are packed, used while they are in the cache, and overwritten by the next. Unpacked: not even
-  // that, for a few rows and a step or two.
-  enum class Use { packed, streamed, unpacked } use;
+  // Packed: before the first step. Lazy: by the thread that alone reads them, when it first does, a few
+  // blocks at a time, which are in the cache then. Weights that are read once are not worth a packed
+  // copy of them all. Streamed: as lazy, and overwritten by the next few. Unpacked: not even that, for
+  // a few rows and a step or two.
+  enum class Use { packed, lazy, streamed, unpacked } use;
 
   index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
   Extent extent(index c_panel, index init_panel) const {
@@ -52,9 +53,9 @@ class Forward {
       return p;
     };
     piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
-    const index longest = piece_ < chunk ? piece_ : chunk;  // steps of one product
+    if (piece_ > chunk) piece_ = chunk;
     input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs,
-                     (layer.steps + longest - 1) / longest, longest * layer.batch);
+                     (layer.steps + piece_ - 1) / piece_, piece_ * layer.batch);
     for (int s = 0; s < Cell::stages; ++s)
       stage_[s] = product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s),
                           layer.steps, layer.batch);
@@ -136,8 +137,8 @@ class Forward {
   }
 
   void prepare(Part part) {
-    // Each thread prepares some blocks; those that it alone reads it packs when it first does.
-    if (!layer_.panels && !packs_own())
+    // Each thread prepares some blocks: its own ones where it alone needs them.
+    if (!layer_.panels)
       for_products([&](auto of, const Product<T>& product, index all) {
         if (product.use == Use::packed) pack<decltype(of)>(product, share(all, team_.size, team_.rank));
       });
@@ -162,11 +163,9 @@ class Forward {
     if (layer_.panels) return Use::packed;
     const index turns = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
     if (turns <= most_turns_unpacked) return Use::unpacked;
-    return times == 1 && packs_own() ? Use::streamed : Use::packed;
+    const bool own_blocks = team_.split == Split::units || team_.size == 1;
+    return !own_blocks ? Use::packed : times == 1 ? Use::streamed : Use::lazy;
   }
-
-  // Whether each thread packs its own blocks, which it alone reads.
-  bool packs_own() const { return !layer_.panels && (team_.split == Split::units || team_.size == 1); }
 
   template <class Of>
   static void pack(const Product<T>& product, Range blocks, index shift = 0) {
@@ -210,14 +209,12 @@ class Forward {
   }
 
   // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: for all
-  // of them at once, or a few at a time, packed just before, where the weights are streamed or a thread
-  // reads its own for the first time. They are in the cache then, and no other product's have come
-  // between.
+  // of them at once, or where they are packed just before for a few at a time. `first`: whether this is
+  // the product's first use.
   template <class Of, int P, class F>
-  void for_panels(const Product<T>& product, Range blocks, bool first, F f) const {
+  static void for_panels(const Product<T>& product, Range blocks, bool first, F f) {
     const bool streamed = product.use == Use::streamed;
-    if (!streamed && !(first && packs_own() && product.use == Use::packed))
-      return f(blocks, product.panels);
+    if (!streamed && !(first && product.use == Use::lazy)) return f(blocks, product.panels);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
       const Range few{block, end < blocks.end ? end : blocks.end};

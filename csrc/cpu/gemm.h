@@ -188,6 +188,19 @@ struct Plain {
 
 // --- packing ---------------------------------------------------------------------------------------
 
+// The weights of a unit, of a matrix that has `hidden` rows for each gate.
+template <class Cell, class T>
+T* unit_row(Matrix<T> w, index hidden, int slot, index unit) {
+  return w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+}
+
+// Those that are read after one gate of a block of units: the next gate's, or the next block's.
+template <class Cell, class T>
+const T* next_rows(Matrix<const T> w, index hidden, Window window, int slot, index unit) {
+  return slot + 1 < window.end ? unit_row<Cell>(w, hidden, slot + 1, unit)
+                               : unit_row<Cell>(w, hidden, window.begin, unit + lanes<T>);
+}
+
 // As much as one turn of pack_forward reads, in the order of memory: of rows to come, which the
 // processor cannot foresee, all of it while as much is packed.
 template <class T>
@@ -204,12 +217,9 @@ void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window wi
                   index units) {
   constexpr int L = lanes<T>, per = per_word<T>;
   const index step = window.width() * L * per;
-  const auto rows = [&](int slot, index first) {
-    return w.data + (Cell::weight_block[slot] * hidden + first) * w.row;
-  };
   for (int slot = window.begin; slot < window.end; ++slot, to += L * per) {
-    const T* const from = rows(slot, unit);
-    const T* const next = slot + 1 < window.end ? rows(slot + 1, unit) : rows(window.begin, unit + L);
+    const T* const from = unit_row<Cell>(w, hidden, slot, unit);
+    const T* const next = next_rows<Cell>(w, hidden, window, slot, unit);
     index k = 0;
     for (; k + L * per <= depth; k += L * per) {
       prefetch_tile(next + k * L);
@@ -233,7 +243,7 @@ void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth,
   constexpr int L = lanes<T>;
   const index step = window.width() * L;
   for (int slot = window.begin; slot < window.end; ++slot, from += L) {
-    T* to = w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+    T* to = unit_row<Cell>(w, hidden, slot, unit);
     index k = 0;
     for (; k + L <= depth; k += L) {
       Vector<T> v[L];
@@ -257,7 +267,7 @@ void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index 
     for (int slot = window.begin; slot < window.end; ++slot)
       for (index u = unit; u < unit + L; u += per, to += L * per) {
         const auto row = [&](index n) {
-          const T* from = w.data + (Cell::weight_block[slot] * hidden + n) * w.row + column;
+          const T* from = unit_row<Cell>(w, hidden, slot, n) + column;
           prefetch(from + L * w.row);  // one line of every row: no order that processors foresee
           return n < hidden ? load_some(from, columns) : Vector<T>{};
         };

@@ -11,7 +11,8 @@ namespace rnnfast::RNNFAST_TARGET {
 inline constexpr int unpacked_tile_rows = 8;     // for which a vector is turned
 inline constexpr index most_turns_unpacked = 2;  // with more it is faster to pack
 
-// One gate of a block of units, whose first row of weights is at w; init as in tile(). S slices of the
+// One gate of a block of units, whose first row of weights is at w; `next` are those to read after it;
+// init as in tile(). S slices of the
 // sum side by side: a row or two alone have too few independent ones. All gates side by side would do
 // as well, but read 64 rows of weights in turns, which is more than processors prefetch.
 template <class T, int R, int S>
@@ -65,12 +66,9 @@ void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index dep
   Real<T>* gate[R];
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
-    const auto rows = [&](int slot, index first) {
-      return w.data + (Cell::weight_block[begin + slot] * hidden + first) * w.row;
-    };
-    unpacked_gate<T, R, slices>(a, {rows(p, unit), w.row},
-                                p + 1 < P ? rows(p + 1, unit) : rows(0, unit + L), depth, units, gate,
-                                init ? init + p * L : nullptr);
+    unpacked_gate<T, R, slices>(a, {unit_row<Cell>(w, hidden, begin + p, unit), w.row},
+                                next_rows<Cell>(w, hidden, {begin, begin + P}, begin + p, unit), depth,
+                                units, gate, init ? init + p * L : nullptr);
   }
 }
 
