@@ -99,27 +99,27 @@ py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
   Arguments a(given, count, 11);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const py::handle batch_sizes = a.next(), reset = a.next(), x = a.next(), h0 = a.next(), c0 = a.next();
+  const py::handle sizes = a.next(), reset = a.next(), x = a.next(), h0 = a.next(), c0 = a.next();
   const auto weights = a.next_as<py::list>();
   const bool cells = a.next_as<bool>();
   const py::handle save = a.next();
   const Packed* const packed = a.next_packed();
-  return stack.call(types, threads, batch_sizes, reset, x, h0, c0, weights, cells, save, packed);
+  return stack.call(types, threads, sizes, reset, x, h0, c0, weights, cells, save, packed);
 }
 
 py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 11);
+  Arguments a(given, count, 12);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const py::handle x = a.next();
+  const py::handle sizes = a.next(), x = a.next();
   const int dims = a.next_as<int>();
   const py::handle features = a.next(), hx = a.next();
   const auto parameters = a.next_as<py::dict>();
   const py::handle names = a.next(), reset = a.next();
   const bool cells = a.next_as<bool>();
   const Packed* const packed = a.next_packed();
-  return stack.call_module(types, threads, x, dims, features, hx, parameters, names, reset, cells,
-                           packed);
+  return stack.call_module(types, threads, sizes, x, dims, features, hx, parameters, names, reset,
+                           cells, packed);
 }
 
 template <py::object (*f)(const Stack&, PyObject* const*, Py_ssize_t)>

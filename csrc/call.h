@@ -53,14 +53,12 @@ Matrix<T> state(const View& view, int number) {
 // The tensors that forward and backward both read, and the sizes that all others must have. To be
 // checked in the order of the functions here.
 struct Call {
-  Call(const Description& stack, py::handle batch_sizes, py::handle resets, py::handle input,
+  Call(const Description& stack, py::handle sizes_of_rows, py::handle resets, py::handle input,
        py::handle h, py::handle c, const py::list& list)
       : s(stack),
         info(cell_info(s.cell)),
         numbers(s.layers * s.directions),
-        is_packed(!batch_sizes.is_none()),
-        packing{{View(batch_sizes, "batch_sizes", false), s.reverse},
-                {View(batch_sizes, "batch_sizes", false), true}},
+        sizes(sizes_of_rows, "sizes", false),
         reset(resets, "reset", false),
         x(input, "x", false),
         h0(h, "h0", false),
@@ -69,18 +67,22 @@ struct Call {
 
   void check_input() {
     require(x);
-    is_step = x.dims() == 2 && !is_packed && numbers == 1;
+    is_packed = sizes && x.dims() == 2;
+    is_step = x.dims() == 2 && !sizes && numbers == 1;
     if (x.dims() != (is_packed || is_step ? 2 : 3))
       throw py::value_error("x has shape " + x.shape_text() + "; expected " +
-                            (is_packed       ? "(sum of batch_sizes, I)"
-                             : s.batch_first ? "(B, T, I)"
-                                             : "(T, B, I)"));
+                            (s.batch_first ? "(B, T, I)" : "(T, B, I)"));
+    if (is_packed) packing[0] = Packing::of_batch_sizes(sizes);
     const int time = s.batch_first ? 1 : 0;
-    steps = is_packed ? static_cast<index>(packing[0].count.size()) : is_step ? 1 : x.size(time);
-    batch = is_packed ? packing[0].batch : is_step ? x.size(0) : x.size(1 - time);
-    rows = is_packed ? packing[0].rows : steps * batch;
+    steps = is_packed ? packing[0].steps() : is_step ? 1 : x.size(time);
+    batch = is_packed ? packing[0].batch() : is_step ? x.size(0) : x.size(1 - time);
+    rows = is_packed ? packing[0].rows() : steps * batch;
     inputs = x.size(x.dims() - 1);
     if (steps < 1) throw py::value_error("x has no steps");
+    if (sizes && !is_packed) packing[0] = Packing::of_lengths(sizes, batch, steps);
+    longest = sizes ? packing[0].steps() : steps;
+    if (sizes && s.directions == 2) packing[1] = packing[0].reversed();
+    if (sizes && s.reverse) packing[0] = packing[0].reversed();
     check_sequence(Checker(x), x, inputs);
     check_reset();
   }
@@ -228,7 +230,7 @@ struct Call {
   template <class T>
   Sequence<T> directed(Sequence<T> of, int direction) const {
     if (!of.data || is_packed || !reverses(direction)) return of;
-    return {of.data + (steps - 1) * of.step, -of.step, of.row};
+    return {of.data + (longest - 1) * of.step, -of.step, of.row};
   }
   // The same of one that has the features of both directions side by side.
   template <class T>
@@ -262,12 +264,12 @@ struct Call {
                  Real<T>* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
-    return {steps,
+    return {longest,
             batch,
             k == 0 ? inputs : width,
             hidden,
             outputs,
-            packing[direction].steps(),
+            packing[direction].ragged(),
             resets(direction),
             {},
             state<const T>(h0, number),
@@ -288,12 +290,13 @@ struct Call {
   const Description& s;
   const CellInfo& info;
   const int numbers;  // layers times directions
-  bool is_packed, is_step = false;
-  const Packing packing[2];  // by direction
-  const View reset, x, h0, c0;
+  bool is_packed = false, is_step = false;
+  Packing packing[2];  // by direction
+  const View sizes, reset, x, h0, c0;
   const AllWeights weights;
   index steps = 0, batch = 0, rows = 0, inputs = 0, hidden = 0, outputs = 0;
-  index width = 0;  // of a layer's output
+  index longest = 0;  // the steps of the longest row
+  index width = 0;    // of a layer's output
 };
 
 }  // namespace rnnfast

@@ -58,28 +58,37 @@ RNNFAST_INLINE T narrow(Real<T> x) {
   }
 }
 
-// Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null. In a
-// packed layer it lies at data[(first[t] + b) * row + k], see Steps.
+// Element (t, b, k) lies at data[t * step + b * row + k]; features are contiguous. May be null. Where
+// the rows of a layer differ in length, Ragged says where it lies.
 template <class T>
 struct Sequence {
   T* data;
   index step, row;
 };
 
-// Element (t, b) lies at data[t * step + b * row], in a packed layer at data[(first[t] + b) * row].
-// Where it is not zero, row b's states are zero before step t, and no gradient passes there. May be
-// null.
-struct Resets {
-  const std::uint8_t* data;
-  index step, row;
-};
+// Element (t, b) of [T, B]. Where it is not zero, row b's states are zero before step t, and no
+// gradient passes there. May be null.
+using Resets = Sequence<const std::uint8_t>;
 
-// Rows of different lengths, as in torch's PackedSequence: step t has only the rows b < count[t] of the
-// batch, and they are rows first[t], first[t] + 1, ... of its sequences; before[t] is the number of
-// rows of all steps before it. Steps are in the order of processing; in the order of memory counts
-// never grow. Null pointers: every step has the whole batch.
-struct Steps {
-  const index *first, *count, *before;
+// Rows of different lengths: step t has only the rows b < count[t] of the batch, where the longest
+// comes first; before[t] is the number of rows of all steps before it. Steps are in the order of
+// processing; in the order of memory counts never grow. Null pointers: every step has the whole batch.
+//
+// Where `order` is null the sequences are packed as torch's PackedSequence: the rows of step t are rows
+// first[t], first[t] + 1, ... of every sequence. Otherwise they are padded: row b of the batch is row
+// order[b] of every sequence and of every matrix of states.
+struct Ragged {
+  const index *first, *count, *before, *order;
+
+  // The row of a state.
+  RNNFAST_INLINE index place(index b) const { return order ? order[b] : b; }
+
+  // The row of a sequence that belongs to step t of row b.
+  template <class T>
+  RNNFAST_INLINE T* row(Sequence<T> of, index t, index b) const {
+    if (!first) return of.data + t * of.step + b * of.row;
+    return order ? of.data + t * of.step + order[b] * of.row : of.data + (first[t] + b) * of.row;
+  }
 };
 
 // Element (r, k) lies at data[r * row + k]; features are contiguous. May be null.
@@ -94,7 +103,7 @@ struct Matrix {
 template <class T>
 struct Layer {
   index steps, batch, inputs, hidden, outputs;  // T, B, I, H, R
-  Steps packed;
+  Ragged ragged;
   Resets resets;
   Sequence<const T> x;     // [T, B, I]
   Matrix<const T> h0, c0;  // [B, R], [B, H]; null means zeros; c0 only for cells with a cell state

@@ -6,6 +6,7 @@
 
 #include "call.h"
 #include "cpu/run.h"
+#include "padding.h"
 
 namespace rnnfast {
 namespace {
@@ -121,6 +122,10 @@ class Between {
 template <class T>
 void run_layers(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
+  clear_past_ends<T>(call, out.y, call.width);
+  clear_past_ends<T>(call, out.cells, directions * call.hidden);
+  keep_states<T>(call, out.h_n, call.h0, call.outputs);
+  keep_states<T>(call, out.c_n, call.c0, call.hidden);
   std::vector<Layer<T>> jobs;
   jobs.reserve(static_cast<std::size_t>(call.numbers));
   for (int number = 0; number < call.numbers; ++number)
@@ -183,6 +188,7 @@ template <class T>
 void run_back(const Call& call, const View& y, const View& saved, const GradientViews& grads,
               int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
+  clear_past_ends<T>(call, grads.dx, call.inputs);
   const auto of = [&](int k, int d) -> const Weights& {
     return *grads.weights[static_cast<std::size_t>(k * directions + d)];
   };
@@ -258,10 +264,10 @@ Stack::Stack(const Description& description) : description_(description) {
     throw py::value_error(std::string("the cell ") + info.name + " has no projection w_hr");
 }
 
-void Stack::forward(int threads, py::handle batch_sizes, py::handle reset, py::handle x, py::handle h0,
+void Stack::forward(int threads, py::handle sizes, py::handle reset, py::handle x, py::handle h0,
                     py::handle c0, const py::list& weights, py::handle y, py::handle h_n,
                     py::handle c_n, py::handle cells, py::handle saved) const {
-  Call call(description_, batch_sizes, reset, x, h0, c0, weights);
+  Call call(description_, sizes, reset, x, h0, c0, weights);
   call.check_input();
   call.check_weights();
   call.check_states();
@@ -278,9 +284,9 @@ struct Stack::Form {
   index features;
 };
 
-Stack::Results Stack::results(const py::tuple& types, int threads, py::handle batch_sizes,
-                              py::handle reset, py::handle x, const Form* form, py::handle h0,
-                              py::handle c0, const py::list& weights, bool cells, py::handle save,
+Stack::Results Stack::results(const py::tuple& types, int threads, py::handle sizes, py::handle reset,
+                              py::handle x, const Form* form, py::handle h0, py::handle c0,
+                              const py::list& weights, bool cells, py::handle save,
                               const Packed* packed) const {
   for (py::handle object : {x, h0, c0, reset})
     if (!object.is_none() && !is_plain(object, types)) return {};
@@ -288,7 +294,7 @@ Stack::Results Stack::results(const py::tuple& types, int threads, py::handle ba
     if (!is_plain(object, types)) return {};
   std::optional<Call> call;
   try {
-    call.emplace(description_, batch_sizes, reset, x, h0, c0, weights);
+    call.emplace(description_, sizes, reset, x, h0, c0, weights);
     call->check_input();
   } catch (const py::builtin_exception&) {
     return {};
@@ -327,17 +333,17 @@ Stack::Results Stack::results(const py::tuple& types, int threads, py::handle ba
   return made;
 }
 
-py::object Stack::call(const py::tuple& types, int threads, py::handle batch_sizes, py::handle reset,
+py::object Stack::call(const py::tuple& types, int threads, py::handle sizes, py::handle reset,
                        py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
                        py::handle save, const Packed* packed) const {
   const auto [y, h_n, c_n, every_c, saved] =
-      results(types, threads, batch_sizes, reset, x, nullptr, h0, c0, weights, cells, save, packed);
+      results(types, threads, sizes, reset, x, nullptr, h0, c0, weights, cells, save, packed);
   if (!y) return py::none();
   return py::make_tuple(y, h_n, c_n, every_c, saved);
 }
 
-py::object Stack::call_module(const py::tuple& types, int threads, py::handle x, int dims,
-                              py::handle features, py::handle hx, const py::dict& parameters,
+py::object Stack::call_module(const py::tuple& types, int threads, py::handle sizes, py::handle x,
+                              int dims, py::handle features, py::handle hx, const py::dict& parameters,
                               py::handle names, py::handle reset, bool cells,
                               const Packed* packed) const {
   const py::none none;
@@ -365,7 +371,7 @@ py::object Stack::call_module(const py::tuple& types, int threads, py::handle x,
     return none;
   }
   const auto [y, h_n, c_n, every_c, saved] =
-      results(types, threads, none, reset, x, &form, h0, c0, weights, cells, none, packed);
+      results(types, threads, sizes, reset, x, &form, h0, c0, weights, cells, none, packed);
   if (!y) return none;
   const bool is_cell = h_n.is_none();
   if (is_cell && !has_c) return y;
@@ -383,11 +389,11 @@ bool Stack::fits(const Packed& packed, const Call& call) const {
          packed.hidden_ == call.hidden && packed.outputs_ == call.outputs;
 }
 
-void Stack::backward(int threads, py::handle batch_sizes, py::handle reset, py::handle x, py::handle h0,
+void Stack::backward(int threads, py::handle sizes, py::handle reset, py::handle x, py::handle h0,
                      py::handle c0, const py::list& weights, py::handle y, py::handle saved,
                      py::handle dy, py::handle dh_n, py::handle dc_n, py::handle dcells, py::handle dx,
                      py::handle dh0, py::handle dc0, const py::list& dweights) const {
-  Call call(description_, batch_sizes, reset, x, h0, c0, weights);
+  Call call(description_, sizes, reset, x, h0, c0, weights);
   call.check_input();
   call.check_weights();
   call.check_states();

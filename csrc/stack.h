@@ -13,15 +13,17 @@
 
 namespace rnnfast {
 
-// Describes a stack; holds no tensor. Sequences are x [T, B, I] ([B, T, I] where batch_first), or with
-// batch_sizes packed, [rows, I], or for one step of a single layer [B, I]. States are [L * D, B, H] for
-// L layers and D directions, h with R in the place of H where it is projected (see layer.h), or [B, H]
-// for a step and where the stack is `single`, one direction of one layer. Weights are a flat list in
-// torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where there is `bias`,
-// then w_hr where h is `projected`. A state or bias that is None means zeros (an input) or is not
-// wanted (an output). `reset` is bool, x's shape without its features: where it is true, a row's states
-// are zero before that step in each direction's own order, in every layer. `cells` are the cell states
-// of the last layer at every step, [T, B, D * H] or as x is.
+// Describes a stack; holds no tensor. Sequences are x [T, B, I] ([B, T, I] where batch_first), packed
+// [rows, I], or for one step of a single layer [B, I]. `sizes`, int64, are None where every row has
+// every step, torch's batch_sizes [T] of a packed x, or the length of each row [B] of a padded one:
+// steps past a row's length are neither read nor computed, and their outputs are zero. States are [L *
+// D, B, H] for L layers and D directions, h with R in the place of H where it is projected (see
+// layer.h), or [B, H] for a step and where the stack is `single`, one direction of one layer. Weights
+// are a flat list in torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where
+// there is `bias`, then w_hr where h is `projected`. A state or bias that is None means zeros (an
+// input) or is not wanted (an output). `reset` is bool, x's shape without its features: where it is
+// true, a row's states are zero before that step in each direction's own order, in every layer. `cells`
+// are the cell states of the last layer at every step, [T, B, D * H] or as x is.
 struct Description {
   int cell, layers, directions;
   bool single;
@@ -53,7 +55,7 @@ class Stack {
 
   // Writes the outputs. Raises ValueError for shapes and TypeError for dtypes that do not fit. `saved`,
   // from new_saved, keeps what backward needs.
-  void forward(int threads, pybind11::handle batch_sizes, pybind11::handle reset, pybind11::handle x,
+  void forward(int threads, pybind11::handle sizes, pybind11::handle reset, pybind11::handle x,
                pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
                pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle cells,
                pybind11::handle saved) const;
@@ -63,9 +65,9 @@ class Stack {
   // function that makes a tensor of memory for what backward needs, or None. `packed` is null or from
   // pack, with the same weights. Returns None where the kernels do not take the arguments: where x, a
   // state or a weight is not of one of these exact `types` or has not the memory that they read, or
-  // where x, batch_sizes, a state or the number of weights does not fit. The caller's slower path then
+  // where x, sizes, a state or the number of weights does not fit. The caller's slower path then
   // handles it or says what is wrong. Everything else raises.
-  pybind11::object call(const pybind11::tuple& types, int threads, pybind11::handle batch_sizes,
+  pybind11::object call(const pybind11::tuple& types, int threads, pybind11::handle sizes,
                         pybind11::handle reset, pybind11::handle x, pybind11::handle h0,
                         pybind11::handle c0, const pybind11::list& weights, bool cells,
                         pybind11::handle save, const Packed* packed) const;
@@ -74,14 +76,15 @@ class Stack {
   // them, and what that returns is returned. The weights are those of its `parameters` that have these
   // `names`. Returns None also where a parameter is missing, or where x has not `dims` dimensions, the
   // last of size `features`.
-  pybind11::object call_module(const pybind11::tuple& types, int threads, pybind11::handle x, int dims,
-                               pybind11::handle features, pybind11::handle hx,
-                               const pybind11::dict& parameters, pybind11::handle names,
-                               pybind11::handle reset, bool cells, const Packed* packed) const;
+  pybind11::object call_module(const pybind11::tuple& types, int threads, pybind11::handle sizes,
+                               pybind11::handle x, int dims, pybind11::handle features,
+                               pybind11::handle hx, const pybind11::dict& parameters,
+                               pybind11::handle names, pybind11::handle reset, bool cells,
+                               const Packed* packed) const;
 
   // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
   // its inputs (None: not wanted), which are in the order of the inputs.
-  void backward(int threads, pybind11::handle batch_sizes, pybind11::handle reset, pybind11::handle x,
+  void backward(int threads, pybind11::handle sizes, pybind11::handle reset, pybind11::handle x,
                 pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
                 pybind11::handle y, pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
                 pybind11::handle dc_n, pybind11::handle dcells, pybind11::handle dx,
@@ -96,7 +99,7 @@ class Stack {
  private:
   struct Results;
   struct Form;  // of x
-  Results results(const pybind11::tuple& types, int threads, pybind11::handle batch_sizes,
+  Results results(const pybind11::tuple& types, int threads, pybind11::handle sizes,
                   pybind11::handle reset, pybind11::handle x, const Form* form, pybind11::handle h0,
                   pybind11::handle c0, const pybind11::list& weights, bool cells, pybind11::handle save,
                   const Packed* packed) const;

@@ -26,7 +26,7 @@ class Stack:
     def forward(
         self,
         threads: int,
-        batch_sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
+        sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
         reset: Memory | None,  # bool
         x: Memory,
         h0: Memory | None,
@@ -43,7 +43,7 @@ class Stack:
         self,
         types: tuple[type, ...],
         threads: int,
-        batch_sizes: Memory | None,
+        sizes: Memory | None,
         reset: Memory | None,
         x: Any,
         h0: Any,
@@ -58,6 +58,7 @@ class Stack:
         self,
         types: tuple[type, ...],
         threads: int,
+        sizes: Memory | None,
         x: Any,
         dims: int,
         features: Any,
@@ -73,7 +74,7 @@ class Stack:
     def backward(
         self,
         threads: int,
-        batch_sizes: Memory | None,
+        sizes: Memory | None,
         reset: Memory | None,
         x: Memory,
         h0: Memory | None,

@@ -18,7 +18,7 @@ class _NotCoveredError(Exception):
 
 def stack(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -38,10 +38,10 @@ def stack(
         tensors = (x, h0, c0, *weights)
         if any(t is not None and t.requires_grad for t in tensors):
             try:
-                return Outputs(*_Stack.apply(spec, batch_sizes, reset, cells, *tensors))  # type: ignore[no-untyped-call]
+                return Outputs(*_Stack.apply(spec, sizes, reset, cells, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
-    return ops.forward(spec, batch_sizes, x, h0, c0, weights, False, reset, cells, packed)
+    return ops.forward(spec, sizes, x, h0, c0, weights, False, reset, cells, packed)
 
 
 class _Stack(torch.autograd.Function):
@@ -49,7 +49,7 @@ class _Stack(torch.autograd.Function):
     def forward(
         ctx: Any,
         spec: Spec,
-        batch_sizes: Tensor | None,
+        sizes: Tensor | None,
         reset: Tensor | None,
         cells: bool,
         x: Tensor,
@@ -57,11 +57,12 @@ class _Stack(torch.autograd.Function):
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        found = ops.forward(spec, batch_sizes, x, h0, c0, list(weights), True, reset, cells)
+        found = ops.forward(spec, sizes, x, h0, c0, list(weights), True, reset, cells)
         if found is None:
             raise _NotCoveredError
         y, h_n, c_n, c, saved = found
-        ctx.spec, ctx.batch_sizes = spec, batch_sizes
+        ctx.spec = spec
+        ctx.sizes = None if sizes is None else sizes.clone()  # the caller may reuse the memory
         ctx.set_materialize_grads(False)
         # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
         # saves itself. So it saves an alias with versions of its own, and an alias without memory
@@ -75,7 +76,7 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec: Spec = ctx.spec
-        batch_sizes: Tensor | None = ctx.batch_sizes
+        sizes: Tensor | None = ctx.sizes
         x, h0, c0, saved, y, reset, *weights = ctx.saved_tensors
         wanted, others = ctx.needs_input_grad[4:], (None,) * 4
         if all(g is None for g in grads):
@@ -83,22 +84,22 @@ class _Stack(torch.autograd.Function):
         inputs = (x, h0, c0, *weights)
         batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
         if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
-            return (*others, *differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
+            return (*others, *differentiable(spec, sizes, reset, inputs, grads, wanted))
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
             # Hooks on saved tensors may have returned others, not contiguous.
             x, h0, c0, *weights = inputs = tuple(map(ops.rows, inputs))
-            again = ops.forward(spec, batch_sizes, x, h0, c0, weights, True, reset)
+            again = ops.forward(spec, sizes, x, h0, c0, weights, True, reset)
             assert again is not None
             y, saved = again.y, again.saved
-        found = ops.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
+        found = ops.backward(spec, sizes, reset, inputs, y, saved, grads, wanted)
         if found is None:
-            return (*others, *differentiable(spec, batch_sizes, reset, inputs, grads, wanted))
+            return (*others, *differentiable(spec, sizes, reset, inputs, grads, wanted))
         return (*others, *found)
 
 
 def differentiable(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     reset: Tensor | None,
     tensors: tuple[Tensor | None, ...],
     grads: Sequence[Tensor | None],
@@ -114,7 +115,7 @@ def differentiable(
         ]
         x, h0, c0, *weights = own
         cells = grads[3] is not None
-        outputs = eager_stack(spec, batch_sizes, x, h0, c0, weights, reset, cells)  # type: ignore[arg-type]
+        outputs = eager_stack(spec, sizes, x, h0, c0, weights, reset, cells)  # type: ignore[arg-type]
     pairs = [(o, g) for o, g in zip(outputs[:4], grads, strict=True) if o is not None and g is not None]
     inputs = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(
@@ -131,7 +132,7 @@ def differentiable(
 
 def eager_stack(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -140,13 +141,15 @@ def eager_stack(
     cells: bool = False,
 ) -> Outputs:
     """:func:`stack` in torch operators."""
-    is_step = x.dim() == 2 and batch_sizes is None
+    is_step = x.dim() == 2 and sizes is None
+    if is_step and reset is not None:
+        reset = reset[None]
     outputs, hidden = spec.widths(weights)
     batch_first = spec.batch_first and x.dim() == 3
     y = x[None] if is_step else x.transpose(0, 1) if batch_first else x
-    if reset is not None and batch_sizes is None:
-        reset = reset[None] if is_step else reset.transpose(0, 1) if batch_first else reset
-    batch = y.size(1) if batch_sizes is None else int(batch_sizes[0])
+    if reset is not None and x.dim() == 3:
+        reset = reset.transpose(0, 1) if batch_first else reset
+    batch = y.size(1) if y.dim() == 3 else int(sizes[0])  # type: ignore[index]
     has_c = spec.cell == "lstm"
 
     def state(of: Tensor | None, number: int, width: int) -> Tensor:
@@ -168,7 +171,7 @@ def eager_stack(
                 state(c0, number, hidden) if has_c else None,
                 spec.weights(weights, number),
                 d == 1,
-                batch_sizes,
+                sizes,
                 reset,
                 cells,
             )

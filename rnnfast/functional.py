@@ -49,7 +49,7 @@ def recurrent(
     weights: list[Any],
     *,
     dropout: float = 0.0,
-    batch_sizes: Tensor | None = None,
+    sizes: Tensor | None = None,
     batch: int | None = None,
     reset: Tensor | None = None,
     cells: bool = False,
@@ -60,12 +60,11 @@ def recurrent(
     ``x [T, B, I]`` (``[B, T, I]`` with ``spec.batch_first``), ``h0`` and ``c0 [layers * D, B, H]`` or
     None for zeros, ``weights`` flat in torch's order. Returns ``y [T, B, D * H]`` (likewise), ``h_n``
     and ``c_n [layers * D, B, H]``; ``c_n`` is None for cells without a cell state. Where h is
-    projected to a width R, that stands in the place of H for ``y``, ``h0`` and ``h_n``. With
-    ``batch_sizes`` ``x`` and ``y`` are packed, ``[sum of batch_sizes, features]``; ``x [B, I]`` is
-    one step of one layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of
-    training.
+    projected to a width R, that stands in the place of H for ``y``, ``h0`` and ``h_n``. ``sizes`` are
+    those of :func:`ops.forward`: packed, ``x`` and ``y`` are ``[rows, features]``. ``x [B, I]`` is one
+    step of one layer, with states ``[B, H]``, and ``h_n`` is None. ``dropout`` is that of training.
 
-    ``batch`` tells a graph what ``batch_sizes[0]`` is.
+    ``batch`` tells a graph what ``sizes[0]`` of a packed ``x`` is.
 
     None, having done nothing, where an argument is not what the kernels take. With ``fused=False``
     torch's operators compute it, differentiable in every way. ``reset`` and ``cells`` are those of
@@ -75,10 +74,10 @@ def recurrent(
     if fused and checks.traced():
         run = partial(library.stack, batch=batch)
     if dropout == 0 or spec.layers == 1:
-        return run(spec, batch_sizes, x, h0, c0, weights, reset, cells)
+        return run(spec, sizes, x, h0, c0, weights, reset, cells)
     one = spec._replace(layers=1, batch_first=False)
     each = spec.weights_each * spec.directions
-    turned = spec.batch_first and batch_sizes is None
+    turned = spec.batch_first and x.dim() == 3
     y = x.transpose(0, 1) if turned else x  # as torch has it: the same masks from the same seed
     reset = reset.transpose(0, 1) if turned and reset is not None else reset
     every_c = None
@@ -88,7 +87,7 @@ def recurrent(
         part = slice(k * spec.directions, (k + 1) * spec.directions)
         result = run(
             one,
-            batch_sizes,
+            sizes,
             F.dropout(y, dropout) if k > 0 else y,
             None if h0 is None else h0[part],
             None if c0 is None else c0[part],

@@ -17,13 +17,13 @@ from .ops import Outputs, Spec
 
 _STACK = """stack(
     Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? reset,
-    Tensor? batch_sizes, SymInt? batch,
+    Tensor? sizes, SymInt? batch,
     str cell, int layers, int directions, bool bias, bool projected, bool batch_first,
     bool cells, bool save
 ) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)"""
 
 _BACKWARD = """stack_backward(
-    Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? reset, Tensor? batch_sizes,
+    Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? reset, Tensor? sizes,
     str cell, int layers, int directions, bool bias, bool projected, bool batch_first,
     Tensor y, Tensor saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, bool[] wanted
 ) -> Tensor[]"""
@@ -35,7 +35,7 @@ for schema in (_STACK, _BACKWARD):
 
 def stack(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -49,10 +49,10 @@ def stack(
         t is not None and t.requires_grad for t in (x, h0, c0, *weights)
     )
     y, h_n, c_n, every_c, _ = STACK(
-        *(x, h0, c0, list(weights), reset, batch_sizes, batch), *spec, cells, save
+        *(x, h0, c0, list(weights), reset, sizes, batch), *spec, cells, save
     )
     has_c = spec.cell == "lstm"
-    is_step = x.dim() == 2 and batch_sizes is None
+    is_step = x.dim() == 2 and sizes is None
     return Outputs(y, None if is_step else h_n, c_n if has_c else None, every_c if cells else None)
 
 
@@ -62,15 +62,15 @@ def _forward(
     c0: Tensor | None,
     weights: list[Tensor],
     reset: Tensor | None,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     batch: int | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     spec, (cells, save) = Spec(*rest[:6]), rest[6:]
     x, h0, c0, *weights = map(ops.rows, (x, h0, c0, *weights))  # type: ignore[assignment]
-    found = ops.forward(spec, batch_sizes, x, h0, c0, weights, save, reset, cells)
+    found = ops.forward(spec, sizes, x, h0, c0, weights, save, reset, cells)
     if found is None:
-        why = ops.why_not(spec, batch_sizes, x, h0, c0, weights, reset)
+        why = ops.why_not(spec, sizes, x, h0, c0, weights, reset)
         raise RuntimeError(f"rnnfast::stack got tensors that its kernels do not take: {why}")
     *outputs, saved = found
     if batch is not None and found.h_n is not None and found.h_n.size(1) != batch:
@@ -87,7 +87,7 @@ def _forward_fake(
     c0: Tensor | None,
     weights: list[Tensor],
     reset: Tensor | None,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     batch: int | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -98,9 +98,9 @@ def _forward_fake(
     def empty(wanted: bool, *shape: Any) -> Tensor:
         return x.new_empty(*shape) if wanted else x.new_empty(0)
 
-    is_step = x.dim() == 2 and batch_sizes is None
+    is_step = x.dim() == 2 and sizes is None
     leading = x.shape[:-1]
-    if batch_sizes is None:
+    if x.dim() == 3 or is_step:
         batch = x.size(0 if spec.batch_first or is_step else 1)
     states = (batch,) if is_step else (numbers, batch)
     y = x.new_empty(*leading, spec.directions * outputs)
@@ -115,18 +115,18 @@ def _forward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, reset, batch_sizes, _, *rest = inputs
+    x, h0, c0, weights, reset, sizes, _, *rest = inputs
     y, _, _, _, saved = output
     ctx.spec = rest[:6]
-    has_h_n = x.dim() == 3 or batch_sizes is not None
+    has_h_n = x.dim() == 3 or sizes is not None
     ctx.there = (True, has_h_n, rest[0] == "lstm", rest[6])  # the others are empty stand-ins
     ctx.others = (None,) * (len(inputs) - 4)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, h0, c0, reset, batch_sizes, y, saved, *weights)
+    ctx.save_for_backward(x, h0, c0, reset, sizes, y, saved, *weights)
 
 
 def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    x, h0, c0, reset, batch_sizes, y, saved, *weights = ctx.saved_tensors
+    x, h0, c0, reset, sizes, y, saved, *weights = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wanted = [bool(needs[0]), bool(needs[1]), bool(needs[2])]
     each = needs[3] if isinstance(needs[3], Sequence) else [needs[3]] * len(weights)
@@ -134,11 +134,9 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     given = [g if there else None for g, there in zip(grads[:4], ctx.there, strict=True)]
     if torch.is_grad_enabled():  # a graph of this backward is wanted
         inputs = (x, h0, c0, *weights)
-        again = autograd.differentiable(Spec(*ctx.spec), batch_sizes, reset, inputs, given, wanted)
+        again = autograd.differentiable(Spec(*ctx.spec), sizes, reset, inputs, given, wanted)
         return (*again[:3], [*again[3:]], *ctx.others)
-    found = STACK_BACKWARD(
-        *(x, h0, c0, weights, reset, batch_sizes), *ctx.spec, y, saved, *given, wanted
-    )
+    found = STACK_BACKWARD(*(x, h0, c0, weights, reset, sizes), *ctx.spec, y, saved, *given, wanted)
     own = [g if wants else None for g, wants in zip(found, wanted, strict=True)]
     return (*own[:3], own[3:], *ctx.others)
 
@@ -149,7 +147,7 @@ def _backward(
     c0: Tensor | None,
     weights: list[Tensor],
     reset: Tensor | None,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     *rest: Any,
 ) -> list[Tensor]:
     spec = Spec(*rest[:6])
@@ -159,13 +157,13 @@ def _backward(
         grads[0] = torch.zeros_like(y)
     if not saved.numel() and y.numel():  # it was exported where no gradients were wanted
         x, h0, c0, *weights = inputs  # type: ignore[assignment]
-        again = ops.forward(spec, batch_sizes, x, h0, c0, weights, True, reset)
+        again = ops.forward(spec, sizes, x, h0, c0, weights, True, reset)
         assert again is not None
         assert again.saved is not None
         y, saved = again.y, again.saved
-    found = ops.backward(spec, batch_sizes, reset, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
+    found = ops.backward(spec, sizes, reset, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
     if found is None:
-        found = [*autograd.differentiable(spec, batch_sizes, reset, inputs, grads, wanted)]
+        found = [*autograd.differentiable(spec, sizes, reset, inputs, grads, wanted)]
     return [x.new_empty(0) if g is None else g for g in found]
 
 
@@ -196,13 +194,13 @@ def _eager(
     c0: Tensor | None,
     weights: list[Tensor],
     reset: Tensor | None,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     batch: int | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     """``rnnfast::stack`` on torch's operators; ``saved`` is empty, since nothing needs it."""
     y, h_n, c_n, every_c, _ = autograd.eager_stack(
-        Spec(*rest[:6]), batch_sizes, x, h0, c0, weights, reset, rest[6]
+        Spec(*rest[:6]), sizes, x, h0, c0, weights, reset, rest[6]
     )
     outputs = (x.new_empty(0) if t is None else t for t in (y, h_n, c_n, every_c))
     return *outputs, x.new_empty(0, dtype=torch.uint8)

@@ -67,10 +67,12 @@ class _Recurrent(torch.nn.RNNBase):
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
             hx: as torch's.
-            lengths: ``[B]`` integers in any order, on the CPU: how many steps of each row of a padded
-                batch are real. Only they are computed; the output is zero past them, and the final
-                states are those of each row's last step (in reverse, its first). In torch.compile give
-                a tensor: one graph takes any, whereas each list is compiled anew.
+            lengths: ``[B]`` integers in any order, on the CPU, from 0 to T: how many steps of each row
+                of a padded batch are real. Only they are computed. The output is zero past them, and so
+                is the gradient of the input. The final states are those of each row's last step (in
+                reverse, its first); those of a row of length 0 are its initial ones. Under autocast
+                the results have the dtypes of a padded batch. In torch.compile give a tensor: one graph
+                takes any, whereas each list is compiled anew.
             reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``), ``[T]`` where there is no batch:
                 where true, the row's states are zero before that step, in every layer, and no gradient
                 passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
@@ -79,15 +81,20 @@ class _Recurrent(torch.nn.RNNBase):
             return_cells: LSTM only; return ``(output, (h_n, c_n), cells)``, with the cell states that
                 belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
         """
-        usual = lengths is None and type(input) is Tensor
-        if usual and checks.plain_call() and not checks.may_autocast():
-            outputs = self._forward_directly(input, hx, reset, return_cells)
+        if lengths is not None:
+            lengths = sequences.lengths_of(input, lengths, self.batch_first)
+        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
+            outputs = self._forward_directly(input, hx, lengths, reset, return_cells)
             if outputs is not None:
                 return outputs
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
             return self._forward_further(input, hx, reset, return_cells)
+        return self._forward_as_torch(input, hx)
+
+    def _forward_as_torch(self, input: Any, hx: Any) -> Any:
+        """What torch.nn offers too."""
         if not checks.traced():
             self._update_flat_weights()
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
@@ -120,7 +127,9 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
         return outputs
 
-    def _forward_directly(self, input: Tensor, hx: Any, reset: Any, cells: bool) -> Any:
+    def _forward_directly(
+        self, input: Tensor, hx: Any, lengths: Tensor | None, reset: Any, cells: bool
+    ) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
         if self.training and self.num_layers > 1 and self.dropout > 0:
             return None
@@ -130,7 +139,7 @@ class _Recurrent(torch.nn.RNNBase):
             packed = packing.packed(self, spec, names) if packing.HELD else None
             features = self.input_size
             return ops.call_module(
-                spec, input, 3, features, hx, parameters, names, reset, cells, packed
+                *(spec, lengths, input, 3, features, hx, parameters, names, reset, cells, packed)
             )
         try:
             weights = [parameters[name] for name in names]
@@ -143,7 +152,7 @@ class _Recurrent(torch.nn.RNNBase):
         if pair is None or (cells and not is_lstm):
             return None
         h0, c0 = pair
-        outputs = autograd.stack(spec, None, input, h0, c0, weights, reset, cells)
+        outputs = autograd.stack(spec, lengths, input, h0, c0, weights, reset, cells)
         if outputs is None:
             return None
         y, h_n, c_n, every_c, _ = outputs
@@ -161,23 +170,28 @@ class _Recurrent(torch.nn.RNNBase):
         return make(self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first)
 
     def _forward_padded(
-        self, input: Tensor, hx: State, lengths: Any, reset: Any, return_cells: bool
+        self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cells: bool
     ) -> Any:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"lengths needs a padded batch, a Tensor; got {type(input).__name__}")
-        if input.dim() != 3:
-            raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
-        lengths = torch.as_tensor(lengths)
-        if lengths.is_floating_point() or lengths.is_complex():
-            raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-        packed = sequences.pack(input, lengths, self.batch_first)
+        """A padded batch with lengths; packed where only torch's own layers take it."""
+        if cells and self.mode != "LSTM":
+            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
         if reset is not None:
-            padded = sequences.reset_rows(input, reset, self.batch_first)
-            rows = sequences.take(padded, packed, self.batch_first)
-            reset = PackedSequence(rows, *packed[1:])
-        y, states, *cells = self.forward(packed, hx, reset=reset, return_cells=return_cells)
-        every_row = (sequences.pad(t, input, self.batch_first) for t in (y, *cells))
-        return (next(every_row), states, *every_row)
+            reset = sequences.reset_rows(input, reset, self.batch_first)
+        if not checks.traced():
+            self._update_flat_weights()
+        if not input.is_cuda and self._covers(input, hx):
+            outputs = self._run(input, hx, fused=True, lengths=lengths, reset=reset, cells=cells)
+            if outputs is not None:
+                return outputs
+        if checks.transformed() and self._fitting(input, hx) is not None:
+            return self._run(input, hx, fused=False, lengths=lengths, reset=reset, cells=cells)
+
+        def run(packed: PackedSequence, hx: Any, reset: PackedSequence | None) -> Any:
+            if reset is not None or cells:
+                return self._forward_further(packed, hx, reset, cells)
+            return self._forward_as_torch(packed, hx)
+
+        return sequences.by_packing(run, input, hx, lengths, reset, self.batch_first)
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not (checks.traced() or checks.plain_call()):
@@ -233,11 +247,14 @@ class _Recurrent(torch.nn.RNNBase):
         hx: State,
         *,
         fused: bool,
+        lengths: Tensor | None = None,
         reset: Tensor | None = None,
         cells: bool = False,
     ) -> Any:
         """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         batch_sizes = order = back = None
+        if lengths is not None and not fused:
+            sequences.check_lengths(lengths, input.size(1 if self.batch_first else 0))
         data, batched = input, True
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
@@ -261,7 +278,7 @@ class _Recurrent(torch.nn.RNNBase):
             *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
             [ops.rows(w) for w in self._weights()],
             dropout=self.dropout if self.training else 0.0,
-            batch_sizes=batch_sizes,
+            sizes=batch_sizes if lengths is None else lengths,
             batch=batch,
             reset=reset,
             cells=cells,
@@ -365,7 +382,9 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         if not torch.is_grad_enabled():
             packed = packing.packed(self, spec, names) if packing.HELD else None
             features = self.input_size
-            return ops.call_module(spec, input, 2, features, hx, parameters, names, None, False, packed)
+            return ops.call_module(
+                *(spec, None, input, 2, features, hx, parameters, names, None, False, packed)
+            )
         try:
             weights = [parameters[name] for name in names]
         except KeyError:  # computed at each access (a parametrization)

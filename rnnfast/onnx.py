@@ -25,6 +25,7 @@ _NODES: dict[str, tuple[str, tuple[int, ...]]] = {
     "rnn_relu": ("RNN", (0,)),
 }
 _LINEAR_BEFORE_RESET = {"gru": 1, "gru_original": 0}
+_INT32 = 6  # TensorProto.INT32
 _ACTIVATIONS = {"rnn_tanh": "Tanh", "rnn_relu": "Relu"}
 
 
@@ -51,7 +52,7 @@ def _stack(
     c0: Any,
     weights: Sequence[Any],
     reset: Any,
-    batch_sizes: Any,
+    sizes: Any,
     batch: Any,
     cell: str,
     layers: int,
@@ -68,7 +69,7 @@ def _stack(
     for there, what in (
         (projected, "proj_size"),
         (reset is not None, "reset="),
-        (batch_sizes is not None, "packed sequences"),
+        (sizes is not None and len(x.shape) == 2, "packed sequences"),
         (cells, "return_cells="),
     ):
         if there:
@@ -80,9 +81,10 @@ def _stack(
         h0, c0 = (s if s is None else op.Unsqueeze(s, op.Constant(value_ints=[0])) for s in (h0, c0))
     elif batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
+    lengths = None if sizes is None else op.Cast(sizes, to=_INT32)  # ONNX's type for them
     h_n, c_n = [], []
     for k in range(layers):
-        x, h, c = _layer(op, spec, k, x, h0, c0, weights)
+        x, h, c = _layer(op, spec, k, x, lengths, h0, c0, weights)
         h_n.append(h)
         c_n.append(c)
     none = op.Constant(value_floats=[])
@@ -101,9 +103,9 @@ def _stack(
 
 
 def _layer(
-    op: Any, spec: Spec, k: int, x: Any, h0: Any, c0: Any, weights: Sequence[Any]
+    op: Any, spec: Spec, k: int, x: Any, lengths: Any, h0: Any, c0: Any, weights: Sequence[Any]
 ) -> tuple[Any, Any, Any]:
-    """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``."""
+    """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``; ``lengths [B]``."""
     kind, order = _NODES[spec.cell]
     directions = spec.directions
     attributes: dict[str, Any] = {}
@@ -135,7 +137,7 @@ def _layer(
     if spec.bias:
         biases = both([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
     w_ih, w_hh = both([in_order(w[0]) for w in flat]), both([in_order(w[1]) for w in flat])
-    given = [x, w_ih, w_hh, biases, None, part(h0)] + ([part(c0)] if kind == "LSTM" else [])
+    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if kind == "LSTM" else [])
     y, *states = getattr(op, kind)(
         *given,
         hidden_size=hidden,

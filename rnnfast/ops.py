@@ -64,7 +64,7 @@ def saved_bytes_of_a_row(spec: Spec, x: Tensor, hidden: int, outputs: int) -> in
 
 def forward(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -76,11 +76,13 @@ def forward(
 ) -> Outputs | None:
     """Run a stack; None, having done nothing, where an argument is not what the kernels take.
 
-    ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed with ``batch_sizes``, or
-    ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. ``save`` asks for what backward
-    needs. ``packed`` is None or from :func:`pack`, with the same weights. Where ``reset``, bools for
-    the rows of ``x``, is true, a row's states are zero before that step. ``cells`` asks for the last
-    layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
+    ``x`` is ``[T, B, I]``, ``[B, T, I]`` where ``spec.batch_first``, packed ``[rows, I]``, or
+    ``[B, I]`` for one step of one layer, whose states are ``[B, H]``. ``sizes``, int64 on the CPU, are
+    torch's ``batch_sizes`` of a packed ``x``, or the length of each row ``[B]`` of a padded one; None
+    means that every row has every step. Past a row's length nothing is read, and outputs are zero.
+    ``save`` asks for what backward needs. ``packed`` is None or from :func:`pack`, with the same
+    weights. Where ``reset``, bools for the rows of ``x``, is true, a row's states are zero before that
+    step. ``cells`` asks for the last layer's c after every step, ``[T, B, D * H]`` or as ``y`` is.
     """
     try:
         stack = _STACKS[spec]
@@ -89,14 +91,14 @@ def forward(
     threads, new_saved = torch.get_num_threads(), _as_tensor if save else None
     try:
         found = stack.call(
-            PLAIN_TYPES, threads, batch_sizes, reset, x, h0, c0, weights, cells, new_saved, packed
+            PLAIN_TYPES, threads, sizes, reset, x, h0, c0, weights, cells, new_saved, packed
         )
     except ValueError as error:  # weights of another shape: torch raises RuntimeError
         raise RuntimeError(str(error)) from None
     if found is not None:
         return tuple.__new__(Outputs, found)
     if x.is_cuda:
-        return cuda.forward(spec, batch_sizes, x, h0, c0, weights, save, reset, cells)
+        return cuda.forward(spec, sizes, x, h0, c0, weights, save, reset, cells)
     return None
 
 
@@ -107,7 +109,7 @@ def takes(spec: Spec, x: Tensor, hidden: int) -> bool:
 
 def why_not(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -117,7 +119,7 @@ def why_not(
     """What is wrong with the arguments for which :func:`forward` returned None."""
     if x.is_cuda:
         return f"on {x.device} no tier has a plan for them, or they differ in device or dtype"
-    given = (torch.get_num_threads(), batch_sizes, reset, x, h0, c0, weights)
+    given = (torch.get_num_threads(), sizes, reset, x, h0, c0, weights)
     try:
         # One output, and of no size, so that it computes nothing if they are right.
         _STACKS[spec].forward(*given, x.new_empty(0), None, None, None, None)
@@ -128,6 +130,7 @@ def why_not(
 
 def call_module(
     spec: Spec,
+    sizes: Tensor | None,
     x: Any,
     dims: int,
     features: Any,
@@ -150,7 +153,20 @@ def call_module(
     threads = torch.get_num_threads()
     try:
         return stack.call_module(
-            PLAIN_TYPES, threads, x, dims, features, hx, parameters, names, reset, cells, packed
+            *(
+                PLAIN_TYPES,
+                threads,
+                sizes,
+                x,
+                dims,
+                features,
+                hx,
+                parameters,
+                names,
+                reset,
+                cells,
+                packed,
+            )
         )
     except ValueError as error:
         raise RuntimeError(str(error)) from None
@@ -167,7 +183,7 @@ def pack(spec: Spec, weights: list[Any]) -> Any:
 
 def backward(
     spec: Spec,
-    batch_sizes: Tensor | None,
+    sizes: Tensor | None,
     reset: Tensor | None,
     inputs: tuple[Tensor | None, ...],
     y: Tensor,
@@ -181,7 +197,7 @@ def backward(
     can go back where one went forward, on a CUDA device whose settings have changed.
     """
     if y.is_cuda:
-        return cuda.backward(spec, batch_sizes, reset, inputs, y, saved, grads, wanted)
+        return cuda.backward(spec, sizes, reset, inputs, y, saved, grads, wanted)
     found = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if wants and t is not None else None
         for t, wants in zip(inputs, wanted, strict=True)
@@ -191,9 +207,7 @@ def backward(
     written = (*found[:3], found[3:])
 
     def run(y: Any, x: Any, h0: Any, c0: Any, *weights: Any) -> None:
-        stack.backward(
-            *(threads, batch_sizes, reset, x, h0, c0, list(weights), y, saved, *given, *written)
-        )
+        stack.backward(*(threads, sizes, reset, x, h0, c0, list(weights), y, saved, *given, *written))
 
     try:
         run(y, *inputs)

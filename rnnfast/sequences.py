@@ -1,10 +1,8 @@
-"""Packed sequences: made of a padded batch and back, in a graph too, and what is said of their rows.
-
-Eager calls use torch's own functions. A graph cannot hold those, so there it is done by index.
-"""
+"""Packed sequences, and padded batches with lengths: what is said of their rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,56 +22,89 @@ def known_batch(packed: PackedSequence, hx: Any) -> int | None:
     return h0.size(1) if isinstance(h0, Tensor) and h0.dim() == 3 else None
 
 
-def pack(x: Tensor, lengths: Tensor, batch_first: bool) -> PackedSequence:
-    """``pack_padded_sequence`` of rows in any order, each of which has a length within ``x``.
+def lengths_of(input: Any, lengths: Any, batch_first: bool) -> Tensor:
+    """``lengths`` as int64, one for each row of a padded batch ``input``; their values are not read.
 
     Raises:
-        RuntimeError: what torch refuses. In a graph, which raises when it runs, a length that is not
-            positive or beyond the steps of ``x``.
-        ValueError: a length is beyond the steps of ``x``; there are not as many as rows.
+        TypeError: ``input`` is no Tensor; lengths are no integers.
+        ValueError: ``input`` is not 3-D; there are not as many lengths as rows.
+        RuntimeError: lengths are on another device than the CPU, as torch's packing says it.
     """
-    batch, steps = x.shape[:2] if batch_first else (x.size(1), x.size(0))
-    if checks.traced():
-        _one_for_each_row(lengths, batch)
-        return _pack_by_index(x, lengths, steps, batch_first)
-    packed = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
-    _one_for_each_row(lengths, batch)  # torch drops the rows that have none
-    if packed.batch_sizes.numel() > steps:
-        raise ValueError(f"lengths reach {packed.batch_sizes.numel()}; the input has {steps} steps")
-    return packed
-
-
-def _one_for_each_row(lengths: Tensor, batch: int) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"lengths needs a padded batch, a Tensor; got {type(input).__name__}")
+    if input.dim() != 3:
+        raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")  # whatever torch.set_default_device says
+    if lengths.numel() == 0:
+        lengths = lengths.to(torch.int64)  # of an empty list torch makes floats
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if lengths.device.type != "cpu":
+        raise RuntimeError(
+            f"lengths should be a 1D CPU int64 tensor, but got {lengths.dim()}D {lengths.device} tensor"
+        )
+    batch = input.size(0 if batch_first else 1)
     if lengths.dim() != 1:
         raise ValueError(f"lengths must have one dimension, got {lengths.dim()}")
     if lengths.size(0) != batch:
         raise ValueError(f"lengths has {lengths.size(0)} entries; the batch has {batch} rows")
+    result: Tensor = lengths.to(torch.int64)
+    return result
 
 
-def _pack_by_index(x: Tensor, lengths: Tensor, steps: int, batch_first: bool) -> PackedSequence:
-    ordered, order = torch.sort(lengths.to(torch.int64), descending=True)
-    torch._assert_async(ordered[-1] > 0, "lengths must be greater than 0")
-    torch._assert_async(ordered[0] <= steps, "lengths reach beyond the steps of the input")
-    longest: Any = ordered[0].item()
-    rows: Any = ordered.sum().item()
-    # What narrow needs to know of a size that is data.
-    torch._check(longest >= 1)  # type: ignore[no-untyped-call]
-    torch._check(longest <= steps)  # type: ignore[no-untyped-call]
-    sizes = (ordered > torch.arange(steps, device=lengths.device)[:, None]).sum(1)
-    sizes = sizes.narrow(0, 0, longest)
-    where = positions(sizes, order, rows, x, batch_first)
-    return PackedSequence(x.flatten(0, 1).index_select(0, where), sizes, order)
+def check_lengths(lengths: Tensor, steps: int) -> None:
+    """Raise the RuntimeError of the kernels where a length is negative, or beyond the input's steps."""
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(lengths):
+        lengths = functorch.get_unwrapped(lengths)
+    if checks.traced() or functorch.is_functorch_wrapped_tensor(lengths):
+        return  # values that differ along vmap, which nobody can read
+    for row, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= steps:
+            raise RuntimeError(
+                f"Length of all samples has to be between 0 and the {steps} steps of the input, "
+                f"but lengths[{row}] is {length}"
+            )
 
 
-def pad(packed: PackedSequence, like: Tensor, batch_first: bool) -> Tensor:
-    """``pad_packed_sequence``, with the batch and the steps of ``like``."""
-    if not checks.traced():
-        total = like.size(1 if batch_first else 0)
-        return pad_packed_sequence(packed, batch_first, total_length=total)[0]
-    data, sizes, order, _ = packed
-    where = positions(sizes, order, data.size(0), like, batch_first)
-    padded = data.new_zeros(like.size(0) * like.size(1), data.size(1)).index_copy(0, where, data)
-    return padded.view(like.size(0), like.size(1), -1)
+def by_packing(
+    run: Callable[[PackedSequence, Any, PackedSequence | None], tuple[Any, ...]],
+    x: Tensor,
+    hx: Any,
+    lengths: Tensor,
+    reset: Tensor | None,
+    batch_first: bool,
+) -> tuple[Any, ...]:
+    """What ``run(packed x, hx, packed reset)`` gives, padded again: for torch's own layers.
+
+    ``reset`` has the shape of ``x`` without its features. No PackedSequence has rows of length 0: they
+    are packed with one step, and what that gives is left out.
+    """
+    steps = x.size(1 if batch_first else 0)
+    check_lengths(lengths, steps)
+    empty = (lengths == 0).to(x.device)
+    has_empty = bool((lengths == 0).any())
+    if has_empty:
+        x = x.masked_fill(empty[:, None, None] if batch_first else empty[:, None], 0)
+    packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first, enforce_sorted=False)
+    if reset is not None:
+        reset = PackedSequence(take(reset, packed, batch_first), *packed[1:])  # type: ignore[assignment]
+    y, final, *cells = run(packed, hx, reset)  # type: ignore[arg-type]
+
+    def pad(of: PackedSequence) -> Tensor:
+        padded = pad_packed_sequence(of, batch_first, total_length=steps)[0]
+        return padded.masked_fill(empty[:, None, None] if batch_first else empty[:, None], 0)
+
+    def kept(new: Tensor, initial: Tensor | None) -> Tensor:
+        zero = new.new_zeros(())
+        return torch.where(empty[:, None], zero if initial is None else initial.to(new.dtype), new)
+
+    if has_empty and isinstance(final, tuple):
+        final = tuple(map(kept, final, (None, None) if hx is None else hx))
+    elif has_empty:
+        final = kept(final, hx)
+    return pad(y), final, *(pad(every_c) for every_c in cells)
 
 
 def positions(

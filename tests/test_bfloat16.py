@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import reference
 import rnnfast
 from reference import CELLS
-from twins import LAYERS, flatten, make, states, twins
+from twins import LAYERS, flatten, make, states, torch_has_half_lstm, twins
 
 BF16 = torch.bfloat16
 ROUNDING = 2.0**-8
@@ -246,6 +246,8 @@ def autocast_cases():
 def test_autocast_gives_the_dtypes_that_torch_gives(cell, kind):
     if kind == "projected" and cell != "lstm":
         pytest.skip("only the LSTM has projections")
+    if cell == "lstm" and kind in ("", "stack", "packed evenly") and not torch_has_half_lstm():
+        pytest.skip("torch has no LSTM in half precision on this processor")
     suffix = "Cell" if kind == "Cell" else ""
     options = {"stack": {"num_layers": 2}, "projected": {"proj_size": 3}}.get(kind, {})
     ours, theirs = twins(cell, 5, 17, suffix=suffix, **options)

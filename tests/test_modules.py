@@ -15,7 +15,7 @@ from torch import nn
 import reference
 import rnnfast
 from reference import CELLS
-from twins import LAYERS, assert_twins_agree, flatten, make, states, twins
+from twins import LAYERS, assert_twins_agree, flatten, make, states, torch_has_half_lstm, twins
 
 every_layer = pytest.mark.parametrize("cell", LAYERS)
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -131,6 +131,8 @@ def test_half_precision_of_the_original_gru(suffix, dtype):
 @every_layer
 @every_suffix
 def test_autocast_agrees_with_torch(cell, suffix):
+    if cell == "lstm" and not suffix and not torch_has_half_lstm():
+        pytest.skip("torch has no LSTM in half precision on this processor")
     ours, theirs = twins(cell, 5, 17, suffix=suffix)
     x = torch.randn(*(() if suffix else (4,)), 3, 5)
     with torch.autocast("cpu", torch.bfloat16):

@@ -99,6 +99,40 @@ def test_nodes_and_answers(cell, kind, hx):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
 
 
+class Padded(torch.nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, lengths):
+        return self.rnn(x, lengths=lengths)
+
+
+@every_cell
+@pytest.mark.parametrize("kind", ["layer", "stack"])
+def test_lengths(cell, kind):
+    """ONNX's sequence_lens, of any batch and length; rows of length 0 as well."""
+    net = Padded(make(rnnfast, cell, 5, 7, **OPTIONS[kind])).eval()
+    first = net.rnn.batch_first
+    T, B = torch.export.Dim("T"), torch.export.Dim("B")
+    sizes = ({0: B, 1: T} if first else {0: T, 1: B}, {0: B})
+
+    def padded(lengths, steps):
+        x = torch.randn(*((len(lengths), steps) if first else (steps, len(lengths))), 5)
+        return x, torch.tensor(lengths)
+
+    exported = torch.onnx.export(
+        net, padded([4, 1, 3], 4), dynamo=True, dynamic_shapes=sizes, verbose=False
+    )
+    assert exported is not None
+    for lengths, steps in (([4, 1, 3], 4), ([2, 7], 9), ([1], 1), ([5, 5, 5, 5], 5), ([0, 3, 0], 4)):
+        args = padded(lengths, steps)
+        got, want = answers(exported.model_proto, args), flatten(net(*args))
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
 def test_unbatched_and_by_hand():
     net = Net(make(rnnfast, "gru", 5, 7)).eval()
     x = torch.randn(6, 4)

@@ -1,4 +1,4 @@
-"""Rows of different lengths: PackedSequence, and lengths= on a padded batch."""
+"""Rows of different lengths: PackedSequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import reference
 import rnnfast
 from reference import CELLS
-from test_errors import raised
 from twins import CLOSE, LAYERS, flatten, make, states, twins
 
 pytestmark = pytest.mark.numerics
@@ -170,52 +169,6 @@ def test_gradcheck(cell):
     assert gradcheck(function, (x, *leaves))
 
 
-@every_cell
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("kind", [torch.tensor, list, lambda n: torch.tensor(n, dtype=torch.int32)])
-def test_lengths_keyword(cell, batch_first, kind):
-    """lengths= on a padded batch is packing and unpacking; past the ends the output is zero."""
-    module = make(rnnfast, cell, 5, 17, 2, bidirectional=True, batch_first=batch_first)
-    lengths = LENGTHS[0]
-    x, state = problem(cell, module, lengths)
-    x = torch.cat([x, torch.full((2, len(lengths), 5), torch.nan)])  # longer than the longest row
-    y, *final = run_packed(module, x, state, lengths)
-    given = x.transpose(0, 1) if batch_first else x
-    got, got_final = module(given, state, lengths=kind(lengths))
-    got = got.transpose(0, 1) if batch_first else got
-    assert torch.equal(got[: max(lengths)], y)
-    assert got.shape == (*x.shape[:2], 34)
-    for row, length in enumerate(lengths):
-        assert not got[length:, row].any()
-    for a, b in zip(flatten(got_final), final, strict=True):
-        assert torch.equal(a, b)
-
-
-BAD_LENGTHS = {
-    "too long": [3, 1, 8],
-    "zero": [3, 0, 7],
-    "negative": [3, -1, 7],
-    "too few": [3, 7],
-    "too many": [3, 7, 7, 7],
-    "2-D": [[3, 1, 7]],
-    "float": [3.5, 1.0, 7.0],
-}
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru_original"])
-@pytest.mark.parametrize("bad", BAD_LENGTHS)
-def test_bad_lengths(cell, bad):
-    """What torch's packing refuses is refused in its words, and what it lets through as well."""
-    module, x = make(rnnfast, cell, 5, 17), torch.randn(7, 3, 5)
-    lengths = torch.tensor(BAD_LENGTHS[bad])
-    want = raised(lambda: pack_padded_sequence(x, lengths, enforce_sorted=False))
-    got = raised(lambda: module(x, lengths=lengths))
-    assert got == want or (want is None and got is not None)  # torch packs too few
-    assert got is not None or bad == "float"
-    with pytest.raises(ValueError, match="3-D"):
-        module(x[:, 0], lengths=torch.tensor([7]))
-
-
 def by_hand(rows, batch_sizes, dtype=torch.int64, features=5):
     """A PackedSequence as nobody's packing would make it."""
     return PackedSequence(torch.randn(rows, features), torch.tensor(batch_sizes, dtype=dtype))
@@ -263,12 +216,6 @@ def test_bad_packed_sequences(cell, bad, hx):
     # torch computes the rows that the sizes name, and leaves the others out.
     assert y.data.shape == (6 if bad == "too many rows" else len(sequence.data), 34)
     assert y.data.isfinite().all()
-
-
-def test_lengths_are_for_padded_batches():
-    x = pack_padded_sequence(torch.randn(3, 2, 5), torch.tensor([3, 1]))
-    with pytest.raises(TypeError, match="got PackedSequence"):
-        rnnfast.GRU(5, 7)(x, lengths=[3, 1])
 
 
 @every_layer

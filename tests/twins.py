@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import torch
 
@@ -29,6 +30,19 @@ def make(package, cell, *sizes, suffix="", **options):
 
 def twins(cell, *sizes, **options):
     return make(rnnfast, cell, *sizes, **options), make(torch.nn, cell, *sizes, **options)
+
+
+@cache
+def torch_has_half_lstm():
+    """Whether oneDNN, through which torch runs it, has an LSTM in bfloat16 here: not without AVX-512."""
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            torch.nn.LSTM(5, 7)(torch.randn(4, 3, 5))
+        except RuntimeError as error:
+            if "could not create a primitive descriptor" not in str(error):
+                raise
+            return False
+    return True
 
 
 def flatten(out):

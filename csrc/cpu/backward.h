@@ -30,7 +30,7 @@ class Backward {
     constexpr index enough_rows = 512, least = 8;
     const bool worth = layer.steps * layer.batch >= enough_rows && layer.batch >= least &&
                        BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
-    return worth && !layer.packed.count ? 2 : 1;
+    return worth && !layer.ragged.count ? 2 : 1;
   }
 
   void run(const Team& team) {

@@ -41,6 +41,7 @@ class BackwardLoop {
     chunk_.d = arena.template take<T>(rows_ * padded * Cell::gates);
     chunk_.p = arena.template take<T>(is_projected<Cell>(layer_) ? rows_ * outputs_ * L : 0);
     chunk_.operand = arena.template take<T>(weights_.uses_operand(grads) ? rows_ * padded : 0);
+    chunk_.places = arena.template take<Place>(layer.ragged.order ? rows_ : 0);
     dh_ = arena.template take<Real<T>>(layer.batch * outputs_ * L);
     dc_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
     dq_ = arena.template take<Real<T>>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
@@ -79,6 +80,7 @@ class BackwardLoop {
         begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
         wait_for_source(team_, layer_.steps - begin);
         for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
+        find_places(chunk, {begin, end}, gathered);
         if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
         wait(team_);
         if (grads_.x.data) input_gradients(chunk, {begin, end});
@@ -88,10 +90,8 @@ class BackwardLoop {
       wait(team_);
       t1 = chunk.steps.begin;
     }
-    if (grads_.h0.data)
-      from_blocks(grads_.h0, dh_, layer_.batch, layer_.outputs, part.rows, part.outputs);
-    if (grads_.c0.data)
-      from_blocks(grads_.c0, dc_, layer_.batch, layer_.hidden, part.rows, part.blocks);
+    if (grads_.h0.data) from_blocks(grads_.h0, dh_, layer_, layer_.outputs, part.rows, part.outputs);
+    if (grads_.c0.data) from_blocks(grads_.c0, dc_, layer_, layer_.hidden, part.rows, part.blocks);
   }
 
  private:
@@ -116,11 +116,21 @@ class BackwardLoop {
     return chunk;
   }
 
+  // Of a padded batch: where each row of some of a chunk's steps lies.
+  void find_places(const Chunk<Cell, T>& chunk, Range steps, Range rows) {
+    if (!chunk.places) return;
+    for (index t = steps.begin; t < steps.end; ++t) {
+      const Range there = present(rows, state_.count(t));
+      for (index b = there.begin; b < there.end; ++b)
+        chunk.places[chunk.place(t) + b] = {t, layer_.ragged.order[b]};
+    }
+  }
+
   void prepare(Part part) {
-    to_blocks(dh_, grads_.h_n, layer_.batch, layer_.outputs, part.rows, part.outputs);
+    to_blocks(dh_, grads_.h_n, layer_, layer_.outputs, part.rows, part.outputs);
     if constexpr (Cell::cell_state >= 0) {
-      to_blocks(dc_, grads_.c_n, layer_.batch, layer_.hidden, part.rows, part.blocks);
-      to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
+      to_blocks(dc_, grads_.c_n, layer_, layer_.hidden, part.rows, part.blocks);
+      to_blocks(c0_, layer_.c0, layer_, layer_.hidden, part.rows, part.blocks);
     }
     if (team_.rank == 0) weights_.clear();
   }

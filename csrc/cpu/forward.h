@@ -145,7 +145,7 @@ class Forward {
     const Range blocks = share(blocks_, team_.size, team_.rank);
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
     if constexpr (Cell::cell_state >= 0)
-      to_blocks(c0_, layer_.c0, layer_.batch, layer_.hidden, part.rows, part.blocks);
+      to_blocks(c0_, layer_.c0, layer_, layer_.hidden, part.rows, part.blocks);
     if (team_.rank == 0)
       for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
   }
@@ -417,13 +417,14 @@ class Forward {
     const Range there = present(part.rows, state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
     for (index b = left.end > there.begin ? left.end : there.begin; b < there.end; ++b) {
+      const index place = layer_.ragged.place(b);
       for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
         const T* y = state_.row(layer_.y, t, b) + k;
-        store_some(layer_.h_n.data + b * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
+        store_some(layer_.h_n.data + place * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
                    layer_.outputs - k);
       }
       for (index block = part.blocks.begin; layer_.c_n.data && block < part.blocks.end; ++block)
-        store_some(layer_.c_n.data + b * layer_.c_n.row + block * L,
+        store_some(layer_.c_n.data + place * layer_.c_n.row + block * L,
                    load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
     }
   }

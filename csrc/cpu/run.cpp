@@ -98,7 +98,7 @@ int threads_now(int threads) {
 
 template <class T>
 index rows_of(const Layer<T>& layer) {
-  return layer.packed.count ? layer.packed.before[layer.steps] : layer.steps * layer.batch;
+  return layer.ragged.count ? layer.ragged.before[layer.steps] : layer.steps * layer.batch;
 }
 
 template <class T>
@@ -178,14 +178,12 @@ void run_columns(const Wavefront& plan, int count, Bytes bytes, F work) {
 
 // to += from, the gradients of x that a direction of the layer found.
 template <class T>
-void add(const Layer<T>& layer, Sequence<T> to, const T* from) {
-  const bool packed = layer.packed.count != nullptr;
-  const index steps = packed ? 1 : layer.steps;
-  const index rows = packed ? rows_of(layer) : layer.batch;
-  for (index t = 0; t < steps; ++t)
-    for (index b = 0; b < rows; ++b, from += layer.inputs) {
-      T* row = to.data + t * to.step + b * to.row;
-      for (index k = 0; k < layer.inputs; ++k) row[k] = narrow<T>(widen(row[k]) + widen(from[k]));
+void add(const Layer<T>& layer, Sequence<T> to, Sequence<const T> from) {
+  for (index t = 0; t < layer.steps; ++t)
+    for (index b = 0; b < (layer.ragged.count ? layer.ragged.count[t] : layer.batch); ++b) {
+      T* const row = layer.ragged.row(to, t, b);
+      const T* const other = layer.ragged.row(from, t, b);
+      for (index k = 0; k < layer.inputs; ++k) row[k] = narrow<T>(widen(row[k]) + widen(other[k]));
     }
 }
 
@@ -213,7 +211,8 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
   if (directions == 2 && own[1].x.data) {
     own[1].x_accumulate = !plans.together;
     if (plans.together) {
-      apart.emplace(static_cast<std::size_t>(rows_of(layer) * layer.inputs) * sizeof(T));
+      const index rows = layer.ragged.order ? layer.steps * layer.batch : rows_of(layer);
+      apart.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
       own[1].x = {static_cast<T*>(apart->data()), layer.batch * layer.inputs, layer.inputs};
     }
   }
@@ -222,7 +221,7 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
       [&](int d, const Team& team, void* scratch) {
         kernel.backward(layers[d], own[d], team, scratch);
       });
-  if (apart) add(layer, grads[1].x, static_cast<const T*>(apart->data()));
+  if (apart) add(layer, grads[1].x, {own[1].x.data, own[1].x.step, own[1].x.row});
 }
 
 template <class T>

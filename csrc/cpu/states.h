@@ -67,26 +67,25 @@ struct States {
   }
 
   // The rows of step t, and how many come before it.
-  index count(index t) const { return layer->packed.count ? layer->packed.count[t] : layer->batch; }
+  index count(index t) const { return layer->ragged.count ? layer->ragged.count[t] : layer->batch; }
   index before(index t) const {
-    return layer->packed.before ? layer->packed.before[t] : t * layer->batch;
+    return layer->ragged.before ? layer->ragged.before[t] : t * layer->batch;
   }
 
   template <class U>
   U* row(Sequence<U> sequence, index t, index b) const {
-    if (layer->packed.first) return sequence.data + (layer->packed.first[t] + b) * sequence.row;
-    return sequence.data + t * sequence.step + b * sequence.row;
+    return layer->ragged.row(sequence, t, b);
   }
 
   Slots<Cell, T> slots(index t) const {
     constexpr index size = Cell::slots * lanes<T>;
     const index number = t / chunk, begin = number * chunk;
     const index end = begin + chunk < layer->steps ? begin + chunk : layer->steps;
-    // Packed rows lie without gaps where all chunks are held. The two halves that inference uses in
+    // Ragged rows lie without gaps where all chunks are held. The two halves that inference uses in
     // turn have every row at its own place modulo the batch: a thread may be two chunks ahead of
     // another.
     const auto rows_before = [&](index s) {
-      return all && layer->packed.before ? before(s) : s * batch;
+      return all && layer->ragged.before ? before(s) : s * batch;
     };
     const index place = all ? rows_before(begin) : number % 2 * chunk * batch;
     return {memory + (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
@@ -97,18 +96,14 @@ struct States {
   bool continues(index t, index b) const { return t > 0 && b < count(t - 1); }
 
   // Whether its state there is zero instead.
-  bool resets(index t, index b) const {
-    const Resets& r = layer->resets;
-    if (!r.data) return false;
-    return r.data[layer->packed.first ? (layer->packed.first[t] + b) * r.row : t * r.step + b * r.row];
-  }
+  bool resets(index t, index b) const { return layer->resets.data && *row(layer->resets, t, b); }
 
   // h before step t: a row of `outputs` numbers.
   const T* h(index t, index b) const {
     const T* none = reinterpret_cast<const T*>(zeros);
     if (resets(t, b)) return none;
     if (continues(t, b)) return row(layer->y, t - 1, b);
-    return layer->h0.data ? layer->h0.data + b * layer->h0.row : none;
+    return layer->h0.data ? layer->h0.data + layer->ragged.place(b) * layer->h0.row : none;
   }
 
   // c before step t: where that of block 0 lies, and how far it is from one block to the next.
@@ -154,23 +149,25 @@ constexpr Range present(Range rows, index count) {
 
 // Between [B, width] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
 template <class T>
-void to_blocks(Real<T>* to, Matrix<const T> from, index batch, index width, Range rows, Range blocks) {
+void to_blocks(Real<T>* to, Matrix<const T> from, const Layer<T>& layer, index width, Range rows,
+               Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;
-      store(to + (block * batch + b) * lanes<T>,
-            from.data ? load_some(from.data + b * from.row + unit, width - unit) : Vector<T>{});
+      const index place = layer.ragged.place(b);
+      store(to + (block * layer.batch + b) * lanes<T>,
+            from.data ? load_some(from.data + place * from.row + unit, width - unit) : Vector<T>{});
     }
 }
 
 template <class T>
-void from_blocks(Matrix<T> to, const Real<T>* from, index batch, index width, Range rows,
+void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index width, Range rows,
                  Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index b = rows.begin; b < rows.end; ++b) {
       const index unit = block * lanes<T>;
-      store_some(to.data + b * to.row + unit, load(from + (block * batch + b) * lanes<T>),
-                 width - unit);
+      store_some(to.data + layer.ragged.place(b) * to.row + unit,
+                 load(from + (block * layer.batch + b) * lanes<T>), width - unit);
     }
 }
 
@@ -183,11 +180,11 @@ struct Part {
 // The first row of a part, such that all parts have about equally many steps.
 template <class T>
 index first_row(const Layer<T>& layer, int parts, int part) {
-  if (!layer.packed.count) return share(layer.batch, parts, part).begin;
+  if (!layer.ragged.count) return share(layer.batch, parts, part).begin;
   if (part == parts) return layer.batch;
-  const index* count = layer.packed.count;
+  const index* count = layer.ragged.count;
   const bool grows = count[0] < count[layer.steps - 1];  // a reversed direction
-  const index wanted = layer.packed.before[layer.steps] * part / parts;
+  const index wanted = layer.ragged.before[layer.steps] * part / parts;
   index row = 0, length = layer.steps;  // of the row: the counts above it, fewer for each next row
   for (index steps = 0; row < layer.batch && steps < wanted; ++row) {
     while (length > 0 && count[grows ? layer.steps - length : length - 1] <= row) --length;

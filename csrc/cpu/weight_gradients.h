@@ -7,18 +7,24 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// What the reversed loop leaves of a chunk of steps. The rows of a step follow one another, and those
-// of packed sequences are in the order of memory.
+// Where a row of a chunk lies in the sequences of a padded batch.
+struct Place {
+  index t, b;
+};
+
+// What the reversed loop leaves of a chunk of steps. The rows of a step follow one another. Those of
+// ragged steps are in the order in which a packed sequence has them.
 template <class Cell, class T>
 struct Chunk {
   static constexpr int L = lanes<T>;
 
   const Layer<T>* layer;
-  index blocks, outputs;  // blocks of the hidden units, and of h
-  index most;             // rows
-  T* d = nullptr;         // [blocks][most][gates][lanes], the gradients of the pre-activations
-  T* p = nullptr;         // [outputs][most][lanes], of the outputs of a projection
-  T* operand = nullptr;   // [most][blocks][lanes], what a second product multiplied
+  index blocks, outputs;    // blocks of the hidden units, and of h
+  index most;               // rows
+  T* d = nullptr;           // [blocks][most][gates][lanes], the gradients of the pre-activations
+  T* p = nullptr;           // [outputs][most][lanes], of the outputs of a projection
+  T* operand = nullptr;     // [most][blocks][lanes], what a second product multiplied
+  Place* places = nullptr;  // [most], of a padded batch whose rows differ in length
   Range steps{};
   index rows = 0;
 
@@ -26,20 +32,21 @@ struct Chunk {
   T* p_at(index block, index row) const { return p + (block * most + row) * L; }
   T* operand_at(index row) const { return operand + row * blocks * L; }
 
-  // The first row of a packed chunk in its sequences.
+  // The first row of a ragged chunk in a packed sequence.
   index first_row() const {
-    const index a = layer->packed.first[steps.begin], b = layer->packed.first[steps.end - 1];
+    const index a = layer->ragged.first[steps.begin], b = layer->ragged.first[steps.end - 1];
     return a < b ? a : b;
   }
   // Where the rows of step t begin.
   index place(index t) const {
-    if (layer->packed.first) return layer->packed.first[t] - first_row();
+    if (layer->ragged.first) return layer->ragged.first[t] - first_row();
     return (t - steps.begin) * layer->batch;
   }
   // A row of a sequence over x's rows.
   template <class U>
   U* row_of(Sequence<U> sequence, index row) const {
-    if (layer->packed.first) return sequence.data + (first_row() + row) * sequence.row;
+    if (places) return sequence.data + places[row].t * sequence.step + places[row].b * sequence.row;
+    if (layer->ragged.first) return sequence.data + (first_row() + row) * sequence.row;
     return sequence.data + (steps.begin + row / layer->batch) * sequence.step +
            row % layer->batch * sequence.row;
   }
@@ -74,8 +81,9 @@ class WeightGradients {
       d_ = take(w_ih || w_hh, padded * Cell::gates);
       p_ = take(w_hr, outputs_ * L);
     } else {
-      const bool scattered = layer.packed.count || layer.resets.data;
+      const bool scattered = layer.ragged.count || layer.resets.data;
       h_ = arena.template take<T>(w_hh && scattered ? most_ * layer.outputs : 0);
+      x_ = arena.template take<T>(w_ih && layer.ragged.order ? most_ * layer.inputs : 0);
     }
   }
 
@@ -94,18 +102,22 @@ class WeightGradients {
     for (index k = 0; k < blocks_ * Cell::gates * L; ++k) db_[k] = 0;
   }
 
-  // Finds h before each of the chunk's rows among `rows` of the batch, where it must be looked up.
+  // Finds x and h before each of the chunk's rows among `rows` of the batch, where they are scattered.
   void gather(const Chunk<Cell, T>& chunk, const States<Cell, T>& states, Range rows) {
-    if (!(in_pairs ? h_rows_ != nullptr : h_ != nullptr)) return;
+    const auto copy = [](T* to, index row, index width, const T* from) {
+      if (to) __builtin_memcpy(to + row * width, from, static_cast<std::size_t>(width) * sizeof(T));
+    };
+    if (!(in_pairs ? h_rows_ != nullptr : h_ || x_)) return;
     for (index t = chunk.steps.begin; t < chunk.steps.end; ++t) {
       const Range there = present(rows, states.count(t));
       for (index b = there.begin; b < there.end; ++b) {
         const index row = chunk.place(t) + b;
-        if constexpr (in_pairs)
+        if constexpr (in_pairs) {
           h_rows_[row] = states.h(t, b);
-        else
-          __builtin_memcpy(h_ + row * layer_.outputs, states.h(t, b),
-                           static_cast<std::size_t>(layer_.outputs) * sizeof(T));
+        } else {
+          copy(h_, row, layer_.outputs, states.h(t, b));
+          copy(x_, row, layer_.inputs, states.row(layer_.x, t, b));
+        }
       }
     }
   }
@@ -156,7 +168,8 @@ class WeightGradients {
 
   Features features_of_x(const Chunk<Cell, T>& chunk) const {
     if constexpr (in_pairs) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
-    if (layer_.packed.first)
+    if (x_) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
+    if (layer_.ragged.first)
       return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
     return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
             over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
@@ -262,8 +275,9 @@ class WeightGradients {
   const index blocks_, outputs_, most_;
   Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
   const T** h_rows_ = nullptr;  // in pairs: where h before each row of the chunk is
-  T* h_;                        // h before each row, copied: packed, with resets, or in pairs
-  T *x_ = nullptr, *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
+  T* h_;                        // h before each row, copied: ragged, with resets, or in pairs
+  T* x_ = nullptr;              // x, copied: of a padded batch whose rows differ in length, or in pairs
+  T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
 };
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -215,17 +215,19 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
   if (static_cast<int>(directions.size()) != choice.directions)
     throw py::value_error("got " + std::to_string(directions.size()) + " directions; the plan is for " +
                           std::to_string(choice.directions));
-  const Packing packing(View(batch_sizes, "batch_sizes", false), false);
-  const bool packed = packing.batch > 0;
-  if (packed && packing.batch != choice.batch)
-    throw py::value_error("batch_sizes begin with " + std::to_string(packing.batch) +
+  const View sizes(batch_sizes, "batch_sizes", false);
+  const bool packed = static_cast<bool>(sizes);
+  const Packing packing = packed ? Packing::of_batch_sizes(sizes) : Packing();
+  if (packed && packing.batch() != choice.batch)
+    throw py::value_error("batch_sizes begin with " + std::to_string(packing.batch()) +
                           "; the plan is for " + std::to_string(choice.batch) + " rows");
-  if (packed) steps = static_cast<std::int64_t>(packing.count.size());
+  if (packed) steps = packing.steps();
   if (steps < 1 || steps > most_steps)
     throw py::value_error("there are " + std::to_string(steps) + " steps; expected 1 to " +
                           std::to_string(most_steps));
-  const Arguments checked(choice, steps, packed ? packing.rows : -1);
-  std::vector<std::int64_t> rows_before(packing.before.begin(), packing.before.end());
+  const Arguments checked(choice, steps, packed ? packing.rows() : -1);
+  const Ragged ragged = packing.ragged();
+  std::vector<std::int64_t> rows_before(ragged.before, ragged.before + (packed ? steps + 1 : 0));
   const auto table_bytes = static_cast<std::int64_t>(sizeof(std::int64_t) * rows_before.size());
   void* table = packed ? checked.memory(first, "first", table_bytes) : nullptr;
   const Resets resets = checked.resets(reset);

@@ -30,7 +30,11 @@ def under_autocast(package, kind, dtype):
     close(got, want, 0.05, 0.05)
 
 
-@item(PRECISION, '`torch.autocast("cpu")`, forward and backward')
+@item(
+    PRECISION,
+    '`torch.autocast("cpu")`, forward and backward',
+    unsafe="LSTM: on processors with AVX-512",
+)
 def autocasts(package, kind):
     under_autocast(package, kind, torch.bfloat16)
 
