@@ -40,6 +40,13 @@ class Report(NamedTuple):
         for e in self.entries:
             mark = "replaced" if e.replaced else "left"
             lines.append(f"  {mark:8} {e.name or '(the model)'}: {e.module}, {e.reason}")
+        replaced = next((e.module for e in self.entries if e.replaced), None)
+        if replaced is not None:
+            lines += [
+                f"isinstance(m, torch.nn.{replaced}) is still true.",
+                f"type(m) is torch.nn.{replaced} is now false: code that tests so, as some",
+                "initialisers do, must run before accelerate, or after rnnfast.restore(model).",
+            ]
         return "\n".join(lines)
 
 
@@ -49,6 +56,10 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
     A module changes its class and nothing else: it stays the same object with the same parameters,
     buffers, hooks and name, so optimizers and references made before still work. Subclasses, modules
     whose ``forward`` was replaced and TorchScript modules are left as they are.
+
+    ``isinstance(m, torch.nn.LSTM)`` holds as before, since the new class is a subclass. A test by exact
+    class, ``type(m) is torch.nn.LSTM``, fails afterwards: an initialiser that has one leaves the module
+    out without a word. Initialise before, or between :func:`restore` and another ``accelerate``.
 
     Args:
         model: any module; it may itself be recurrent.

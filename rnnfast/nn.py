@@ -87,6 +87,8 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, lengths, reset, return_cells)
             if outputs is not None:
                 return outputs
+        if return_cells and self.mode != "LSTM":
+            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
         if reset is not None or return_cells:
@@ -111,8 +113,6 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
         """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
-        if cells and self.mode != "LSTM":
-            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
         if not checks.traced():
             self._update_flat_weights()
         covered = self._covers(input, hx)
@@ -173,8 +173,6 @@ class _Recurrent(torch.nn.RNNBase):
         self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cells: bool
     ) -> Any:
         """A padded batch with lengths; packed where only torch's own layers take it."""
-        if cells and self.mode != "LSTM":
-            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
         if not checks.traced():

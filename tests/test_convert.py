@@ -101,6 +101,32 @@ def test_every_class_is_replaced():
         assert name in str(report)
 
 
+def textbook_initialiser(module):
+    """By exact class, as textbooks have it."""
+    if type(module) is nn.LSTM:
+        for parameter in module.parameters():
+            nn.init.constant_(parameter, 0.5)
+
+
+def test_the_report_tells_of_tests_by_exact_class():
+    """Which leave a replaced module out, in silence; what the report advises helps."""
+    model, reports = nn.Sequential(nn.LSTM(3, 4)), []
+    rnnfast.accelerate(model, report=reports.append)
+    assert isinstance(model[0], nn.LSTM)
+    model.apply(textbook_initialiser)
+    assert not any((p == 0.5).all() for p in model.parameters())
+    text = str(reports[0])
+    assert "isinstance(m, torch.nn.LSTM) is still true" in text
+    assert "type(m) is torch.nn.LSTM is now false" in text
+    assert "before accelerate, or after rnnfast.restore(model)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    quietly(rnnfast.restore(model).apply(textbook_initialiser))
+    assert all((p == 0.5).all() for p in model.parameters())
+    assert type(model[0]) is rnnfast.LSTM
+    rnnfast.accelerate(model, report=reports.append)
+    assert "type(m)" not in str(reports[1])  # nothing was replaced
+
+
 def test_outputs_and_repr_stay():
     torch.manual_seed(0)
     model = Tagger().double()

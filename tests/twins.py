@@ -34,7 +34,7 @@ def twins(cell, *sizes, **options):
 
 @cache
 def torch_has_half_lstm():
-    """Whether oneDNN, through which torch runs it, has an LSTM in bfloat16 here: not without AVX-512."""
+    """Whether oneDNN, through which torch runs it, has an LSTM in bfloat16: it needs AVX-512."""
     with torch.autocast("cpu", torch.bfloat16):
         try:
             torch.nn.LSTM(5, 7)(torch.randn(4, 3, 5))

@@ -62,7 +62,7 @@ def batches_of_rows():
     COMPILE,
     "... packed sequences, any batch and lengths in two compilations, training",
     LAYERS,
-    "packed before: no graph holds torch's helpers, but `lengths=` packs inside",
+    "packed before: no graph holds torch's helpers, but `lengths=` needs no packing",
 )
 def compiles_packed(package, kind):
     from torch._dynamo.testing import CompileCounterWithBackend
