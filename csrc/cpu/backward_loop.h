@@ -62,7 +62,7 @@ class BackwardLoop {
   // By all threads of the team, each with its rank.
   void run(const Team& team) {
     team_ = team;
-    const Part part = part_of(layer_, team_);
+    const Part part = part_of(layer_, team_, {0, layer_.steps});
     prepare(part);
     wait(team_);
     if (layer_.batch == 0) {  // the weight gradients are zero
@@ -71,15 +71,18 @@ class BackwardLoop {
       weights_.add(team_, empty, state_);
       wait(team_);
     }
-    const Range gathered = rows_once(layer_.batch, team_, part);
     for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
       const Chunk<Cell, T> chunk = chunk_before(t1);
+      // The team meets after each chunk. Rows that differ in length are shared anew: of the last steps
+      // one thread might have all, and the others would wait.
+      const Part own = part_of(layer_, team_, chunk.steps);
+      const Range gathered = rows_once(layer_.batch, team_, own);
       const index piece =
           team_.in_wavefront() ? wavefront_steps(layer_.steps, layer_.batch) : chunk.steps.size();
       for (index end = t1, begin; end > chunk.steps.begin; end = begin) {
         begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
         wait_for_source(team_, layer_.steps - begin);
-        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
+        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), own);
         find_places(chunk, {begin, end}, gathered);
         if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
         wait(team_);

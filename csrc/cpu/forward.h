@@ -96,7 +96,7 @@ class Forward {
   void run() {
     const FlushDenormals guard;
     if (layer_.batch == 0) return;
-    const Part part = part_of(layer_, team_);
+    const Part part = part_of(layer_, team_, {0, layer_.steps});
     prepare(part);
     wait(team_);
     for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {

@@ -177,18 +177,18 @@ struct Part {
   Range rows, blocks, outputs;
 };
 
-// The first row of a part, such that all parts have about equally many steps.
+// The first row of a part, such that all parts have about equally many of these steps.
 template <class T>
-index first_row(const Layer<T>& layer, int parts, int part) {
+index first_row(const Layer<T>& layer, Range steps, int parts, int part) {
   if (!layer.ragged.count) return share(layer.batch, parts, part).begin;
   if (part == parts) return layer.batch;
-  const index* count = layer.ragged.count;
-  const bool grows = count[0] < count[layer.steps - 1];  // a reversed direction
-  const index wanted = layer.ragged.before[layer.steps] * part / parts;
-  index row = 0, length = layer.steps;  // of the row: the counts above it, fewer for each next row
-  for (index steps = 0; row < layer.batch && steps < wanted; ++row) {
-    while (length > 0 && count[grows ? layer.steps - length : length - 1] <= row) --length;
-    steps += length;
+  const index *count = layer.ragged.count + steps.begin, *before = layer.ragged.before;
+  const bool grows = count[0] < count[steps.size() - 1];  // a reversed direction
+  const index wanted = (before[steps.end] - before[steps.begin]) * part / parts;
+  index row = 0, length = steps.size();  // of the row: the counts above it, fewer for each next row
+  for (index found = 0; row < layer.batch && found < wanted; ++row) {
+    while (length > 0 && count[grows ? steps.size() - length : length - 1] <= row) --length;
+    found += length;
   }
   return row;
 }
@@ -199,12 +199,13 @@ inline Range rows_once(index batch, const Team& team, Part part) {
 }
 
 template <class T>
-Part part_of(const Layer<T>& layer, const Team& team) {
+Part part_of(const Layer<T>& layer, const Team& team, Range steps) {
   const index blocks = blocks_of<T>(layer.hidden), outputs = blocks_of<T>(layer.outputs);
   if (team.split == Split::units)
     return {
         {0, layer.batch}, share(blocks, team.size, team.rank), share(outputs, team.size, team.rank)};
-  return {{first_row(layer, team.size, team.rank), first_row(layer, team.size, team.rank + 1)},
+  return {{first_row(layer, steps, team.size, team.rank),
+           first_row(layer, steps, team.size, team.rank + 1)},
           {0, blocks},
           {0, outputs}};
 }
