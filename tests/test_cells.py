@@ -32,7 +32,7 @@ SHAPES = [
     (20, 6, 32, 64),
     (100, 2, 3, 17),
     (30, 40, 9, 70),
-    (8, 257, 3, 1),
+    (8, 257, 5, 1),  # with I=3 the 2056 terms of one gradient nearly cancel: its error is luck
     (4, 0, 3, 17),
     (1, 0, 1, 1),
 ]
