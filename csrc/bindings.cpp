@@ -30,8 +30,7 @@ std::vector<std::string> cells() {
   return names;
 }
 
-std::unique_ptr<Memory> new_saved(const Stack& stack, const std::string& dtype, index rows,
-                                  index hidden, index outputs) {
+Saved new_saved(const Stack& stack, const std::string& dtype, index rows, index hidden, index outputs) {
   return stack.new_saved(number_named(dtype), rows, hidden, outputs);
 }
 
@@ -154,7 +153,7 @@ void add_method(py::handle type, const char* name) {
 PYBIND11_MODULE(_C, m) {
   using namespace rnnfast;
   kernels();  // an instruction set that RNNFAST_ISA forces in vain fails here, at import
-  py::class_<Memory>(m, "Block", py::buffer_protocol()).def_buffer([](Memory& memory) {
+  py::class_<Memory, Saved>(m, "Block", py::buffer_protocol()).def_buffer([](Memory& memory) {
     return py::buffer_info(static_cast<unsigned char*>(memory.data()),
                            static_cast<py::ssize_t>(memory.size()));
   });

@@ -319,7 +319,7 @@ Stack::Results Stack::results(const py::tuple& types, int threads, py::handle si
   if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
   if (cells) made.cells = new_sequence(methods, *call, x, call->s.directions * call->hidden);
   if (!save.is_none()) {
-    std::unique_ptr<Memory> memory;
+    Saved memory;
     try {
       memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
     } catch (const std::bad_alloc&) {  // torch's exception, after which programs try a smaller batch
@@ -440,7 +440,19 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   return packed;
 }
 
-std::unique_ptr<Memory> Stack::new_saved(Dtype dtype, index rows, index hidden, index outputs) const {
+namespace {
+
+constexpr bool is_large(std::size_t bytes) { return bytes >> 24; }  // about a millisecond
+
+}  // namespace
+
+void FreeSaved::operator()(Memory* memory) const {
+  std::optional<py::gil_scoped_release> release;
+  if (is_large(memory->size())) release.emplace();
+  delete memory;
+}
+
+Saved Stack::new_saved(Dtype dtype, index rows, index hidden, index outputs) const {
   constexpr index most = index{1} << 40;
   const index layers = description_.layers, directions = description_.directions;
   if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most)
@@ -455,7 +467,10 @@ std::unique_ptr<Memory> Stack::new_saved(Dtype dtype, index rows, index hidden, 
         __builtin_mul_overflow(between, (layers - 1) * index{sizeof(T)}, &between) ||
         __builtin_add_overflow(part, between, &bytes))
       throw py::value_error("new_saved: an argument is out of range");
-    return std::make_unique<Memory>(static_cast<std::size_t>(bytes));
+    const auto size = static_cast<std::size_t>(bytes);
+    std::optional<py::gil_scoped_release> release;
+    if (is_large(size)) release.emplace();  // kept blocks that are too small are freed
+    return Saved(new Memory(size));
   });
 }
 

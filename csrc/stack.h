@@ -47,6 +47,13 @@ class Packed {
   std::vector<std::unique_ptr<Memory>> memory_;  // of every direction of every layer
 };
 
+// What goes from forward to backward. Large memory is taken and freed without the GIL: what the system
+// takes back costs tens of milliseconds a gigabyte.
+struct FreeSaved {
+  void operator()(Memory* memory) const;
+};
+using Saved = std::unique_ptr<Memory, FreeSaved>;
+
 struct Call;
 
 class Stack {
@@ -94,7 +101,7 @@ class Stack {
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
 
   // Memory for `rows` rows of x of a dtype that kernels compute in, uninitialised.
-  std::unique_ptr<Memory> new_saved(Dtype dtype, index rows, index hidden, index outputs) const;
+  Saved new_saved(Dtype dtype, index rows, index hidden, index outputs) const;
 
  private:
   struct Results;

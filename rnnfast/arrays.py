@@ -6,12 +6,18 @@ Weights have torch's layout: ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``
 An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
 1402.1128); then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y, h0
 and h_n.
+
+Arrays may have any strides, alignment and byte order. Those that the kernels cannot read as they are
+get copied: where the last dimension is not contiguous, an element is not aligned to its size, or the
+byte order is not the machine's. Results are new arrays, aligned, contiguous and of the machine's byte
+order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +27,8 @@ from ._native import _C
 __all__ = ["CELLS", "Forward", "Gradients", "forward"]
 
 Array = npt.NDArray[np.floating]
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: The names of the cells that :func:`forward` takes.
 CELLS: tuple[str, ...] = tuple(_C.cells())
@@ -88,24 +96,32 @@ class Forward:
         dx, dh_0 = np.empty_like(x, order="C"), np.empty_like(self.h_n)
         dc_0 = None if self.c_n is None else np.empty_like(self.c_n)
         dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
-        given = (_rows(dy), _rows(dh_n), _rows(dc_n), None)
+        read = partial(_readable, dtype=self.y.dtype)
+        given = (read("dy", dy), read("dh_n", dh_n), read("dc_n", dc_n), None)
         written = (dx, dh_0, dc_0, dweights)
         stack.backward(threads, None, reset, x, h0, c0, weights, self.y, saved, *given, *written)
         w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
         return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]
 
 
-def _rows(a: Array | None) -> Array | None:
-    """An array that the kernels can read: its last dimension contiguous. Copies only if it must."""
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """The dtype in the machine's byte order; None for one that the kernels do not compute in."""
+    return next((d for d in _DTYPES if dtype in (d, d.newbyteorder())), None)
+
+
+def _readable(name: str, a: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    """An array of this dtype that the kernels can read. Copies only if it must."""
     if a is None:
         return None
     a = np.asarray(a)
-    if a.dtype.kind != "f":
-        return a  # the kernels will say so
-    strides_fit = all(s % a.itemsize == 0 for s in a.strides) and a.flags.aligned
-    if a.ndim == 0 or (strides_fit and (a.shape[-1] <= 1 or a.strides[-1] == a.itemsize)):
-        return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
-    return np.ascontiguousarray(a, a.dtype.newbyteorder("="))
+    if _native(a.dtype) != dtype:
+        raise TypeError(f"{name} has dtype {a.dtype}; x has {dtype}")
+    steps = all(s % a.itemsize == 0 for s in a.strides)
+    rows = a.ndim == 0 or a.shape[-1] <= 1 or a.strides[-1] == a.itemsize
+    # NumPy calls an array without elements aligned wherever it is.
+    if a.size > 0 and a.dtype.isnative and a.flags.aligned and steps and rows:
+        return a
+    return np.array(a, dtype, order="C")
 
 
 def forward(
@@ -130,7 +146,7 @@ def forward(
         cell: one of :data:`CELLS`: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
             compute it) or "gru_original" (Cho et al. 2014: the reset gate before the product).
         x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
-            same dtype.
+            same dtype, in either byte order.
         w_ih: ``[G * H, I]``.
         w_hh: ``[G * H, H]``.
         b_ih: ``[G * H]``; None means zeros.
@@ -158,13 +174,19 @@ def forward(
     for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
         if required is None:
             raise TypeError(f"{name} must be an array, not None")
-    inputs = (_rows(x), _rows(h0), _rows(c0))
-    weights = [_rows(w) for w in (w_ih, w_hh, b_ih, b_hh, *(() if w_hr is None else (w_hr,)))]
     x, w_hh = np.asarray(x), np.asarray(w_hh)
-    reset = None if reset is None else np.asarray(reset)
-    dtype = x.dtype.newbyteorder("=")
-    if dtype not in (np.float32, np.float64):
+    dtype = _native(x.dtype)
+    if dtype is None:
         raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
+    read = partial(_readable, dtype=dtype)
+    inputs = (read("x", x), read("h0", h0), read("c0", c0))
+    weights = [read("w_ih", w_ih), read("w_hh", w_hh), read("b_ih", b_ih), read("b_hh", b_hh)]
+    if w_hr is not None:
+        weights.append(read("w_hr", w_hr))
+    if reset is not None:
+        reset = np.asarray(reset)
+        if reset.dtype != np.bool_:
+            raise TypeError(f"reset has dtype {reset.dtype}; expected bool")
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected (T, B, I)")
     if w_hh.ndim != 2:
@@ -181,7 +203,7 @@ def forward(
     c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
     saved: Array | None = None
     if save:
-        memory = stack.new_saved(np.dtype(dtype).name, steps * batch, hidden, outputs)
+        memory = stack.new_saved(dtype.name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
     stack.forward(threads, None, reset, *inputs, weights, y, h_n, c_n, None, saved)
     call = None if saved is None else _Call(stack, threads, reset, inputs, weights, saved)

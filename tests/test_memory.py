@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 import rnnfast
+from problems import Problem
 from rnnfast import _C, ops
 
 MIB = 1 << 20
@@ -65,6 +68,71 @@ def test_what_is_kept_is_bounded_and_can_be_released():
     assert resident() - before < 280 * MIB
     _C.release_memory()
     assert resident() - before < 30 * MIB
+
+
+def let_others_run(act) -> bool:
+    """Whether a thread that looks at the clock did so while `act` ran: only without the GIL it can."""
+    seen, stop, interval = [], threading.Event(), sys.getswitchinterval()
+
+    def look():
+        while not stop.is_set():
+            seen.append(time.perf_counter())
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=look)
+    sys.setswitchinterval(1000)  # none gives the GIL up because another waits
+    try:
+        thread.start()
+        while not seen:
+            time.sleep(1e-4)
+        begin = time.perf_counter()
+        act()
+        end = time.perf_counter()
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    return any(begin < moment < end for moment in seen)
+
+
+def written(mib: int) -> np.ndarray:
+    block = memory(mib)
+    block.fill(1)  # pages that were never written are freed in no time
+    return block
+
+
+def test_others_run_while_a_large_block_is_freed():
+    def frees() -> bool:
+        held = [written(300)]  # more than is kept
+        return let_others_run(held.clear)
+
+    assert any(frees() for _ in range(10))  # a busy machine may let the other thread wait
+
+
+def test_others_run_while_a_large_block_is_taken():
+    """Blocks that are too small are freed first."""
+
+    def takes() -> bool:
+        _C.release_memory()
+        written(200)
+        return let_others_run(lambda: memory(210))
+
+    assert any(takes() for _ in range(10))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_others_run_while_kernels_do(backward):
+    problem = Problem("lstm", 60, 32, 128, 128)
+    result = rnnfast.arrays.forward("lstm", **problem.inputs(), save=True, threads=1)
+    arrays, cotangents = problem.inputs(), problem.cotangents()
+
+    def runs():
+        if backward:
+            result.backward(**cotangents)
+        else:
+            rnnfast.arrays.forward("lstm", **arrays, threads=1)
+
+    assert any(let_others_run(runs) for _ in range(10))
 
 
 def test_training_steps_recycle_and_overlapping_graphs_do_not():

@@ -108,6 +108,65 @@ def test_functions_over_their_whole_range(cell, dtype):
     assert (np.abs(got - want) <= tolerances.ACTIVATION[cell] * eps * np.abs(want) + slack).all()
 
 
+def tanh_of(numbers):
+    """By an RNN that has the identity for weights: every sum is one number and zeros."""
+    width = 16
+    x = numbers.reshape(1, -1, width)
+    w_ih = np.eye(width, dtype=x.dtype)
+    return rnnfast.arrays.forward("rnn_tanh", x, w_ih, np.zeros_like(w_ih)).y.reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_to_the_last_place(dtype):
+    """From the tiny to the saturated: in float32 every 61st number, in float64 random ones."""
+    if dtype == "float32":
+        least, most = np.array([2.0**-30, 10], dtype).view(np.int32)
+        numbers = np.arange(least, most, 61, dtype=np.int32).view(dtype)
+        wide = np.float64
+    else:
+        rng, size = np.random.default_rng(0), 1 << 20
+        small, large = 2.0 ** rng.uniform(-60, 1, size), rng.uniform(0, 22, size)
+        numbers = np.concatenate([small, rng.uniform(0.5, 1.1, size), large])
+        wide = np.longdouble
+    numbers = numbers[: len(numbers) // 16 * 16]
+    for sign in (1, -1):
+        x = (sign * numbers).astype(dtype)
+        assert tolerances.last_places(tanh_of(x), np.tanh(x.astype(wide))) <= tolerances.TANH
+
+
+def test_gradients_through_saturated_units():
+    """A row's gradient has 1 - tanh^2 for a factor, which is all that tanh's last places leave."""
+    ours, theirs = twins("rnn_tanh", 33, 1)
+    inputs, weight = 8 * torch.randn(2, 4096, 33), torch.randn(2, 4096, 1)
+
+    def gradients(module, dtype):
+        x = inputs.to(dtype).requires_grad_()
+        y, _ = module.to(dtype)(x)
+        (dx,) = torch.autograd.grad((y * weight.to(dtype)).sum(), x)
+        return dx.double(), 1 - y.detach().double() ** 2
+
+    got, want = (gradients(module, torch.float32)[0] for module in (ours, theirs))
+    true, slope = gradients(theirs, torch.float64)
+    saturated = ((slope > 1e-4) & (slope < 1e-2)).squeeze(2)
+    assert saturated.sum() > 100
+    error, torchs = (((d - true).norm(dim=2) / true.norm(dim=2))[saturated] for d in (got, want))
+    assert error.max() <= tolerances.SATURATED * torchs.max()
+    assert error.square().mean().sqrt() <= tolerances.SATURATED * torchs.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_of_special_values(dtype):
+    """One unit a row: no NaN of a row reaches another."""
+    info = np.finfo(dtype)
+    ends = [np.inf, info.max, 1e3, 88.7, 44.4, 25]
+    x = np.array([0, info.tiny / 8, *ends, np.nan] * 3, dtype)
+    want = np.array([0, 0, *np.ones(len(ends)), np.nan] * 3, dtype)
+    one = np.ones((1, 1), dtype)
+    for sign in (1, -1):
+        y = rnnfast.arrays.forward("rnn_tanh", sign * x.reshape(1, -1, 1), one, 0 * one).y
+        np.testing.assert_array_equal(y.reshape(-1), sign * want)
+
+
 @every_cell
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_denormal_inputs(cell, dtype):

@@ -19,7 +19,12 @@ PEER_FACTOR = 2.0
 SLICE = 64
 
 # The activations alone, relative to the value: one function, or a product of three.
-ACTIVATION = {"rnn_tanh": 2.0, "rnn_relu": 0.0, "lstm": 4.0, "gru": 4.0, "gru_original": 4.0}
+ACTIVATION = {"rnn_tanh": 0.75, "rnn_relu": 0.0, "lstm": 3.5, "gru": 4.0, "gru_original": 4.0}
+
+# tanh alone, in units in the last place of the true value; and the relative error of a gradient through
+# it where it nearly saturates, as a multiple of torch.nn's.
+TANH = 1.0
+SATURATED = 1.25
 
 # Central differences with a step of EPS^(1/3): truncation and rounding are both near EPS^(2/3),
 # 4e-11, times a third derivative through some steps of tanh and sigmoid.
@@ -35,6 +40,13 @@ def units(got, want) -> float:
     scale = max(1.0, float(np.abs(want).max()))
     error = np.abs(np.asarray(got, np.float64) - want).max()
     return float(error / (np.finfo(got.dtype).eps * scale))
+
+
+def last_places(got, want) -> float:
+    """The largest error of `got` in units in the last place of `want`, the truth in a wider dtype."""
+    _, exponent = np.frexp(want)
+    unit = np.ldexp(np.ones_like(want), exponent - np.finfo(got.dtype).nmant - 1)
+    return float((np.abs(got - want) / unit).max())
 
 
 def rms(got, want) -> float:

@@ -43,7 +43,7 @@ struct Relu {
   }
   template <class V>
   static RNNFAST_INLINE V derivative(V y, V grad) {
-    return where_positive(y, grad);
+    return where_less(splat<V>(0), y, grad, splat<V>(0));
   }
 };
 

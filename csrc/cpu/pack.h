@@ -44,16 +44,28 @@ RNNFAST_INLINE Pack<V> operator<<(Pack<V> x, int n) {
   return {x.a << n, x.b << n};
 }
 template <class V>
+RNNFAST_INLINE Pack<V> operator&(Pack<V> x, Pack<V> y) {
+  return {x.a & y.a, x.b & y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator^(Pack<V> x, Pack<V> y) {
+  return {x.a ^ y.a, x.b ^ y.b};
+}
+template <class V>
 RNNFAST_INLINE Pack<V> fma(Pack<V> x, Pack<V> y, Pack<V> z) {
   return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> clamp(Pack<V> x, Pack<V> low, Pack<V> high) {
-  return {clamp(x.a, low.a, high.a), clamp(x.b, low.b, high.b)};
+RNNFAST_INLINE Pack<V> at_least(Pack<V> x, Pack<V> low) {
+  return {at_least(x.a, low.a), at_least(x.b, low.b)};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> where_positive(Pack<V> test, Pack<V> x) {
-  return {where_positive(test.a, x.a), where_positive(test.b, x.b)};
+RNNFAST_INLINE Pack<V> at_most(Pack<V> x, Pack<V> high) {
+  return {at_most(x.a, high.a), at_most(x.b, high.b)};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> where_less(Pack<V> a, Pack<V> b, Pack<V> x, Pack<V> y) {
+  return {where_less(a.a, b.a, x.a, y.a), where_less(a.b, b.b, x.b, y.b)};
 }
 
 // A number from f(0), f(1), one vector each; and f(0, first), f(1, second) of its vectors.

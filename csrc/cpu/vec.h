@@ -100,27 +100,49 @@ RNNFAST_INLINE V fma(V a, V b, V c) {
 }
 #endif
 
-// A NaN stays a NaN: these instructions return their second operand where either is one. The language's
-// own `x < low ? low : x` becomes a comparison and a blend, with a detour through mask registers.
+// A NaN stays a NaN: these instructions return their second operand where either is one. GCC turns the
+// language's own `x < low ? low : x` into a comparison and a blend where low is a constant.
 #if defined(__AVX512F__)
-RNNFAST_INLINE Vector<float> clamp(Vector<float> x, Vector<float> low, Vector<float> high) {
-  return _mm512_min_ps(high, _mm512_max_ps(low, x));
+RNNFAST_INLINE Vector<float> at_least(Vector<float> x, Vector<float> low) {
+  return _mm512_max_ps(low, x);
 }
-RNNFAST_INLINE Vector<double> clamp(Vector<double> x, Vector<double> low, Vector<double> high) {
-  return _mm512_min_pd(high, _mm512_max_pd(low, x));
+RNNFAST_INLINE Vector<double> at_least(Vector<double> x, Vector<double> low) {
+  return _mm512_max_pd(low, x);
+}
+RNNFAST_INLINE Vector<float> at_most(Vector<float> x, Vector<float> high) {
+  return _mm512_min_ps(high, x);
+}
+RNNFAST_INLINE Vector<double> at_most(Vector<double> x, Vector<double> high) {
+  return _mm512_min_pd(high, x);
+}
+#elif defined(__AVX__)
+RNNFAST_INLINE Vector<float> at_least(Vector<float> x, Vector<float> low) {
+  return _mm256_max_ps(low, x);
+}
+RNNFAST_INLINE Vector<double> at_least(Vector<double> x, Vector<double> low) {
+  return _mm256_max_pd(low, x);
+}
+RNNFAST_INLINE Vector<float> at_most(Vector<float> x, Vector<float> high) {
+  return _mm256_min_ps(high, x);
+}
+RNNFAST_INLINE Vector<double> at_most(Vector<double> x, Vector<double> high) {
+  return _mm256_min_pd(high, x);
 }
 #else
 template <class V>
-RNNFAST_INLINE V clamp(V x, V low, V high) {
-  x = x < low ? low : x;
+RNNFAST_INLINE V at_least(V x, V low) {
+  return x < low ? low : x;
+}
+template <class V>
+RNNFAST_INLINE V at_most(V x, V high) {
   return x > high ? high : x;
 }
 #endif
 
-// x where test is positive, elsewhere zero.
+// x where a < b, elsewhere y.
 template <class V>
-RNNFAST_INLINE V where_positive(V test, V x) {
-  return test > V{} ? x : V{};
+RNNFAST_INLINE V where_less(V a, V b, V x, V y) {
+  return a < b ? x : y;
 }
 
 // As widen and narrow of one number.

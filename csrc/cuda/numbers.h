@@ -35,14 +35,18 @@ RNNFAST_INLINE double fma(double a, double b, double c) { return __builtin_fma(a
 
 // A NaN stays a NaN.
 template <class V>
-RNNFAST_INLINE V clamp(V x, V low, V high) {
-  x = x < low ? low : x;
+RNNFAST_INLINE V at_least(V x, V low) {
+  return x < low ? low : x;
+}
+template <class V>
+RNNFAST_INLINE V at_most(V x, V high) {
   return x > high ? high : x;
 }
 
+// x where a < b, elsewhere y.
 template <class V>
-RNNFAST_INLINE V where_positive(V test, V x) {
-  return test > V(0) ? x : V(0);
+RNNFAST_INLINE V where_less(V a, V b, V x, V y) {
+  return a < b ? x : y;
 }
 
 using rnnfast::widen;
