@@ -121,10 +121,15 @@ py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t co
                            cells, packed);
 }
 
-template <py::object (*f)(const Stack&, PyObject* const*, Py_ssize_t)>
+py::object is_of(const Packed& packed, PyObject* const* given, Py_ssize_t count) {
+  Arguments a(given, count, 1);
+  return py::bool_(packed.is_of(a.next_as<py::list>()));
+}
+
+template <class T, py::object (*f)(const T&, PyObject* const*, Py_ssize_t)>
 PyObject* method(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   try {
-    return f(py::cast<const Stack&>(py::handle(self)), given, count).release().ptr();
+    return f(py::cast<const T&>(py::handle(self)), given, count).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -137,11 +142,11 @@ PyObject* method(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   return nullptr;
 }
 
-template <py::object (*f)(const Stack&, PyObject* const*, Py_ssize_t)>
+template <class T, py::object (*f)(const T&, PyObject* const*, Py_ssize_t)>
 void add_method(py::handle type, const char* name) {
-  static PyMethodDef definition{name,
-                                reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(method<f>)),
-                                METH_FASTCALL, nullptr};
+  static PyMethodDef definition{
+      name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(method<T, f>)), METH_FASTCALL,
+      nullptr};
   PyObject* descriptor = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &definition);
   if (!descriptor) throw py::error_already_set();
   type.attr(name) = py::reinterpret_steal<py::object>(descriptor);
@@ -157,7 +162,7 @@ PYBIND11_MODULE(_C, m) {
     return py::buffer_info(static_cast<unsigned char*>(memory.data()),
                            static_cast<py::ssize_t>(memory.size()));
   });
-  py::class_<Packed>(m, "Packed");
+  add_method<Packed, is_of>(py::class_<Packed>(m, "Packed"), "is_of");
   auto stack = py::class_<Stack>(m, "Stack");
   stack
       .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
@@ -168,8 +173,8 @@ PYBIND11_MODULE(_C, m) {
       .def("pack", &Stack::pack)
       .def("backward", &Stack::backward)
       .def("new_saved", &new_saved);
-  add_method<call>(stack, "call");
-  add_method<call_module>(stack, "call_module");
+  add_method<Stack, call>(stack, "call");
+  add_method<Stack, call_module>(stack, "call_module");
   m.def("release_memory", &release_memory);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });

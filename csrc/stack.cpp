@@ -381,6 +381,22 @@ py::object Stack::call_module(const py::tuple& types, int threads, py::handle si
   return py::make_tuple(y, states);
 }
 
+bool Packed::is_of(const py::list& weights) const {
+  if (weights.size() != weights_.size()) return false;
+  try {
+    for (std::size_t at = 0; at < weights.size(); ++at) {
+      const py::object packed = weights_[at];
+      if (packed.is_none()) continue;
+      if (!View(weights[at], "", false).is_at(View(packed, "", false))) return false;
+    }
+  } catch (const py::builtin_exception&) {
+    return false;
+  } catch (py::error_already_set&) {  // no strided memory
+    return false;
+  }
+  return true;
+}
+
 bool Stack::fits(const Packed& packed, const Call& call) const {
   const Description& of = packed.of_;
   return of.cell == description_.cell && of.layers == description_.layers &&
@@ -428,6 +444,10 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   call.check_input();
   call.check_weights();
   auto packed = std::make_unique<Packed>();
+  for (py::handle weight : weights) {
+    const bool is_bias = View(weight, "weight", false).dims() == 1;
+    packed->weights_.append(is_bias ? py::none() : py::reinterpret_borrow<py::object>(weight));
+  }
   packed->of_ = description_;
   packed->dtype_ = call.x.dtype();
   packed->inputs_ = call.inputs;

@@ -191,6 +191,14 @@ std::string View::dtype_name() const {
                                       : "DLPack type " + std::to_string(code_) + ", " + bits + " bits";
 }
 
+bool View::is_at(const View& other) const {
+  bool same = present_ == other.present_ && data_ == other.data_ && dtype_ == other.dtype_ &&
+              dims_ == other.dims_ && device_ == other.device_;
+  for (int dim = 0; same && dim < dims_; ++dim)
+    same = shape_[dim] == other.shape_[dim] && strides_[dim] == other.strides_[dim];
+  return same;
+}
+
 bool View::has_contiguous_rows() const {
   for (int dim = 0; dim < dims_; ++dim)
     if (shape_[dim] == 0) return true;

@@ -37,6 +37,8 @@ class View {
   void* data() const { return data_; }
   int device() const { return device_; }  // its number, among those of its place
   std::string shape_text() const;
+  // Whether the other one has the same address, shape, strides and dtype.
+  bool is_at(const View& other) const;
   // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
   bool has_contiguous_rows() const;
   // Raises where the shape is another one, or where rows are not contiguous though they must be.

@@ -8,6 +8,8 @@ Memory = Any
 class Packed:
     """The packed weights of a stack."""
 
+    def is_of(self, weights: list[Any], /) -> bool: ...
+
 class Stack:
     """A stack of layers; csrc/stack.h says what each argument means."""
 

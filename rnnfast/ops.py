@@ -173,10 +173,16 @@ def call_module(
 
 
 def pack(spec: Spec, weights: list[Any]) -> Any:
-    """The weights packed for :func:`forward`, or None where they are not what the kernels take."""
+    """The weights packed for :func:`forward`, or None where they are not what the kernels take.
+
+    It keeps them, and its method ``is_of`` tells whether others, biases aside, lie in the same memory.
+    """
     w_ih = weights[0]
+    if not w_ih.is_cpu or w_ih.dtype not in checks.DTYPES:
+        return None
+    aliases = [weight.detach() for weight in weights]
     try:
-        return _STACKS[spec].pack(w_ih.new_zeros(1, 1, w_ih.size(-1)), weights)
+        return _STACKS[spec].pack(w_ih.new_zeros(1, 1, w_ih.size(-1)), aliases)
     except (TypeError, ValueError, BufferError):
         return None
 

@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from . import ops
 
 __all__ = ["frozen"]
 
 
-class _Held:
-    """The packed weights of one module, and what they were packed from."""
+class _Step:
+    """A step of an optimizer; only which one it is matters.
 
-    def __init__(self) -> None:
-        self.packed: Any = None
-        self.origin: list[tuple[int, int]] | None = None  # addresses and versions of the weights
-        self.memory: list[Tensor] = []  # aliases of them, so that no address is used again
+    torch.compile can trace that a hook makes one. It cannot trace ``object()``, and a counter makes it
+    compile every step anew.
+    """
+
+
+@dataclass(slots=True)
+class _Copy:
+    """Packed weights, and what they were packed from. No field ever changes: threads share it."""
+
+    packed: Any
+    spec: ops.Spec
+    versions: list[int]
+    step: _Step  # the latest one before
+
+
+@dataclass(slots=True)
+class _Held:
+    """What is held of one module."""
+
+    contexts: int  # how many hold it
+    copy: _Copy | None = None
 
 
 #: The modules whose weights are held.
 HELD: dict[torch.nn.Module, _Held] = {}
+_entering_or_leaving = threading.Lock()
+_latest_step = _Step()
+
+
+def _note_step(*_: Any) -> None:
+    global _latest_step
+    _latest_step = _Step()
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Note every step: fused ones, and those in another library's kernels, raise no version.
+
+    A step is noted before it begins too, since it may fail half-way. The hooks stay for good: to remove
+    a hook raises an exception in a thread that is calling hooks, inside its optimizer's step.
+    """
+    register_optimizer_step_pre_hook(_note_step)
+    register_optimizer_step_post_hook(_note_step)
 
 
 @contextmanager
@@ -36,10 +77,26 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     context it happens once. The results are the same to the last bit.
 
     It concerns calls without gradients (``torch.no_grad``, ``torch.inference_mode``); others run as
-    ever. Weights that torch changes in the meantime (an optimizer's step, ``load_state_dict``, ``to``)
-    are packed again at the next call. A change that torch does not see, through ``.data``, NumPy or
-    another process's shared memory, is not noticed until the context ends. The copies take as much
-    memory as the weights.
+    ever. The copies take as much memory as the weights.
+
+    Weights that change in the meantime are packed again at the next call. A change is noticed
+
+    - after a step of any ``torch.optim.Optimizer``, also a fused or a compiled one;
+    - where torch raises the version of a weight (``Tensor._version``), as operators in place do:
+      ``weight.mul_``, ``load_state_dict``, ``torch.nn.init``;
+    - where a weight is another tensor or gets other memory: ``module.to``, ``weight.data = tensor``.
+
+    A change is not noticed where it is made
+
+    - through ``weight.data`` (``weight.data.mul_``), or through a tensor that was assigned to it, as
+      ``torch.nn.utils.vector_to_parameters`` assigns parts of its vector;
+    - through NumPy, DLPack or the weight's storage, or by another process in shared memory;
+    - by an operator that raises no version: ``apply_`` and ``map_``, torch's fused ones outside of an
+      optimizer (``torch._fused_adam_``), collective ones of torch.distributed (``all_reduce``,
+      ``broadcast``), and some of other libraries;
+    - while versions are kept as they are (``torch.autograd._unsafe_preserve_version_counter``).
+
+    After such a change enter the context anew, or another one inside it: that packs the weights again.
 
     Args:
         model: any module; it may itself be recurrent.
@@ -48,14 +105,21 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     mine = [
         module
         for module in model.modules()
-        if isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase) and module not in HELD
+        if isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase)
     ]
-    HELD.update((module, _Held()) for module in mine)
+    with _entering_or_leaving:
+        _watch_optimizers()
+        for module in mine:
+            # Another context may hold a copy from before a change that was not noticed.
+            HELD[module] = _Held(HELD[module].contexts + 1 if module in HELD else 1)
     try:
         yield
     finally:
-        for module in mine:
-            HELD.pop(module, None)
+        with _entering_or_leaving:
+            for module in mine:
+                HELD[module].contexts -= 1
+                if not HELD[module].contexts:
+                    del HELD[module]
 
 
 def packed(module: torch.nn.Module, spec: ops.Spec, names: Sequence[str]) -> Any:
@@ -63,14 +127,24 @@ def packed(module: torch.nn.Module, spec: ops.Spec, names: Sequence[str]) -> Any
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
         return None
-    parameters = module._parameters
+    # Both are read before the weights are: what changes them meanwhile is noticed at the next call.
+    parameters, step = module._parameters, _latest_step
     try:
         weights: list[Any] = [parameters[name] for name in names]
-        origin = [(weight.data_ptr(), weight._version) for weight in weights]
+        versions = [weight._version for weight in weights]
     except (KeyError, RuntimeError, AttributeError):
         # Parametrized; made in inference mode, without versions; or no tensors.
         return None
-    if held.origin != origin:
-        held.packed, held.origin = ops.pack(spec, weights), origin
-        held.memory = [weight.detach() for weight in weights]
-    return held.packed
+    copy = held.copy
+    if (
+        copy is None
+        or copy.step is not step
+        or copy.versions != versions
+        or copy.spec is not spec
+        or not copy.packed.is_of(weights)
+    ):
+        fresh = ops.pack(spec, weights)
+        if fresh is None:
+            return None
+        copy = held.copy = _Copy(fresh, spec, versions, step)
+    return copy.packed
