@@ -3,8 +3,6 @@
 # Both make their own environment first, and need only Python 3.10+, a C++20 compiler and make.
 
 PYTHON ?= python3
-# AUTO compiles the CUDA kernels where there is an nvcc, which takes minutes; unless told, only for a device.
-RNNFAST_CUDA ?= $(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -40,8 +38,7 @@ $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group build --group demo
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
-		--config-settings=cmake.define.RNNFAST_CUDA=$(RNNFAST_CUDA)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/testable: $(VENV)/installed

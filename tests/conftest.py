@@ -20,9 +20,11 @@ HERE = Path(__file__).parent
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "numerics: depends on the instruction set; test_isas.py runs it in each of them"
-    )
+    for marker in (
+        "numerics: depends on the instruction set; test_isas.py runs it in each of them",
+        "install: builds the whole package, for minutes; .ci/run runs it",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
-"""The CUDA wing compiles for every architecture, and its kernels keep all they hold in registers."""
+"""When CUDA kernels are built, that they compile for every architecture, and hold all in registers."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,24 +13,48 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CMAKE = shutil.which(
-    "cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-)
-needs_cmake = pytest.mark.skipif(CMAKE is None, reason="no cmake")
 
 
-def configure(folder: Path, *definitions: str, **environment: str) -> subprocess.CompletedProcess:
+def all_cmakes():
+    """Each CMake once: the one of this environment first, then those on PATH."""
+    folders = [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)]
+    found = [shutil.which("cmake", path=folder) for folder in folders]
+    return list({os.path.realpath(path): path for path in found if path}.values())
+
+
+CMAKES = all_cmakes()
+CMAKE = CMAKES[0] if CMAKES else None
+
+
+@pytest.fixture(params=CMAKES or [None])
+def cmake(request):
+    if request.param is None:
+        pytest.skip("no cmake")
+    return request.param
+
+
+def configure(
+    folder: Path, *definitions: str, cmake: str | None = CMAKE, **environment: str
+) -> subprocess.CompletedProcess:
     import pybind11
 
+    cleared = {"CUDACXX": "", "CUDA_PATH": ""}
     return subprocess.run(
         [
-            *(CMAKE, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"),
+            *(cmake, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"),
             *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *definitions),
+            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
         ],
-        env=os.environ | environment,
+        env=os.environ | cleared | environment,
         capture_output=True,
         text=True,
     )
+
+
+def compile_commands(folder: Path) -> list[str]:
+    """What a configured build would run, without the names of its folders."""
+    text = (folder / "compile_commands.json").read_text().replace(str(folder), "")
+    return [entry["command"] for entry in json.loads(text)]
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +104,99 @@ def test_module_loads_where_there_is_no_device(built, python):
         assert "RuntimeError: rnnfast: asking about CUDA device 0 failed" in refused.stderr
 
 
-@needs_cmake
-def test_cuda_without_a_compiler_is_an_error(tmp_path):
-    empty = tmp_path / "bin"
-    empty.mkdir()
-    for name in ("c++", "cc", "g++", "gcc", "ld", "as", "ar", "ranlib", "make", "ninja"):
-        if found := shutil.which(name):
-            (empty / name).symlink_to(found)
-    environment = {"PATH": str(empty), "CUDACXX": "", "CUDA_PATH": ""}
-    on = configure(
-        tmp_path / "on", "-DRNNFAST_CUDA=ON", "-DCMAKE_CUDA_COMPILER=NOTFOUND", **environment
+# Programs in the place of nvcc, what AUTO and ON say of each, and of none.
+BROKEN = {
+    "fails": ("exit 1", "`{nvcc} --version` names no release of nvcc: exit status 1"),
+    "fails with a reason": (
+        "echo 'nvcc: error while loading shared libraries: libc.so.9' >&2; exit 127",
+        "`{nvcc} --version` names no release of nvcc: "
+        "nvcc: error while loading shared libraries: libc.so.9",
+    ),
+    "is too old": (
+        "echo 'Cuda compilation tools, release 10.2, V10.2.89'",
+        "{nvcc} is nvcc 10.2.89, older than 12.0",
+    ),
+    "compiles nothing": (
+        """case "$*" in *--version*)
+          echo 'nvcc: NVIDIA (R) Cuda compiler driver'
+          echo 'Cuda compilation tools, release 12.4, V12.4.131'
+          exit
+        esac
+        echo 'host_config.h:143:2: error: #error -- unsupported GNU version!' >&2
+        exit 2""",
+        "nvcc 12.4.131 ({nvcc}) fails with CMake {version}: "
+        "host_config.h:143:2: error: #error -- unsupported GNU version!",
+    ),
+}
+
+
+@pytest.fixture(params=[*BROKEN, "is not there"])
+def broken(request, tmp_path, cmake):
+    """PATH with such an nvcc first, and what is said of it."""
+    folder = tmp_path / "toolkit" / "bin"
+    folder.mkdir(parents=True)
+    (tmp_path / "toolkit" / "nvvm" / "libdevice").mkdir(parents=True)  # CMake looks for it
+    if request.param not in BROKEN:
+        for name in ("c++", "cc", "g++", "gcc", "ld", "as", "ar", "ranlib", "make", "ninja"):
+            if found := shutil.which(name):
+                (folder / name).symlink_to(found)
+        return str(folder), "there is no nvcc on PATH"
+    script, said = BROKEN[request.param]
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    version = subprocess.run([cmake, "--version"], capture_output=True, text=True).stdout.split()[2]
+    return f"{folder}{os.pathsep}{os.environ['PATH']}", said.format(nvcc=nvcc, version=version)
+
+
+@pytest.mark.parametrize("definitions", [[], ["-DRNNFAST_CUDA=OFF"]], ids=["default", "off"])
+def test_no_cuda_compiler_is_called_unless_asked_for(definitions, cmake, tmp_path):
+    called = tmp_path / "called"
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\ntouch {called}\nexit 1\n")
+    nvcc.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    off = configure(
+        tmp_path / "off", *definitions, cmake=cmake, PATH=path, CUDACXX=str(nvcc), CUDA_PATH="/none"
     )
+    assert off.returncode == 0, off.stdout + off.stderr
+    assert not called.exists()
+    assert "CUDA" not in off.stdout + off.stderr
+
+
+def test_without_cuda_auto_goes_on_and_on_is_an_error(broken, cmake, tmp_path):
+    path, problem = broken
+    auto = configure(tmp_path, "-DRNNFAST_CUDA=AUTO", cmake=cmake, PATH=path)
+    assert auto.returncode == 0, auto.stdout + auto.stderr
+    said = [line for line in (auto.stdout + auto.stderr).splitlines() if re.search("CUDA|nvcc", line)]
+    assert said == [f"-- RNNFAST_CUDA is AUTO, and the CUDA kernels are left out: {problem}"]
+    commands = compile_commands(tmp_path)
+
+    on = configure(tmp_path, "-DRNNFAST_CUDA=ON", cmake=cmake, PATH=path)
     assert on.returncode != 0
-    assert "RNNFAST_CUDA is ON, but no CUDA compiler was found" in " ".join(on.stderr.split())
+    said = "".join(on.stderr.split())  # CMake breaks lines, within a path too
+    assert "".join(f"RNNFAST_CUDA is ON, but {problem}".split()) in said
+    needed = r"neednvcc12\.0orlaterandCMake3\.20orlater\(thisisCMake[\d.]+\)"
+    assert re.search(needed, said), on.stderr
+
+    off = configure(tmp_path, "-DRNNFAST_CUDA=OFF", cmake=cmake, PATH=path)
+    assert off.returncode == 0, off.stdout + off.stderr
+    assert commands
+    assert compile_commands(tmp_path) == commands
 
 
-@needs_cmake
-def test_other_settings_are_errors(tmp_path):
-    maybe = configure(tmp_path, "-DRNNFAST_CUDA=MAYBE")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile with")
+def test_auto_finds_this_machines_compiler(cmake, tmp_path):
+    """By whatever CMake: those before 3.26 know no C++20 in CUDA themselves."""
+    auto = configure(tmp_path, "-DRNNFAST_CUDA=AUTO", cmake=cmake)
+    assert auto.returncode == 0, auto.stdout + auto.stderr
+    sources = [command for command in compile_commands(tmp_path) if re.search(r"\.cu\b", command)]
+    assert len(sources) == 5, auto.stdout
+    for command in sources:
+        assert re.findall(r"-std=\S+", command) == ["-std=c++20"]
+
+
+def test_other_settings_are_errors(cmake, tmp_path):
+    maybe = configure(tmp_path, "-DRNNFAST_CUDA=MAYBE", cmake=cmake)
     assert maybe.returncode != 0
-    assert "RNNFAST_CUDA is MAYBE; expected AUTO, ON or OFF" in maybe.stderr
+    assert "RNNFAST_CUDA is MAYBE; expected OFF, ON or AUTO" in maybe.stderr

@@ -20,6 +20,6 @@ def test_runs_in_the_instruction_set_that_was_asked_for():
 @pytest.mark.parametrize("isa", OTHERS)
 def test_numerics(python, isa):
     arguments = ["-m", "pytest", "-m", "numerics", "--tb=short", "-p", "no:cacheprovider", "."]
-    process = python(arguments, check=False, timeout=600, RNNFAST_ISA=isa)
+    process = python(arguments, check=False, timeout=2400, RNNFAST_ISA=isa)
     assert process.returncode == 0, process.stdout[-8000:] + process.stderr[-2000:]
     assert "passed" in process.stdout
