@@ -1,6 +1,7 @@
 # make demo    what rnnfast is for, on this machine, in under three minutes
 # make test    every test
 # Both make their own environment first, and need only Python 3.10+, a C++20 compiler and make.
+# `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, in a new environment.
 
 PYTHON ?= python3
 VENV ?= .venv

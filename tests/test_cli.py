@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from rnnfast import cli, packing
-from rnnfast.cli import grids, measure, peers
+from rnnfast import _native, cli, packing
+from rnnfast.cli import grids, info, measure, peers
 from rnnfast.cli.measure import FORWARD, TRAIN, Case
 
 
@@ -19,6 +19,12 @@ def test_info_as_a_module():
     )
     for word in ("compiler", "OpenMP", "torch"):
         assert word in done.stdout
+
+
+def test_info_with_cuda_and_without_torch(monkeypatch):
+    monkeypatch.setattr(_native, "_cuda", object())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert info.cuda_tiers() == "built; no layer uses it without torch"
 
 
 def test_check_agrees_on_this_machine(capsys):

@@ -87,7 +87,10 @@ def cuda_tiers() -> str:
 
     if _native._cuda is None:
         return "not built (RNNFAST_CUDA=ON builds it)"
-    import torch
+    try:
+        import torch
+    except ImportError:
+        return "built; no layer uses it without torch"
 
     from rnnfast import cuda
 
