@@ -305,6 +305,7 @@ def test_autocast_for_another_device():
 ARGUMENTS = {
     "types": ((torch.Tensor,), 5),
     "threads": (1, "one"),
+    "sizes": (None, torch.ones(3)),
     "x": (torch.zeros(1, 2, 3), None),
     "dims": (3, "three"),
     "features": (3, None),
@@ -325,12 +326,12 @@ def test_arguments_of_the_extension(name):
     if name in ("types", "threads", "dims", "parameters", "cells", "packed"):
         with pytest.raises(TypeError, match="incompatible arguments"):
             stack.call_module(*given)
-    elif name in ("x", "features", "names"):
+    elif name in ("sizes", "x", "features", "names"):
         assert stack.call_module(*given) is None
     else:
         y, (_, c_n) = stack.call_module(*given)
         assert (y.shape, c_n.shape) == ((1, 2, 4), (1, 2, 4))
-    with pytest.raises(TypeError, match="got 10, expected 11"):
+    with pytest.raises(TypeError, match="got 11, expected 12"):
         stack.call_module(*given[:-1])
     with pytest.raises(TypeError, match="call_module"):
         _C.Stack.call_module(*given)
