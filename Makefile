@@ -26,13 +26,13 @@ bench-suite: $(VENV)/peers
 lint: $(VENV)/linters
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' '*.cu' 'tests/*.h')
 	$(BIN)/mypy
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' '*.cu' 'tests/*.h')
 
 # The build tools live in the environment, so that the editable install can rebuild itself on import.
 $(VENV)/installed: pyproject.toml

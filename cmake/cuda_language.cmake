@@ -17,8 +17,7 @@ endforeach()
 function(rnnfast_cuda_kernels target)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
   # Constants that kernels share with the host are constexpr functions without an attribute.
-  target_compile_options(${target} PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Xptxas -warn-spills>)
+  target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Xptxas -warn-spills)
 endfunction()
 
 function(rnnfast_cuda_module target)
