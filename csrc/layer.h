@@ -71,14 +71,15 @@ struct Sequence {
 using Resets = Sequence<const std::uint8_t>;
 
 // Rows of different lengths: step t has only the rows b < count[t] of the batch, where the longest
-// comes first; before[t] is the number of rows of all steps before it. Steps are in the order of
-// processing; in the order of memory counts never grow. Null pointers: every step has the whole batch.
+// comes first; before[t] is the number of rows of all steps before it, and first[t] of all steps before
+// it in the order of memory. Steps are in the order of processing; in the order of memory counts never
+// grow. Null pointers: every step has the whole batch.
 //
-// Where `order` is null the sequences are packed as torch's PackedSequence: the rows of step t are rows
-// first[t], first[t] + 1, ... of every sequence. Otherwise they are padded: row b of the batch is row
-// order[b] of every sequence and of every matrix of states.
+// Where `packed` is not null the sequences are packed as torch's PackedSequence: the first row of step
+// t is row packed[t] of every sequence. Otherwise they are padded. Row b of the batch is row order[b]
+// of every step, and of every matrix of states; a null pointer: row b.
 struct Ragged {
-  const index *first, *count, *before, *order;
+  const index *first, *count, *before, *order, *packed;
 
   // The row of a state.
   RNNFAST_INLINE index place(index b) const { return order ? order[b] : b; }
@@ -86,8 +87,8 @@ struct Ragged {
   // The row of a sequence that belongs to step t of row b.
   template <class T>
   RNNFAST_INLINE T* row(Sequence<T> of, index t, index b) const {
-    if (!first) return of.data + t * of.step + b * of.row;
-    return order ? of.data + t * of.step + order[b] * of.row : of.data + (first[t] + b) * of.row;
+    return packed ? of.data + (packed[t] + place(b)) * of.row
+                  : of.data + t * of.step + place(b) * of.row;
   }
 };
 

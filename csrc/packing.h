@@ -72,7 +72,9 @@ class Packing {
 
   Ragged ragged() const {
     if (count_.empty()) return {};
-    return {first_.data(), count_.data(), before_.data(), order_.empty() ? nullptr : order_.data()};
+    const bool padded = !order_.empty();
+    return {first_.data(), count_.data(), before_.data(), padded ? order_.data() : nullptr,
+            padded ? nullptr : first_.data()};
   }
 
   index steps() const { return static_cast<index>(count_.size()); }

@@ -5,7 +5,8 @@
 // the end. Two threads then meet once a call rather than twice a chunk, and no gradient of a gate has
 // to travel from one core's cache to another's. Weights too large for two copies of their gradients to
 // stay in the caches are not worth it. The cut depends on the layer's sizes alone, so that sums have
-// one order for any team.
+// one order for any team. Rows of different lengths, the longest first, go to the groups in turn, so
+// that both groups have equally many steps.
 #pragma once
 
 #include "backward_loop.h"
@@ -28,9 +29,11 @@ class Backward {
 
   static int groups(const Layer<T>& layer) {
     constexpr index enough_rows = 512, least = 8;
-    const bool worth = layer.steps * layer.batch >= enough_rows && layer.batch >= least &&
+    const Ragged& ragged = layer.ragged;
+    const index rows = ragged.count ? ragged.before[layer.steps] : layer.steps * layer.batch;
+    const bool worth = rows >= enough_rows && layer.batch >= least &&
                        BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
-    return worth && !layer.ragged.count ? 2 : 1;
+    return worth ? 2 : 1;
   }
 
   void run(const Team& team) {
@@ -72,9 +75,14 @@ class Backward {
 
   // The loop over group k; where there is no such group, one that owns no memory and never runs.
   BackwardLoop<Cell, T> loop(int k) {
-    const int n = groups(layer_);
     Arena none(nullptr);
-    const Range rows = share(layer_.batch, n, k < n ? k : 0);
+    Arena& arena = k < groups(layer_) ? arena_ : none;
+    if (groups(layer_) == 2 && layer_.ragged.count) return ragged_loop(k, arena);
+    return dense_loop(k < groups(layer_) ? k : 0, arena);
+  }
+
+  BackwardLoop<Cell, T> dense_loop(int k, Arena& arena) {
+    const Range rows = share(layer_.batch, groups(layer_), k);
     const auto own = [&](auto s) {
       if (s.data) s.data += rows.begin * s.row;
       return s;
@@ -86,7 +94,6 @@ class Backward {
     layer.resets = own(layer.resets);
     layer.h0 = own(layer.h0);
     layer.c0 = own(layer.c0);
-    layer.saved += rows.begin * Cell::slots * L;
     Gradients<T> grads = grads_;
     grads.y = own(grads.y);
     grads.cells = own(grads.cells);
@@ -95,7 +102,39 @@ class Backward {
     grads.c_n = own(grads.c_n);
     grads.h0 = own(grads.h0);
     grads.c0 = own(grads.c0);
-    return {layer, grads, layer_.batch, panels_, k < n ? arena_ : none};
+    return {layer, grads, slots_from(rows.begin, 1), panels_, arena};
+  }
+
+  // Of every other row.
+  BackwardLoop<Cell, T> ragged_loop(int k, Arena& arena) {
+    Layer<T> layer = layer_;
+    layer.batch = (layer_.batch + 1 - k) / 2;
+    const auto take = [&](index*& numbers, index count) {
+      numbers = arena.template take<index>(count);
+      // Where memory is only counted, what matters is that there is an array.
+      return numbers ? numbers : layer_.ragged.count;
+    };
+    OwnRows& own = own_rows_[k];
+    layer.ragged.count = take(own.count, layer.steps);
+    layer.ragged.first = layer.ragged.before = take(own.before, layer.steps + 1);
+    layer.ragged.order = take(own.order, layer.batch);
+    return {layer, grads_, slots_from(k, 2), panels_, arena};
+  }
+
+  SlotMemory<T> slots_from(index row, index apart) const {
+    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.before, apart, true};
+  }
+
+  // Which rows a group has of each step. The rows of its chunks follow the order of processing.
+  void find_own_rows(int k) {
+    const OwnRows& own = own_rows_[k];
+    if (!own.count) return;
+    own.before[0] = 0;
+    for (index t = 0; t < layer_.steps; ++t) {
+      own.count[t] = (layer_.ragged.count[t] + 1 - k) / 2;
+      own.before[t + 1] = own.before[t] + own.count[t];
+    }
+    for (index b = k; b < layer_.batch; b += 2) own.order[b / 2] = layer_.ragged.place(b);
   }
 
   void pack(const Team& team) {
@@ -120,8 +159,9 @@ class Backward {
         pack_backward<Plain>(panels_.projection + block * projection_size(), layer_.w_hr,
                              layer_.outputs, Plain::all, column, columns);
       });
-    if (team.rank == 0)
-      for (index k = 0; k < zeros_of(layer_); ++k) panels_.zeros[k] = 0;
+    if (team.rank > 0) return;
+    for (index k = 0; k < zeros_of(layer_); ++k) panels_.zeros[k] = 0;
+    for (int k = 0; k < 2; ++k) find_own_rows(k);
   }
 
   // Adds the second group's sums to the first's, and writes them in torch's layout.
@@ -169,11 +209,17 @@ class Backward {
     }
   }
 
+  // What the Ragged of a group points to.
+  struct OwnRows {
+    index *count = nullptr, *before = nullptr, *order = nullptr;
+  };
+
   const Layer<T> layer_;
   const Gradients<T> grads_;
   const index blocks_;
   Arena arena_;
   BackwardPanels<Cell, T> panels_;
+  OwnRows own_rows_[2];
   BackwardLoop<Cell, T> loops_[2];
 };
 

@@ -26,8 +26,8 @@ inline constexpr index l2_bytes = 640 * 1024;  // what the gradients of the weig
 template <class Cell, class T>
 class BackwardLoop {
  public:
-  // `saved_batch`: the rows of a step in layer.saved. From a null arena it only counts its memory.
-  BackwardLoop(const Layer<T>& layer, const Gradients<T>& grads, index saved_batch,
+  // `saved`: where the slots of the layer's rows are. From a null arena it only counts its memory.
+  BackwardLoop(const Layer<T>& layer, const Gradients<T>& grads, const SlotMemory<T>& saved,
                const BackwardPanels<Cell, T>& panels, Arena& arena)
       : layer_(layer),
         grads_(grads),
@@ -46,9 +46,7 @@ class BackwardLoop {
     dc_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
     dq_ = arena.template take<Real<T>>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
     c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
-    state_ = {&layer_,     panels.zeros, c0_,
-              layer.saved, saved_batch,  States<Cell, T>::chunk_steps(layer, saved_batch),
-              true};
+    state_ = {&layer_, panels.zeros, c0_, saved, States<Cell, T>::chunk_steps(layer, saved.batch)};
   }
 
   static index weight_bytes(const Layer<T>& layer) {
@@ -119,13 +117,15 @@ class BackwardLoop {
     return chunk;
   }
 
-  // Of a padded batch: where each row of some of a chunk's steps lies.
+  // Where each row of some of a chunk's steps lies.
   void find_places(const Chunk<Cell, T>& chunk, Range steps, Range rows) {
     if (!chunk.places) return;
+    const Ragged& ragged = layer_.ragged;
     for (index t = steps.begin; t < steps.end; ++t) {
       const Range there = present(rows, state_.count(t));
       for (index b = there.begin; b < there.end; ++b)
-        chunk.places[chunk.place(t) + b] = {t, layer_.ragged.order[b]};
+        chunk.places[chunk.place(t) + b] =
+            ragged.packed ? Place{0, ragged.packed[t] + ragged.order[b]} : Place{t, ragged.order[b]};
     }
   }
 
@@ -210,6 +210,7 @@ class BackwardLoop {
                           dq_ ? dq_ + at : nullptr,
                           chunk_.d_at(block, chunk_row),
                           chunk_.operand ? chunk_.operand_at(chunk_row) : nullptr,
+                          slots.row,
                           blocks_ * L,
                           block,
                           layer_.hidden - block * L,
@@ -228,7 +229,7 @@ class BackwardLoop {
     const Real<T>* slots;
     Real<T>*dh, *dc, *dq;
     T *d, *operand;
-    index padded, block, units;
+    index slots_row, padded, block, units;
     bool has_dy, is_projected;
   };
 
@@ -236,7 +237,7 @@ class BackwardLoop {
   template <int s, class V>
   static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local of,
                                    index row) {
-    constexpr index d_size = Cell::gates * L, slot_size = Cell::slots * L;
+    constexpr index d_size = Cell::gates * L;
     const index unit = of.block * L;
     const auto read = [&](const auto* from, index size) {
       return gather<V>([&](int r) { return load(from + (row + r) * size); });
@@ -246,7 +247,7 @@ class BackwardLoop {
     };
     V v[Cell::slots], dv[Cell::gates];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = read(of.slots + slot * L, slot_size);
+    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = read(of.slots + slot * L, of.slots_row);
     V h = splat<V>(0);
     if constexpr (!Cell::projects)
       h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });

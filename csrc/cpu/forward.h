@@ -70,10 +70,14 @@ class Forward {
     whole_h_ = arena.template take<T>(is_whole(layer.outputs) ? 0 : layer.batch * whole(layer.outputs));
     c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
     zeros_ = arena.template take<Real<T>>(zeros_of(layer));
-    state_ = {&layer_, zeros_, c0_, layer.saved, layer.batch, chunk, layer.saved != nullptr};
-    if (!layer.saved)
-      state_.memory =
-          arena.template take<Real<T>>(2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
+    const bool saves = layer.saved;
+    Real<T>* const slots = arena.template take<Real<T>>(
+        saves ? 0 : 2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
+    state_ = {&layer_,
+              zeros_,
+              c0_,
+              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, 1, saves},
+              chunk};
     scratch_ = arena.used();
   }
 

@@ -211,7 +211,7 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
   if (directions == 2 && own[1].x.data) {
     own[1].x_accumulate = !plans.together;
     if (plans.together) {
-      const index rows = layer.ragged.order ? layer.steps * layer.batch : rows_of(layer);
+      const index rows = layer.ragged.packed ? rows_of(layer) : layer.steps * layer.batch;
       apart.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
       own[1].x = {static_cast<T*>(apart->data()), layer.batch * layer.inputs, layer.inputs};
     }

@@ -40,9 +40,20 @@ constexpr index saved_row(index hidden) {
 template <class Cell, class T>
 struct Slots {
   Real<T>* data;
-  index block;  // from one block to the next
+  index block, row;  // from one to the next
 
-  Real<T>* at(index n, index b) const { return data + n * block + b * Cell::slots * lanes<T>; }
+  Real<T>* at(index n, index b) const { return data + n * block + b * row; }
+};
+
+// The memory of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]. The layer may
+// have only every `apart`-th of the rows.
+template <class T>
+struct SlotMemory {
+  Real<T>* data;        // of the layer's first row
+  index batch;          // the rows of a step, unless
+  const index* before;  // the Ragged::before of all rows; null: every step has all
+  index apart;
+  bool all;  // whether all chunks are held, or only the last two
 };
 
 template <class Cell, class T>
@@ -50,10 +61,8 @@ struct States {
   const Layer<T>* layer;
   const Real<T>* zeros;  // zeros_of(layer)
   const Real<T>* c0;     // [blocks][B][lanes]
-  Real<T>* memory;       // of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]
-  index batch;           // the rows of a step there, of which the layer may be a part
-  index chunk;           // steps
-  bool all;              // whether all chunks are held, or only the last two
+  SlotMemory<T> memory;
+  index chunk;  // steps
 
   // Steps whose input products are computed ahead: enough rows to fill the tiles, few enough to stay in
   // the L2 cache until the recurrence reads them. The same for any team, as is all memory.
@@ -85,11 +94,12 @@ struct States {
     // turn have every row at its own place modulo the batch: a thread may be two chunks ahead of
     // another.
     const auto rows_before = [&](index s) {
-      return all && layer->ragged.before ? before(s) : s * batch;
+      return memory.all && memory.before ? memory.before[s] : s * memory.batch;
     };
-    const index place = all ? rows_before(begin) : number % 2 * chunk * batch;
-    return {memory + (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
-            (rows_before(end) - rows_before(begin)) * size};
+    const index place = memory.all ? rows_before(begin) : number % 2 * chunk * memory.batch;
+    return {memory.data +
+                (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
+            (rows_before(end) - rows_before(begin)) * size, memory.apart * size};
   }
 
   // Whether row b has a step before t; if not, its state there is the initial one.
@@ -186,8 +196,10 @@ index first_row(const Layer<T>& layer, Range steps, int parts, int part) {
   const bool grows = count[0] < count[steps.size() - 1];  // a reversed direction
   const index wanted = (before[steps.end] - before[steps.begin]) * part / parts;
   index row = 0, length = steps.size();  // of the row: the counts above it, fewer for each next row
-  for (index found = 0; row < layer.batch && found < wanted; ++row) {
+  for (index found = 0; row < layer.batch; ++row) {
     while (length > 0 && count[grows ? steps.size() - length : length - 1] <= row) --length;
+    // A row goes where most of it belongs; the parts with the longest rows have the most steps to start.
+    if (found + length / 2 >= wanted) break;
     found += length;
   }
   return row;

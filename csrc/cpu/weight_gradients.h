@@ -7,7 +7,8 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// Where a row of a chunk lies in the sequences of a padded batch.
+// Where a row of a chunk lies in the sequences: row b of step t of padded ones, or row b of packed
+// ones.
 struct Place {
   index t, b;
 };
@@ -24,7 +25,7 @@ struct Chunk {
   T* d = nullptr;           // [blocks][most][gates][lanes], the gradients of the pre-activations
   T* p = nullptr;           // [outputs][most][lanes], of the outputs of a projection
   T* operand = nullptr;     // [most][blocks][lanes], what a second product multiplied
-  Place* places = nullptr;  // [most], of a padded batch whose rows differ in length
+  Place* places = nullptr;  // [most], of rows that are not in order of memory
   Range steps{};
   index rows = 0;
 
@@ -46,7 +47,7 @@ struct Chunk {
   template <class U>
   U* row_of(Sequence<U> sequence, index row) const {
     if (places) return sequence.data + places[row].t * sequence.step + places[row].b * sequence.row;
-    if (layer->ragged.first) return sequence.data + (first_row() + row) * sequence.row;
+    if (layer->ragged.packed) return sequence.data + (first_row() + row) * sequence.row;
     return sequence.data + (steps.begin + row / layer->batch) * sequence.step +
            row % layer->batch * sequence.row;
   }
@@ -169,7 +170,7 @@ class WeightGradients {
   Features features_of_x(const Chunk<Cell, T>& chunk) const {
     if constexpr (in_pairs) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
     if (x_) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
-    if (layer_.ragged.first)
+    if (layer_.ragged.packed)
       return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
     return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
             over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
@@ -276,7 +277,7 @@ class WeightGradients {
   Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
   const T** h_rows_ = nullptr;  // in pairs: where h before each row of the chunk is
   T* h_;                        // h before each row, copied: ragged, with resets, or in pairs
-  T* x_ = nullptr;              // x, copied: of a padded batch whose rows differ in length, or in pairs
+  T* x_ = nullptr;              // x, copied: its rows are not in order of memory, or in pairs
   T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
 };
 
