@@ -139,7 +139,7 @@ class _Recurrent(torch.nn.RNNBase):
             packed = packing.packed(self, spec, names) if packing.HELD else None
             features = self.input_size
             return ops.call_module(
-                *(spec, lengths, input, 3, features, hx, parameters, names, reset, cells, packed)
+                spec, lengths, input, 3, features, hx, parameters, names, reset, cells, packed
             )
         try:
             weights = [parameters[name] for name in names]
@@ -381,7 +381,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
             packed = packing.packed(self, spec, names) if packing.HELD else None
             features = self.input_size
             return ops.call_module(
-                *(spec, None, input, 2, features, hx, parameters, names, None, False, packed)
+                spec, None, input, 2, features, hx, parameters, names, None, False, packed
             )
         try:
             weights = [parameters[name] for name in names]

@@ -153,20 +153,7 @@ def call_module(
     threads = torch.get_num_threads()
     try:
         return stack.call_module(
-            *(
-                PLAIN_TYPES,
-                threads,
-                sizes,
-                x,
-                dims,
-                features,
-                hx,
-                parameters,
-                names,
-                reset,
-                cells,
-                packed,
-            )
+            PLAIN_TYPES, threads, sizes, x, dims, features, hx, parameters, names, reset, cells, packed
         )
     except ValueError as error:
         raise RuntimeError(str(error)) from None
