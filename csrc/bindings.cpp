@@ -24,10 +24,32 @@ py::dict build_info() {
   return info;
 }
 
-std::vector<std::string> cells() {
-  std::vector<std::string> names;
-  for (int cell = 0; cell < kernels().cells; ++cell) names.push_back(kernels().info[cell].name);
-  return names;
+py::dict onnx_of(const Onnx& onnx) {
+  py::dict found;
+  found["op"] = onnx.op;
+  found["order"] = py::tuple(py::cast(std::vector<int>(onnx.order, onnx.order + onnx.blocks)));
+  found["activation"] = onnx.activation;
+  found["linear_before_reset"] =
+      onnx.linear_before_reset < 0 ? py::object(py::none()) : py::cast(onnx.linear_before_reset);
+  return found;
+}
+
+// The table of cells: a cell's number is its place.
+py::list cells() {
+  py::list table;
+  for (int number = 0; number < kernels().cells; ++number) {
+    const CellInfo& info = kernels().info[number];
+    py::dict cell;
+    cell["number"] = number;
+    cell["name"] = info.name;
+    cell["weight_blocks"] = info.weight_blocks;
+    cell["stages"] = info.stages;
+    cell["has_c"] = info.cell_state;
+    cell["projects"] = info.projects;
+    cell["onnx"] = onnx_of(info.onnx);
+    table.append(cell);
+  }
+  return table;
 }
 
 Saved new_saved(const Stack& stack, const std::string& dtype, index rows, index hidden, index outputs) {

@@ -27,7 +27,12 @@
 //     formula of such a cell reads h or sets dh.
 //
 // Stages run forward 0, 1, ... and backward in the opposite order.
+//
+// `name` is what Python calls the cell; its formula in torch's operators has the same name
+// (rnnfast/formulas.py). `onnx` is the operator of ONNX that computes the cell (cell_info.h).
 #pragma once
+
+#include "cell_info.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -41,6 +46,7 @@ struct Window {
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
+#include "cells/lstm_coupled.h"
 #include "cells/rnn.h"
 
 namespace rnnfast::RNNFAST_TARGET {
@@ -51,6 +57,6 @@ struct CellList {
 };
 
 // One row per cell; the index of a row is the cell's number in the binding.
-using Cells = CellList<RnnTanh, RnnRelu, Lstm, Gru, GruOriginal>;
+using Cells = CellList<RnnTanh, RnnRelu, Lstm, Gru, GruOriginal, LstmCoupled>;
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -1,7 +1,8 @@
 """The kernels on NumPy arrays, without torch.
 
 Weights have torch's layout: ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``, where the
-``G`` blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n).
+``G`` blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n; f, g, o of an
+LSTM with coupled gates).
 
 An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
 1402.1128); then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y, h0
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import cell_table
 from ._native import _C
 
 __all__ = ["CELLS", "Forward", "Gradients", "forward"]
@@ -31,7 +33,7 @@ Array = npt.NDArray[np.floating]
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: The names of the cells that :func:`forward` takes.
-CELLS: tuple[str, ...] = tuple(_C.cells())
+CELLS: tuple[str, ...] = tuple(cell_table.CELLS)
 
 
 class Gradients(NamedTuple):
@@ -144,7 +146,8 @@ def forward(
 
     Args:
         cell: one of :data:`CELLS`: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
-            compute it) or "gru_original" (Cho et al. 2014: the reset gate before the product).
+            compute it), "gru_original" (Cho et al. 2014: the reset gate before the product) or
+            "lstm_coupled" (Greff et al. 2017: ``i = 1 - f``).
         x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
             same dtype, in either byte order.
         w_ih: ``[G * H, I]``.
@@ -197,10 +200,11 @@ def forward(
         raise ValueError(f"w_hr has shape {np.shape(w_hr)}; expected (R, H)")
     (steps, batch, _), outputs = x.shape, w_hh.shape[1]
     hidden = outputs if w_hr is None else np.shape(w_hr)[1]
-    stack = _C.Stack(CELLS.index(cell), 1, 1, True, reverse, True, w_hr is not None, False)
+    kind = cell_table.CELLS[cell]
+    stack = _C.Stack(kind.number, 1, 1, True, reverse, True, w_hr is not None, False)
     y = np.empty((steps, batch, outputs), dtype)
     h_n = np.empty((batch, outputs), dtype)
-    c_n = np.empty((batch, hidden), dtype) if cell == "lstm" else None
+    c_n = np.empty((batch, hidden), dtype) if kind.has_c else None
     saved: Array | None = None
     if save:
         memory = stack.new_saved(dtype.name, steps * batch, hidden, outputs)

@@ -150,7 +150,7 @@ def eager_stack(
     if reset is not None and x.dim() == 3:
         reset = reset.transpose(0, 1) if batch_first else reset
     batch = y.size(1) if y.dim() == 3 else int(sizes[0])  # type: ignore[index]
-    has_c = spec.cell == "lstm"
+    has_c = spec.has_c
 
     def state(of: Tensor | None, number: int, width: int) -> Tensor:
         if of is None:

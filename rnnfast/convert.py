@@ -90,7 +90,8 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 def restore(model: Model) -> Model:
     """Undo :func:`accelerate`: rnnfast's modules become torch.nn's again, in place; returns ``model``.
 
-    A ``GRU`` or ``GRUCell`` with ``reset_after=False`` has no counterpart in torch.nn.
+    A ``GRU`` or ``GRUCell`` with ``reset_after=False`` and an ``LSTM`` or ``LSTMCell`` with
+    ``coupled_gates=True`` have no counterpart in torch.nn.
 
     Raises:
         ValueError: such a module is in the model, or one that was parametrized since; nothing is
@@ -105,9 +106,10 @@ def restore(model: Model) -> Model:
             )
     modules = [(name, m) for name, m in model.named_modules() if type(m) in nn.ORIGINALS]
     for name, module in modules:
-        if getattr(module, "reset_after", True) is False:
+        option: str | None = module._beyond_torch()
+        if option is not None:
             raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__} with reset_after=False, "
+                f"{name or 'the model'} is a {type(module).__name__} with {option}, "
                 "which torch.nn does not have"
             )
     for _, module in modules:

@@ -32,7 +32,7 @@ DTYPES = {
 
 @cache
 def _cell(name: str) -> Cell:
-    return Cell(*_cuda.cell(CELLS[name]))
+    return Cell(*_cuda.cell(CELLS[name].number))
 
 
 def _tf32(dtype: torch.dtype) -> bool:
@@ -58,7 +58,7 @@ def _plan(
     tier: str | None,
 ) -> Any:
     sizes = (hidden, batch, directions)
-    return _cuda.plan(device, CELLS[cell], DTYPES[dtype], tf32, backward, *sizes, tier)
+    return _cuda.plan(device, CELLS[cell].number, DTYPES[dtype], tf32, backward, *sizes, tier)
 
 
 def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:

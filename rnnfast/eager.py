@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .formulas import FORMULAS
+
 
 def step(
     cell: str,
@@ -26,25 +28,8 @@ def step(
 ) -> tuple[Tensor, Tensor | None]:
     """One step: ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``."""
     a = F.linear(x, w_ih, b_ih)
-    if cell == "gru_original":
-        hidden = h.size(-1)
-        bias = (None, None) if b_hh is None else (b_hh[: 2 * hidden], b_hh[2 * hidden :])
-        r, z = (a[:, : 2 * hidden] + F.linear(h, w_hh[: 2 * hidden], bias[0])).sigmoid().chunk(2, 1)
-        n = torch.tanh(a[:, 2 * hidden :] + F.linear(r * h, w_hh[2 * hidden :], bias[1]))
-        return n + z * (h - n), None
-    u = F.linear(h, w_hh, b_hh)
-    if cell == "gru":
-        (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, 1), u.chunk(3, 1)
-        r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
-        n = torch.tanh(a_n + r * u_n)
-        return n + z * (h - n), None
-    if cell == "lstm":
-        assert c is not None
-        i, f, g, o = (a + u).chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return h if w_hr is None else F.linear(h, w_hr), c
-    return (torch.tanh(a + u) if cell == "rnn_tanh" else torch.relu(a + u)), None
+    h, c = FORMULAS[cell](a, h, c, w_hh, b_hh)
+    return h if w_hr is None else F.linear(h, w_hr), c
 
 
 def layer(

@@ -51,7 +51,7 @@ def stack(
     y, h_n, c_n, every_c, _ = STACK(
         *(x, h0, c0, list(weights), reset, sizes, batch), *spec, cells, save
     )
-    has_c = spec.cell == "lstm"
+    has_c = spec.has_c
     is_step = x.dim() == 2 and sizes is None
     return Outputs(y, None if is_step else h_n, c_n if has_c else None, every_c if cells else None)
 
@@ -93,7 +93,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     spec, (cells, save) = Spec(*rest[:6]), rest[6:]
     outputs, hidden = spec.widths(weights)
-    has_c, numbers = spec.cell == "lstm", spec.layers * spec.directions
+    has_c, numbers = spec.has_c, spec.layers * spec.directions
 
     def empty(wanted: bool, *shape: Any) -> Tensor:
         return x.new_empty(*shape) if wanted else x.new_empty(0)
@@ -119,7 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     y, _, _, _, saved = output
     ctx.spec = rest[:6]
     has_h_n = x.dim() == 3 or sizes is not None
-    ctx.there = (True, has_h_n, rest[0] == "lstm", rest[6])  # the others are empty stand-ins
+    ctx.there = (True, has_h_n, Spec(*rest[:6]).has_c, rest[6])  # the others are empty stand-ins
     ctx.others = (None,) * (len(inputs) - 4)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, h0, c0, reset, sizes, y, saved, *weights)

@@ -10,23 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import library, when_imported
-from .ops import Spec
+from .ops import CELLS, Spec
 
 __all__ = ["translations"]
 
 _REGISTRATION = "torch.onnx._internal.exporter._registration"
 
-#: The node, and torch's gates in ONNX's order.
-_NODES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "lstm": ("LSTM", (0, 3, 1, 2)),  # i, f, g, o to i, o, f, c
-    "gru": ("GRU", (1, 0, 2)),  # r, z, n to z, r, h
-    "gru_original": ("GRU", (1, 0, 2)),
-    "rnn_tanh": ("RNN", (0,)),
-    "rnn_relu": ("RNN", (0,)),
-}
-_LINEAR_BEFORE_RESET = {"gru": 1, "gru_original": 0}
 _INT32 = 6  # TensorProto.INT32
-_ACTIVATIONS = {"rnn_tanh": "Tanh", "rnn_relu": "Relu"}
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -73,7 +63,7 @@ def _stack(
         (cells, "return_cells="),
     ):
         if there:
-            raise ValueError(f"ONNX's {_NODES[cell][0]} has no counterpart of {what}")
+            raise ValueError(f"ONNX's {CELLS[cell].onnx.op} has no counterpart of {what}")
     spec = Spec(cell, layers, directions, bias, projected, batch_first)
     is_step = len(x.shape) == 2
     if is_step:
@@ -106,23 +96,28 @@ def _layer(
     op: Any, spec: Spec, k: int, x: Any, lengths: Any, h0: Any, c0: Any, weights: Sequence[Any]
 ) -> tuple[Any, Any, Any]:
     """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``; ``lengths [B]``."""
-    kind, order = _NODES[spec.cell]
+    kind, order, activation, linear_before_reset = CELLS[spec.cell].onnx
     directions = spec.directions
     attributes: dict[str, Any] = {}
-    if kind == "GRU":
-        attributes["linear_before_reset"] = _LINEAR_BEFORE_RESET[spec.cell]
-    elif kind == "RNN":
-        attributes["activations"] = [_ACTIVATIONS[spec.cell]] * directions
+    if linear_before_reset is not None:
+        attributes["linear_before_reset"] = linear_before_reset
+    if activation is not None:
+        attributes["activations"] = [activation] * directions
     flat = [spec.weights(weights, k * directions + d) for d in range(directions)]
     hidden = flat[0][1].shape[-1]
 
     def cut(t: Any, start: int, end: int) -> Any:
         return op.Slice(t, *(op.Constant(value_ints=[number]) for number in (start, end, 0)))
 
+    def block(w: Any, number: int) -> Any:
+        if number < 0:
+            return op.Neg(block(w, ~number))
+        return cut(w, number * hidden, (number + 1) * hidden)
+
     def in_order(w: Any) -> Any:
         """One direction's weight or bias with its gates as ONNX has them, ``[1, ...]``."""
         if len(order) > 1:  # by Slice, which the exporter computes at once
-            w = op.Concat(*(cut(w, g * hidden, (g + 1) * hidden) for g in order), axis=0)
+            w = op.Concat(*(block(w, number) for number in order), axis=0)
         return op.Unsqueeze(w, op.Constant(value_ints=[0]))
 
     def both(each: list[Any]) -> Any:
@@ -137,7 +132,7 @@ def _layer(
     if spec.bias:
         biases = both([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
     w_ih, w_hh = both([in_order(w[0]) for w in flat]), both([in_order(w[1]) for w in flat])
-    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if kind == "LSTM" else [])
+    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if spec.has_c else [])
     y, *states = getattr(op, kind)(
         *given,
         hidden_size=hidden,
@@ -146,4 +141,4 @@ def _layer(
     )
     # [T, D, B, H] to [T, B, D * H]
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
-    return y, states[0], states[1] if kind == "LSTM" else None
+    return y, states[0], states[1] if spec.has_c else None

@@ -34,7 +34,7 @@ class _Stacks(dict[Spec, Any]):
 
     def __missing__(self, spec: Spec) -> Any:
         cell, layers, directions, *rest = spec
-        stack = self[spec] = _C.Stack(CELLS[cell], layers, directions, False, False, *rest)
+        stack = self[spec] = _C.Stack(CELLS[cell].number, layers, directions, False, False, *rest)
         return stack
 
 

@@ -34,9 +34,10 @@ def _shown_as(
 ) -> Iterator[None]:
     ours = [(m, type(m)) for m in model.modules() if type(m) in originals]
     for module, _ in ours:
-        if getattr(module, "reset_after", True) is False:
+        option: str | None = module._beyond_torch()  # type: ignore[operator]
+        if option is not None:
             raise RuntimeError(
-                f"torch.jit.script: {type(module).__name__} with reset_after=False is not in torch.nn, "
+                f"torch.jit.script: {type(module).__name__} with {option} is not in torch.nn, "
                 "and TorchScript has no operator for it; torch.jit.trace and torch.export work"
             )
     try:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ._native import _C
+from .cell_table import CELLS
 
-#: A cell's number in the extension's table, by name.
-CELLS: dict[str, int] = {name: number for number, name in enumerate(_C.cells())}
+__all__ = ["CELLS", "Outputs", "Spec", "spec"]
 
 
 class Spec(NamedTuple):
@@ -23,6 +22,11 @@ class Spec(NamedTuple):
     bias: bool
     projected: bool
     batch_first: bool
+
+    @property
+    def has_c(self) -> bool:
+        """Whether the stack carries a cell state. No cell has the name where torch has to refuse it."""
+        return self.cell in CELLS and CELLS[self.cell].has_c
 
     @property
     def weights_each(self) -> int:

@@ -26,6 +26,12 @@ def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh):
     return o.sigmoid() * c.tanh(), c
 
 
+def lstm_coupled(x, h, c, w_ih, w_hh, b_ih, b_hh):
+    f, g, o = (x @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(3, -1)
+    c = f.sigmoid() * c + (1 - f.sigmoid()) * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
 def gru(x, h, c, w_ih, w_hh, b_ih, b_hh):
     xr, xz, xn = (x @ w_ih.T + b_ih).chunk(3, -1)
     hr, hz, hn = (h @ w_hh.T + b_hh).chunk(3, -1)
@@ -60,6 +66,7 @@ CELLS = {
     "rnn_tanh": Cell(rnn_tanh, 1, "RNN"),
     "rnn_relu": Cell(rnn_relu, 1, "RNN", (("nonlinearity", "relu"),)),
     "lstm": Cell(lstm, 4, "LSTM"),
+    "lstm_coupled": Cell(lstm_coupled, 3, "LSTM", (("coupled_gates", True),), in_torch=False),
     "gru": Cell(gru, 3, "GRU"),
     "gru_original": Cell(gru_original, 3, "GRU", (("reset_after", False),), in_torch=False),
 }

@@ -11,6 +11,7 @@ import rnnfast
 import tolerances
 from problems import Problem
 from reference import CELLS
+from rnnfast import _C, cell_table, formulas
 
 pytestmark = pytest.mark.numerics
 
@@ -44,6 +45,15 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}B{}I{}H
 
 def test_every_cell_has_a_reference():
     assert set(rnnfast.arrays.CELLS) == set(CELLS)
+    assert set(formulas.FORMULAS) == set(CELLS)
+
+
+@every_cell
+def test_the_table_is_what_the_reference_says(cell):
+    row, reference = cell_table.CELLS[cell], CELLS[cell]
+    assert (row.name, row.weight_blocks, row.has_c) == (cell, reference.gates, reference.has_c)
+    assert row.onnx.op == reference.layer
+    assert _C.cells()[row.number]["name"] == cell
 
 
 @every_cell

@@ -101,7 +101,7 @@ class Case:
             x = normal(*((self.B, self.T) if self.batch_first else (self.T, self.B)), self.I)
         shape = (self.layers * self.directions, self.B, self.H)
         h0 = normal(*shape) / 2 if self.states else None
-        c0 = normal(*shape) / 2 if self.states and self.cell == "lstm" else None
+        c0 = normal(*shape) / 2 if self.states and reference.CELLS[self.cell].has_c else None
         reset = torch.rand(x.shape[:-1], generator=random) < 0.3 if self.reset else None
         return [x, h0, c0, *weights], sizes, reset
 
@@ -120,7 +120,7 @@ def run(case, device):
     """Outputs and gradients by the kernels, and the cotangents that were given."""
     inputs, sizes, reset = case.make()
     x, h0, c0, *weights = own = [to(device, t, case.dtype) for t in inputs]
-    has_c = case.cell == "lstm"
+    has_c = reference.CELLS[case.cell].has_c
     reset = to(device, reset)
     out = cuda.forward(case.spec, sizes, x, h0, c0, weights, True, reset, has_c)
     assert out is not None, "no plan"
@@ -137,7 +137,9 @@ def by_formula(case, grads, dtype):
     inputs, sizes, reset = case.make()
     leaves = [t if t is None else t.to(case.dtype).to(dtype).requires_grad_() for t in inputs]
     x, h0, c0, *weights = leaves
-    out = autograd.eager_stack(case.spec, sizes, x, h0, c0, weights, reset, case.cell == "lstm")
+    out = autograd.eager_stack(
+        case.spec, sizes, x, h0, c0, weights, reset, reference.CELLS[case.cell].has_c
+    )
     pairs = [(t, to("cpu", g, dtype)) for t, g in zip(out[:4], grads, strict=True) if t is not None]
     there = [t for t in leaves if t is not None]
     found = iter(torch.autograd.grad([t for t, _ in pairs], there, [g for _, g in pairs]))

@@ -103,6 +103,35 @@ def test_against_the_formula(cell, dtype, options, lengths):
 
 
 @every_cell
+@pytest.mark.parametrize("options", [*STACKS, {"hidden_size": 320}], ids=str)
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("longest", [90, 600], ids=["many rows", "one row"])
+def test_groups_of_rows(cell, options, packs, longest):
+    """Backward runs many rows in two groups, unless the weights are large; one of them may be empty."""
+    options = {"hidden_size": 17} | options
+    module = make(rnnfast, cell, 5, dtype=torch.float64, **options)
+    lengths = torch.randint(1, longest + 1, (19,)) if longest < 600 else torch.tensor([0] * 8 + [600])
+    if packs and not lengths.all():
+        pytest.skip("torch packs no row of length 0")
+    x, state = problem(cell, module, lengths.tolist())
+    y, final = module(x, hx(cell, state), lengths=lengths)
+    if packs:
+        given = pack_padded_sequence(x, lengths, module.batch_first, enforce_sorted=False)
+        y, final = module(given, hx(cell, state))
+        y = pad_packed_sequence(y, module.batch_first, total_length=int(lengths.max()) + 2)[0]
+    got = gradients([y, *flatten(final)], [x, *state, *module.parameters()])
+
+    def formula(x, alone):
+        y, h, c = reference.stack(cell, module, x, alone[0], alone[-1])
+        return [y, h, c][: 2 + CELLS[cell].has_c]
+
+    outputs = by_rows(formula, module, x, state, lengths.tolist())
+    want = gradients(outputs, [x, *state, *module.parameters()])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@every_cell
 @every_stack
 @every_length
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

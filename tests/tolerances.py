@@ -20,6 +20,7 @@ SLICE = 64
 
 # The activations alone, relative to the value: one function, or a product of three.
 ACTIVATION = {"rnn_tanh": 0.75, "rnn_relu": 0.0, "lstm": 3.5, "gru": 4.0, "gru_original": 4.0}
+ACTIVATION["lstm_coupled"] = 4.0
 
 # tanh alone, in units in the last place of the true value; and the relative error of a gradient through
 # it where it nearly saturates, as a multiple of torch.nn's.

@@ -16,6 +16,7 @@ struct Gru {
   static constexpr Window input{n, z + 1}, recurrent[stages] = {{r, un + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;
+  static constexpr Onnx onnx{"GRU", 3, {1, 0, 2}, nullptr, 1};
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V h, V) {
@@ -44,6 +45,7 @@ struct GruOriginal {
   static constexpr Window input{r, n + 1}, recurrent[stages] = {{r, z + 1}, {n, n + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;
+  static constexpr Onnx onnx{"GRU", 3, {z, r, n}, nullptr, 0};
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V h, V) {

@@ -15,6 +15,7 @@ struct Lstm {
   static constexpr Window input{i, o + 1}, recurrent[stages] = {{i, o + 1}};
   static constexpr int cell_state = c1;
   static constexpr bool projects = true;
+  static constexpr Onnx onnx{"LSTM", 4, {i, o, f, g}};
 
   template <int stage, class V>
   static RNNFAST_INLINE V forward(V* s, V, V c) {

@@ -49,10 +49,12 @@ struct Relu {
 
 struct RnnTanh : Rnn<Tanh> {
   static constexpr const char* name = "rnn_tanh";
+  static constexpr Onnx onnx{"RNN", 1, {0}, "Tanh"};
 };
 
 struct RnnRelu : Rnn<Relu> {
   static constexpr const char* name = "rnn_relu";
+  static constexpr Onnx onnx{"RNN", 1, {0}, "Relu"};
 };
 
 }  // namespace rnnfast::RNNFAST_TARGET

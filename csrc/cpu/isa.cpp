@@ -53,8 +53,8 @@ const CellKernels<T>* kernels_of(CellList<Cell...>) {
 
 template <class... Cell>
 const CellInfo* info_of(CellList<Cell...>) {
-  static constexpr CellInfo table[] = {
-      {Cell::name, Cell::weight_blocks, Cell::stages, Cell::cell_state >= 0, Cell::projects}...};
+  static constexpr CellInfo table[] = {{Cell::name, Cell::weight_blocks, Cell::stages,
+                                        Cell::cell_state >= 0, Cell::projects, Cell::onnx}...};
   return table;
 }
 

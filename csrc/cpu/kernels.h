@@ -1,6 +1,7 @@
 // The table that one instruction set exports.
 #pragma once
 
+#include "../cell_info.h"
 #include "../layer.h"
 
 namespace rnnfast {
@@ -23,13 +24,6 @@ struct NumberKernels {
   const CellKernels<T>* cells;
   // Runs independent multiply-adds in registers for `rounds` rounds; returns their operations.
   double (*peak)(long rounds);
-};
-
-struct CellInfo {
-  const char* name;
-  int weight_blocks;  // G: the gate blocks in torch's weights
-  int stages;         // dependent products with the recurrent weights in a step
-  bool cell_state, projects;
 };
 
 struct Kernels {

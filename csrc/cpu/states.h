@@ -198,7 +198,8 @@ index first_row(const Layer<T>& layer, Range steps, int parts, int part) {
   index row = 0, length = steps.size();  // of the row: the counts above it, fewer for each next row
   for (index found = 0; row < layer.batch; ++row) {
     while (length > 0 && count[grows ? steps.size() - length : length - 1] <= row) --length;
-    // A row goes where most of it belongs; the parts with the longest rows have the most steps to start.
+    // A row goes where most of it belongs; the parts with the longest rows have the most steps to
+    // start.
     if (found + length / 2 >= wanted) break;
     found += length;
   }

@@ -1,9 +1,4 @@
-"""LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
-
-A call that the kernels cover runs on them, one under a transform of torch.func on torch's operators.
-Any other (another device, bad input) runs torch's own ``forward``, so its answers and exceptions are
-torch's.
-"""
+"""LSTM, GRU and RNN, as subclasses of torch.nn's."""
 
 from __future__ import annotations
 
@@ -14,27 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autograd, checks, dynamo, functional, fx, onnx, ops, packing, script, sequences
+from .. import autograd, checks, functional, ops, packing, sequences
+from .shared import CoupledGates, ResetAfter, State, states_of
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
-
-State = Tensor | tuple[Tensor, Tensor] | None
-
-
-def _states(hx: Any, is_lstm: bool) -> Any:
-    """``h0`` and ``c0``, or None where ``hx`` is not of the kind that it must be."""
-    if hx is None:
-        return None, None
-    if not is_lstm:
-        return (hx, None) if type(hx) in checks.PLAIN_TYPES else None
-    if type(hx) not in (tuple, list) or len(hx) != 2:
-        return None
-    plain = type(hx[0]) in checks.PLAIN_TYPES and type(hx[1]) in checks.PLAIN_TYPES
-    return hx if plain else None
-
-
-#: Of each mode of torch.nn.RNNBase.
-_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
 
 def _is_uneven(batch_sizes: Tensor) -> bool:
@@ -42,7 +20,7 @@ def _is_uneven(batch_sizes: Tensor) -> bool:
     return len(batch_sizes) > 0 and bool(batch_sizes[0] != batch_sizes[-1])
 
 
-class _Recurrent(torch.nn.RNNBase):
+class Recurrent(torch.nn.RNNBase):
     """What the three modules share. It adds no state: a torch.nn module can become one in place."""
 
     def __init__(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
@@ -51,7 +29,15 @@ class _Recurrent(torch.nn.RNNBase):
         super().__init__(*args, **kwargs)
 
     def _cell(self) -> str:
-        return _CELLS[self.mode]
+        return self.mode.lower()  # torch's "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
+
+    @property
+    def _has_c(self) -> bool:
+        return ops.CELLS[self._cell()].has_c
+
+    def _is_lowered(self, one_dnn: bool) -> bool:
+        """Whether autocast lowers torch's layer; ``one_dnn``: whether oneDNN could compute it."""
+        return False
 
     # Not keyword-only: torch.onnx's older exporter hands over all arguments in order.
     def forward(
@@ -87,7 +73,7 @@ class _Recurrent(torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, lengths, reset, return_cells)
             if outputs is not None:
                 return outputs
-        if return_cells and self.mode != "LSTM":
+        if return_cells and not self._has_c:
             raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
         if lengths is not None:
             return self._forward_padded(input, hx, lengths, reset, return_cells)
@@ -107,8 +93,18 @@ class _Recurrent(torch.nn.RNNBase):
 
         But torch's own recurrent operators know neither vmap nor, all of them, forward mode.
         """
+        if self._beyond_torch() is not None:
+            return self._forward_further(input, hx, None, False)
         if checks.transformed() and self._fitting(input, hx) is not None:
             return self._run(input, hx, fused=False)
+        return super().forward(input, hx)
+
+    def _beyond_torch(self) -> str | None:
+        """The option for which torch.nn has no such layer."""
+        return None
+
+    def _run_torch(self, input: Any, hx: Any) -> Any:
+        """As torch's layer; its exceptions tell what is wrong with the arguments."""
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
@@ -119,7 +115,7 @@ class _Recurrent(torch.nn.RNNBase):
         if not covered and (checks.plain_call() or self._fitting(input, hx) is None):
             # torch knows what is wrong with the other arguments.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                super().forward(input, hx)
+                self._run_torch(input, hx)
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
         outputs = self._run(input, hx, fused=True, reset=reset, cells=cells) if covered else None
@@ -147,16 +143,16 @@ class _Recurrent(torch.nn.RNNBase):
             return None
         if input.is_nested or input.dim() != 3 or input.size(2) != self.input_size:
             return None
-        is_lstm = self.mode == "LSTM"
-        pair = _states(hx, is_lstm)
-        if pair is None or (cells and not is_lstm):
+        has_c = spec.has_c
+        pair = states_of(hx, has_c)
+        if pair is None or (cells and not has_c):
             return None
         h0, c0 = pair
         outputs = autograd.stack(spec, lengths, input, h0, c0, weights, reset, cells)
         if outputs is None:
             return None
         y, h_n, c_n, every_c, _ = outputs
-        if not is_lstm:
+        if not has_c:
             return y, h_n
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
 
@@ -218,8 +214,8 @@ class _Recurrent(torch.nn.RNNBase):
             return None
         states: tuple[Any, ...] = ()
         if hx is not None:
-            states = hx if self.mode == "LSTM" else (hx,)
-            if not isinstance(states, tuple | list) or len(states) != (2 if self.mode == "LSTM" else 1):
+            states = hx if self._has_c else (hx,)
+            if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
                 return None
             layers = self.num_layers * (2 if self.bidirectional else 1)
             widths = (self.proj_size or self.hidden_size, self.hidden_size)
@@ -234,10 +230,10 @@ class _Recurrent(torch.nn.RNNBase):
     ) -> checks.Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
         one_dnn = self.proj_size == 0 and data.dtype != torch.float16
-        if checks.autocasts() and self.mode == "LSTM":  # else it is all the same, and no graph need ask
+        # Where that decides nothing, no graph need ask for the sizes.
+        if checks.autocasts() and self._is_lowered(True) != self._is_lowered(False):
             one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
-        lowered = one_dnn or self.proj_size > 0 if self.mode == "LSTM" else self.mode.startswith("RNN")
-        return checks.precision(data, states, self._weights(), lowered, one_dnn)
+        return checks.precision(data, states, self._weights(), self._is_lowered(one_dnn), one_dnn)
 
     def _run(
         self,
@@ -297,41 +293,38 @@ class _Recurrent(torch.nn.RNNBase):
             y = y.squeeze(0 if self.batch_first else 1)
             every_c = every_c.squeeze(0 if self.batch_first else 1) if cells else None
             h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        if self.mode != "LSTM":
+        if not self._has_c:
             return y, h_n
         return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
 
 
-class RNN(_Recurrent, torch.nn.RNN):
+class RNN(Recurrent, torch.nn.RNN):
     """:class:`torch.nn.RNN` on fused kernels; the same constructor, state and behaviour."""
 
-
-class LSTM(_Recurrent, torch.nn.LSTM):
-    """:class:`torch.nn.LSTM` on fused kernels; the same constructor, state and behaviour."""
-
-
-class _ResetAfter(torch.nn.Module):
-    """What the GRU and its cell share: the keyword that chooses between the two forms."""
-
-    reset_after: bool = True
-
-    def __init__(self, *args: Any, reset_after: bool = True, device: Any = None, **kwargs: Any) -> None:
-        if not isinstance(reset_after, bool):
-            raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
-        if device is not None:
-            kwargs["device"] = device
-        super().__init__(*args, **kwargs)
-        if not reset_after:
-            self.reset_after = False
-
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_original"
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+    def _is_lowered(self, one_dnn: bool) -> bool:
+        return True
 
 
-class GRU(_ResetAfter, _Recurrent, torch.nn.GRU):
+class LSTM(CoupledGates, Recurrent, torch.nn.LSTM):
+    """:class:`torch.nn.LSTM` on fused kernels; the same constructor, state and behaviour.
+
+    One more keyword, ``coupled_gates``. False, the default, is torch's LSTM. True couples the input
+    gate to the forget gate, ``i = 1 - f`` (Greff et al. 2017, arXiv 1503.04069, "CIFG"). Weights and
+    biases then have ``3 * H`` rows, for the gates f, g and o.
+    """
+
+    def _run_torch(self, input: Any, hx: Any) -> Any:
+        if not self.coupled_gates:
+            return super()._run_torch(input, hx)
+        sizes = (self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first)
+        of_weights = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
+        return torch.nn.LSTM(*sizes, 0.0, self.bidirectional, self.proj_size, **of_weights)(input, hx)
+
+    def _is_lowered(self, one_dnn: bool) -> bool:
+        return one_dnn or self.proj_size > 0
+
+
+class GRU(ResetAfter, Recurrent, torch.nn.GRU):
     """:class:`torch.nn.GRU` on fused kernels; the same constructor, state and behaviour.
 
     One more keyword, ``reset_after`` (Keras's name). True, the default, is torch's and cuDNN's GRU:
@@ -339,161 +332,3 @@ class GRU(_ResetAfter, _Recurrent, torch.nn.GRU):
     arXiv 1406.1078, eq. 8): ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``. Both have the same
     parameters.
     """
-
-    def _uncovered(self, input: Any, hx: Any) -> Any:
-        if self.reset_after:
-            return super()._uncovered(input, hx)
-        return self._forward_further(input, hx, None, False)
-
-
-#: Of a cell, without and with biases.
-_CELL_WEIGHTS = (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-
-
-class _RecurrentCell(torch.nn.RNNCellBase):
-    """What the three cells share: one step, ``[B, I]`` or ``[I]``."""
-
-    def _cell(self) -> str:
-        raise NotImplementedError
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch's ``forward``."""
-        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
-            outputs = self._forward_directly(input, hx)
-            if outputs is not None:
-                return outputs
-        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return self._uncovered(input, hx) if outputs is None else outputs
-
-    def _uncovered(self, input: Any, hx: Any) -> Any:
-        """As that of the layers."""
-        if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, fused=False)
-        return super().forward(input, hx)
-
-    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
-        """The usual call, at the least cost; None, having done nothing, where it is another."""
-        if self.hidden_size < 1:
-            return None
-        spec = self._spec(ops.spec)
-        names, parameters = _CELL_WEIGHTS[spec.bias], self._parameters
-        if not torch.is_grad_enabled():
-            packed = packing.packed(self, spec, names) if packing.HELD else None
-            features = self.input_size
-            return ops.call_module(
-                spec, None, input, 2, features, hx, parameters, names, None, False, packed
-            )
-        try:
-            weights = [parameters[name] for name in names]
-        except KeyError:  # computed at each access (a parametrization)
-            return None
-        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
-            return None
-        pair = _states(hx, spec.cell == "lstm")
-        if pair is None:
-            return None
-        h0, c0 = pair
-        outputs = autograd.stack(spec, None, input, h0, c0, weights)
-        if outputs is None:
-            return None
-        h1, _, c1, _, _ = outputs
-        return h1 if c1 is None else (h1, c1)
-
-    def _covers(self, input: Any, hx: Any) -> bool:
-        if not (checks.traced() or checks.plain_call()):
-            return False
-        states = self._fitting(input, hx)
-        return states is not None and self._precision(input, states) is not None
-
-    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """The states, if all shapes fit; None if not."""
-        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
-            return None
-        if input.size(-1) != self.input_size or self.hidden_size < 1:
-            return None
-        if hx is None:
-            return ()
-        states = hx if self._has_c else (hx,)
-        if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
-            return None
-        shape = [*input.shape[:-1], self.hidden_size]
-        fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
-        return (*states,) if fit else None
-
-    def _precision(self, input: Tensor, states: Any) -> checks.Precision | None:
-        lowered = self._cell().startswith("rnn")
-        return checks.precision(input, (*states,), self._weights(), lowered, lowered)
-
-    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
-        return make(self._cell(), 1, 1, bool(self.bias), False, False)  # torch takes any object
-
-    @property
-    def _has_c(self) -> bool:
-        return self._cell() == "lstm"
-
-    def _weights(self) -> list[Any]:
-        if self.bias:
-            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        return [self.weight_ih, self.weight_hh]
-
-    def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
-        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
-        batched = input.dim() == 2
-        states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
-        outputs = functional.recurrent_in(
-            self._precision(input, states),
-            self._spec(),
-            *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
-            [ops.rows(w) for w in self._weights()],
-            fused=fused,
-        )
-        if outputs is None:
-            return None
-        h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
-        return h1 if c1 is None else (h1, c1)
-
-
-class RNNCell(_RecurrentCell, torch.nn.RNNCell):
-    """:class:`torch.nn.RNNCell` on fused kernels; the same constructor, state and behaviour."""
-
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
-
-    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        return super()._fitting(input, hx) if self.nonlinearity in ("tanh", "relu") else None
-
-
-class LSTMCell(_RecurrentCell, torch.nn.LSTMCell):
-    """:class:`torch.nn.LSTMCell` on fused kernels; the same constructor, state and behaviour."""
-
-    def _cell(self) -> str:
-        return "lstm"
-
-
-class GRUCell(_ResetAfter, _RecurrentCell, torch.nn.GRUCell):
-    """A fused :class:`torch.nn.GRUCell`, with the keyword ``reset_after`` of :class:`GRU`."""
-
-    def _uncovered(self, input: Any, hx: Any) -> Any:
-        if self.reset_after:
-            return super()._uncovered(input, hx)
-        if checks.plain_call():
-            with torch.no_grad():  # torch knows what is wrong with the arguments
-                super(_RecurrentCell, self).forward(input, hx)
-        return self._run(input, hx, fused=False)
-
-
-#: Each class, and the one of torch.nn whose place it takes.
-ORIGINALS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    RNN: torch.nn.RNN,
-    LSTM: torch.nn.LSTM,
-    GRU: torch.nn.GRU,
-    RNNCell: torch.nn.RNNCell,
-    LSTMCell: torch.nn.LSTMCell,
-    GRUCell: torch.nn.GRUCell,
-}
-
-dynamo.admit(_Recurrent)
-fx.admit(ORIGINALS)
-script.admit(ORIGINALS)
-onnx.register()

@@ -1,0 +1,25 @@
+// What there is to know about a cell beside its formula: for code that is compiled once, and for
+// Python.
+#pragma once
+
+namespace rnnfast {
+
+// The operator of ONNX that computes a cell.
+struct Onnx {
+  const char* op;
+  int blocks;
+  int order[4];  // torch's gate block for each block of the operator; ~k: block k negated
+  // The operator's attributes that choose the cell; null and negative: the operator has none such.
+  const char* activation = nullptr;
+  int linear_before_reset = -1;
+};
+
+struct CellInfo {
+  const char* name;
+  int weight_blocks;  // G: the gate blocks in torch's weights
+  int stages;         // dependent products with the recurrent weights in a step
+  bool cell_state, projects;
+  Onnx onnx;
+};
+
+}  // namespace rnnfast

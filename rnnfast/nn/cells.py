@@ -1,0 +1,163 @@
+"""LSTMCell, GRUCell and RNNCell, as subclasses of torch.nn's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import autograd, checks, functional, ops, packing
+from .shared import CoupledGates, ResetAfter, State, states_of
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+#: Of a cell, without and with biases.
+_CELL_WEIGHTS = (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+
+
+class _RecurrentCell(torch.nn.RNNCellBase):
+    """What the three cells share: one step, ``[B, I]`` or ``[I]``."""
+
+    _is_lowered = False  # whether autocast lowers torch's cell
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch's ``forward``."""
+        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
+            outputs = self._forward_directly(input, hx)
+            if outputs is not None:
+                return outputs
+        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
+        return self._uncovered(input, hx) if outputs is None else outputs
+
+    def _uncovered(self, input: Any, hx: Any) -> Any:
+        """As that of the layers."""
+        if self._beyond_torch() is not None:
+            if checks.plain_call():
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    self._run_torch(input, hx)  # torch knows what is wrong with the arguments
+            return self._run(input, hx, fused=False)
+        if checks.transformed() and self._fitting(input, hx) is not None:
+            return self._run(input, hx, fused=False)
+        return super().forward(input, hx)
+
+    def _beyond_torch(self) -> str | None:
+        """As that of the layers."""
+        return None
+
+    def _run_torch(self, input: Any, hx: Any) -> Any:
+        """As that of the layers."""
+        return super().forward(input, hx)
+
+    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
+        """The usual call, at the least cost; None, having done nothing, where it is another."""
+        if self.hidden_size < 1:
+            return None
+        spec = self._spec(ops.spec)
+        names, parameters = _CELL_WEIGHTS[spec.bias], self._parameters
+        if not torch.is_grad_enabled():
+            packed = packing.packed(self, spec, names) if packing.HELD else None
+            features = self.input_size
+            return ops.call_module(
+                spec, None, input, 2, features, hx, parameters, names, None, False, packed
+            )
+        try:
+            weights = [parameters[name] for name in names]
+        except KeyError:  # computed at each access (a parametrization)
+            return None
+        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
+            return None
+        pair = states_of(hx, spec.has_c)
+        if pair is None:
+            return None
+        h0, c0 = pair
+        outputs = autograd.stack(spec, None, input, h0, c0, weights)
+        if outputs is None:
+            return None
+        h1, _, c1, _, _ = outputs
+        return h1 if c1 is None else (h1, c1)
+
+    def _covers(self, input: Any, hx: Any) -> bool:
+        if not (checks.traced() or checks.plain_call()):
+            return False
+        states = self._fitting(input, hx)
+        return states is not None and self._precision(input, states) is not None
+
+    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        """The states, if all shapes fit; None if not."""
+        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
+            return None
+        if input.size(-1) != self.input_size or self.hidden_size < 1:
+            return None
+        if hx is None:
+            return ()
+        states = hx if self._has_c else (hx,)
+        if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
+            return None
+        shape = [*input.shape[:-1], self.hidden_size]
+        fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
+        return (*states,) if fit else None
+
+    def _precision(self, input: Tensor, states: Any) -> checks.Precision | None:
+        lowered = self._is_lowered
+        return checks.precision(input, (*states,), self._weights(), lowered, lowered)
+
+    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
+        return make(self._cell(), 1, 1, bool(self.bias), False, False)  # torch takes any object
+
+    @property
+    def _has_c(self) -> bool:
+        return ops.CELLS[self._cell()].has_c
+
+    def _weights(self) -> list[Any]:
+        if self.bias:
+            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        return [self.weight_ih, self.weight_hh]
+
+    def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
+        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
+        batched = input.dim() == 2
+        states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
+        x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
+        outputs = functional.recurrent_in(
+            self._precision(input, states),
+            self._spec(),
+            *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
+            [ops.rows(w) for w in self._weights()],
+            fused=fused,
+        )
+        if outputs is None:
+            return None
+        h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
+        return h1 if c1 is None else (h1, c1)
+
+
+class RNNCell(_RecurrentCell, torch.nn.RNNCell):
+    """:class:`torch.nn.RNNCell` on fused kernels; the same constructor, state and behaviour."""
+
+    _is_lowered = True
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+        return super()._fitting(input, hx) if self.nonlinearity in ("tanh", "relu") else None
+
+
+class LSTMCell(CoupledGates, _RecurrentCell, torch.nn.LSTMCell):
+    """A fused :class:`torch.nn.LSTMCell`, with the keyword ``coupled_gates`` of :class:`LSTM`."""
+
+    def _run_torch(self, input: Any, hx: Any) -> Any:
+        if not self.coupled_gates:
+            return super()._run_torch(input, hx)
+        of_weights = {"device": self.weight_hh.device, "dtype": self.weight_hh.dtype}
+        bias = bool(self.bias)
+        return torch.nn.LSTMCell(self.input_size, self.hidden_size, bias, **of_weights)(input, hx)
+
+
+class GRUCell(ResetAfter, _RecurrentCell, torch.nn.GRUCell):
+    """A fused :class:`torch.nn.GRUCell`, with the keyword ``reset_after`` of :class:`GRU`."""

@@ -1,0 +1,92 @@
+"""What the layers and the cells share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+
+__all__ = ["CoupledGates", "ResetAfter", "State", "states_of"]
+
+State = Tensor | tuple[Tensor, Tensor] | None
+
+
+def states_of(hx: Any, has_c: bool) -> Any:
+    """``h0`` and ``c0``, or None where ``hx`` is not of the kind that it must be."""
+    if hx is None:
+        return None, None
+    if not has_c:
+        return (hx, None) if type(hx) in checks.PLAIN_TYPES else None
+    if type(hx) not in (tuple, list) or len(hx) != 2:
+        return None
+    plain = type(hx[0]) in checks.PLAIN_TYPES and type(hx[1]) in checks.PLAIN_TYPES
+    return hx if plain else None
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+class ResetAfter(torch.nn.Module):
+    """What the GRU and its cell share: the keyword that chooses between the two forms."""
+
+    reset_after: bool = True
+
+    def __init__(self, *args: Any, reset_after: bool = True, device: Any = None, **kwargs: Any) -> None:
+        _check_bool("reset_after", reset_after)
+        if device is not None:
+            kwargs["device"] = device
+        super().__init__(*args, **kwargs)
+        if not reset_after:
+            self.reset_after = False
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_original"
+
+    def _beyond_torch(self) -> str | None:
+        return None if self.reset_after else "reset_after=False"
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
+class CoupledGates(torch.nn.Module):
+    """What the LSTM and its cell share: the keyword that couples the input gate to the forget gate."""
+
+    coupled_gates: bool = False
+
+    def __init__(
+        self, *args: Any, coupled_gates: bool = False, device: Any = None, **kwargs: Any
+    ) -> None:
+        _check_bool("coupled_gates", coupled_gates)
+        if device is not None:
+            kwargs["device"] = device
+        super().__init__(*args, **kwargs)
+        if coupled_gates:
+            self.coupled_gates = True
+            self._drop_input_gate()
+
+    def flatten_parameters(self) -> None:
+        """As torch's; cuDNN has no such cell, so there is nothing to prepare for it."""
+        if not self.coupled_gates:
+            super().flatten_parameters()  # type: ignore[misc]
+
+    def _drop_input_gate(self) -> None:
+        """The parameters without their first H rows; the initialisation is the same for every row."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            if not name.startswith("weight_hr"):
+                rest = parameter.detach()[len(parameter) // 4 :].clone()
+                setattr(self, name, torch.nn.Parameter(rest, parameter.requires_grad))
+
+    def _cell(self) -> str:
+        return "lstm_coupled" if self.coupled_gates else "lstm"
+
+    def _beyond_torch(self) -> str | None:
+        return "coupled_gates=True" if self.coupled_gates else None
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", coupled_gates=True" if self.coupled_gates else "")
