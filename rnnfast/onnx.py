@@ -60,7 +60,7 @@ def _stack(
         (projected, "proj_size"),
         (reset is not None, "reset="),
         (sizes is not None and len(x.shape) == 2, "packed sequences"),
-        (cells, "return_cells="),
+        (cells, "return_cell_states="),
     ):
         if there:
             raise ValueError(f"ONNX's {CELLS[cell].onnx.op} has no counterpart of {what}")

@@ -36,11 +36,12 @@ def lengths_of(input: Any, lengths: Any, batch_first: bool) -> Tensor:
         raise ValueError(f"lengths needs a 3-D input, got {input.dim()}-D")
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, device="cpu")  # whatever torch.set_default_device says
-    if lengths.numel() == 0:
-        lengths = lengths.to(torch.int64)  # of an empty list torch makes floats
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.device.type != "cpu":
+    if lengths.dtype != torch.int64:
+        wrong = lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+        if wrong and lengths.numel() > 0:  # of an empty list torch makes floats
+            raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+        lengths = lengths.to(torch.int64)
+    if not lengths.is_cpu:
         raise RuntimeError(
             f"lengths should be a 1D CPU int64 tensor, but got {lengths.dim()}D {lengths.device} tensor"
         )
@@ -49,7 +50,7 @@ def lengths_of(input: Any, lengths: Any, batch_first: bool) -> Tensor:
         raise ValueError(f"lengths must have one dimension, got {lengths.dim()}")
     if lengths.size(0) != batch:
         raise ValueError(f"lengths has {lengths.size(0)} entries; the batch has {batch} rows")
-    result: Tensor = lengths.to(torch.int64)
+    result: Tensor = lengths
     return result
 
 

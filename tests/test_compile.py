@@ -92,7 +92,7 @@ def test_projections_resets_and_cells():
     x, reset = torch.randn(6, 3, 5), torch.rand(6, 3) < 0.4
 
     def run(x, reset):
-        return module(x, reset=reset, return_cells=True)
+        return module(x, reset=reset, return_cell_states=True)
 
     backend, names = recorded()
     same(torch.compile(run, fullgraph=True, backend=backend)(x, reset), run(x, reset))

@@ -104,7 +104,7 @@ def test_resets_and_cells(in_order, batch_first, alike):
     module = rnnfast.LSTM(5, 17, 2, bidirectional=True, batch_first=batch_first)
 
     def run(sequence, reset):
-        return module(sequence, reset=reset, return_cells=True)
+        return module(sequence, reset=reset, return_cell_states=True)
 
     calls = []
     for lengths in BATCHES:
@@ -140,7 +140,7 @@ def test_inductor():
     module = rnnfast.LSTM(5, 17, 2, bidirectional=True)
 
     def run(x, lengths, reset):
-        return module(x, lengths=lengths, reset=reset, return_cells=True)
+        return module(x, lengths=lengths, reset=reset, return_cell_states=True)
 
     both, _, _ = pair(module, "inductor")
     agree(both, module, [(packed(lengths, in_order=True),) for lengths in BATCHES[:3]])

@@ -204,7 +204,7 @@ def test_is_packing_and_padding(cell, options):
     lengths = torch.tensor(LENGTHS[0])
     x, state = problem(cell, module, LENGTHS[0])
     reset = torch.rand(x.shape[:2]) < 0.3
-    extra = {"return_cells": True} if CELLS[cell].has_c else {}
+    extra = {"return_cell_states": True} if CELLS[cell].has_c else {}
     first = module.batch_first
 
     def packed(t):

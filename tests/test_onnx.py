@@ -148,10 +148,10 @@ def test_unbatched_and_by_hand():
     [
         ({"proj_size": 3}, "proj_size", {}),
         ({}, "reset=", {"reset": torch.zeros(4, 3, dtype=torch.bool)}),
-        ({}, "return_cells=", {"return_cells": True}),
+        ({}, "return_cell_states=", {"return_cell_states": True}),
         ({}, "packed sequences", {"input": pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])}),
     ],
-    ids=["proj_size", "reset", "return_cells", "packed"],
+    ids=["proj_size", "reset", "return_cell_states", "packed"],
 )
 def test_what_onnx_lacks_is_said(options, what, extra):
     """torch.nn's own projected LSTM exports without a word, and the file computes something else."""

@@ -98,7 +98,7 @@ def test_other_stacks(partition):
     torch.manual_seed(0)
     x = torch.randn(40, 2, 9, requires_grad=True)
     same_everywhere(partition, rnnfast.LSTM(9, 40, 3, proj_size=11), x, {})
-    same_everywhere(partition, rnnfast.LSTM(9, 20, 3), x, {"return_cells": True})
+    same_everywhere(partition, rnnfast.LSTM(9, 20, 3), x, {"return_cell_states": True})
     same_everywhere(partition, rnnfast.GRU(9, 20, 3, reset_after=False), x, {})
     both = rnnfast.LSTM(9, 20, 2, bidirectional=True)
     same_everywhere(partition, both, x, {}, ("rows", "units", "directions"))

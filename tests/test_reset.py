@@ -1,4 +1,4 @@
-"""reset=, states that start over inside a sequence, and return_cells=, every cell state.
+"""reset=, states that start over inside a sequence, and return_cell_states=, every cell state.
 
 The truth is a Python loop over the steps, in float64, that multiplies the states by 1 - reset.
 """
@@ -109,7 +109,7 @@ def test_is_the_loop(cell, kind, shape):
     module = module_of(cell, I, H, kind)
     x, hx, reset = problem(cell, module, T, B)
     inputs = [t.requires_grad_() for t in (x, *flatten(hx))]
-    got = list(flatten(module(x, hx, reset=reset, return_cells=CELLS[cell].has_c)))
+    got = list(flatten(module(x, hx, reset=reset, return_cell_states=CELLS[cell].has_c)))
     assert type(got[0].grad_fn).__name__ == "_StackBackward"
     want = by_loop(cell, module, x, hx, reset)
     for a, b in zip(got, want, strict=True):
@@ -154,7 +154,7 @@ def test_threads_do_not_matter(cell, shape):
     inputs, results = [t.requires_grad_() for t in (x, *flatten(hx))], []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        out = flatten(module(x, hx, reset=reset, return_cells=CELLS[cell].has_c))
+        out = flatten(module(x, hx, reset=reset, return_cell_states=CELLS[cell].has_c))
         results.append([*out, *gradients(module, inputs, out)])
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
@@ -182,10 +182,10 @@ def test_packed_and_lengths(cell, batch_first):
     marks = PackedSequence(marks.data[:, 0], *marks[1:])
     results = []
     for given in (reset, marks):
-        y, *rest = module(packed, hx, reset=given, return_cells=has_c)
+        y, *rest = module(packed, hx, reset=given, return_cell_states=has_c)
         y, *cells = (pad_packed_sequence(p, batch_first)[0] for p in (y, *rest[1:]))
         results.append([y, *flatten(rest[0]), *cells])
-    y, final, *cells = module(x, hx, lengths=lengths, reset=reset, return_cells=has_c)
+    y, final, *cells = module(x, hx, lengths=lengths, reset=reset, return_cell_states=has_c)
     results.append([y, *flatten(final), *cells])
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
@@ -208,7 +208,9 @@ def test_without_a_batch(cell):
     x, hx, reset = problem(cell, module, 9, 1)
     has_c = CELLS[cell].has_c
     flat = tuple(h[:, 0] for h in flatten(hx))
-    got = flatten(module(x[:, 0], flat if has_c else flat[0], reset=reset[:, 0], return_cells=has_c))
+    got = flatten(
+        module(x[:, 0], flat if has_c else flat[0], reset=reset[:, 0], return_cell_states=has_c)
+    )
     for a, b in zip(got, by_loop(cell, module, x, hx, reset), strict=True):
         torch.testing.assert_close(a, b.squeeze(1))
 
@@ -222,7 +224,10 @@ def test_gradcheck(cell):
     def run(x, *flat):
         return flatten(
             module(
-                x, flat if CELLS[cell].has_c else flat[0], reset=reset, return_cells=CELLS[cell].has_c
+                x,
+                flat if CELLS[cell].has_c else flat[0],
+                reset=reset,
+                return_cell_states=CELLS[cell].has_c,
             )
         )
 
@@ -248,7 +253,7 @@ def test_dropout_between_layers():
         torch.manual_seed(1)
         outputs.append(module(x, hx, **options)[0])
     assert torch.equal(*outputs)
-    y, (_, c_n), cells = module(x, hx, reset=reset, return_cells=True)
+    y, (_, c_n), cells = module(x, hx, reset=reset, return_cell_states=True)
     assert cells.shape == y.shape
     assert torch.equal(cells[-1], c_n[-1])
 
@@ -272,7 +277,7 @@ def test_cells_belong_to_the_outputs():
     """A call that goes on from (y[t], cells[t]) gives the rest, bit by bit."""
     module = module_of("lstm", 5, 33, dtype=torch.float32)
     x, hx, _ = problem("lstm", module, 9, 3)
-    y, (h_n, c_n), cells = module(x, hx, return_cells=True)
+    y, (h_n, c_n), cells = module(x, hx, return_cell_states=True)
     for t in (0, 4, 7):
         rest, (h, c) = module(x[t + 1 :], (y[t : t + 1], cells[t : t + 1]))
         assert torch.equal(rest, y[t + 1 :])
@@ -280,17 +285,17 @@ def test_cells_belong_to_the_outputs():
         assert torch.equal(c, c_n)
     assert torch.equal(cells[-1:], c_n)
     with torch.no_grad():
-        assert torch.equal(module(x, hx, return_cells=True)[2], cells)
+        assert torch.equal(module(x, hx, return_cell_states=True)[2], cells)
         with rnnfast.frozen(module):
-            assert torch.equal(module(x, hx, return_cells=True)[2], cells)
+            assert torch.equal(module(x, hx, return_cell_states=True)[2], cells)
 
 
 def test_autocast():
     module = module_of("lstm", 5, 33, dtype=torch.float32)
     x, hx, reset = problem("lstm", module, 9, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        y, _, cells = module(x, hx, reset=reset, return_cells=True)
-    want, _, truth = module(x, hx, reset=reset, return_cells=True)
+        y, _, cells = module(x, hx, reset=reset, return_cell_states=True)
+    want, _, truth = module(x, hx, reset=reset, return_cell_states=True)
     assert y.dtype == cells.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), want, rtol=0, atol=2**-6)
     torch.testing.assert_close(cells.float(), truth, rtol=0, atol=2**-5)
@@ -352,7 +357,7 @@ def test_bad_masks(reset, error, words):
 def test_other_bad_input():
     module, x = module_of("gru", 5, 18), torch.randn(4, 3, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match="GRU has no cell state"):
-        module(x, return_cells=True)
+        module(x, return_cell_states=True)
     with pytest.raises(RuntimeError, match="Expected 5, got 6"):  # as torch says it
         module(torch.randn(4, 3, 6, dtype=torch.float64), reset=torch.zeros(4, 3, dtype=torch.bool))
     mask = torch.zeros(4, 3, dtype=torch.bool)

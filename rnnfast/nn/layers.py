@@ -46,7 +46,7 @@ class Recurrent(torch.nn.RNNBase):
         hx: Any = None,
         lengths: Any = None,
         reset: Any = None,
-        return_cells: bool = False,
+        return_cell_states: bool = False,
     ) -> Any:
         """As torch's ``forward``, with three more arguments, best given by name.
 
@@ -64,21 +64,24 @@ class Recurrent(torch.nn.RNNBase):
                 passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
                 its steps from the last to the first, and its states are zero before it takes step t.
                 For a PackedSequence one of bools packed alike, or padded as above.
-            return_cells: LSTM only; return ``(output, (h_n, c_n), cells)``, with the cell states that
-                belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as ``output`` is.
+            return_cell_states: LSTM only; return ``(output, (h_n, c_n), cell_states)``, with the cell
+                states that belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as
+                ``output`` is.
         """
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
         if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
-            outputs = self._forward_directly(input, hx, lengths, reset, return_cells)
+            outputs = self._forward_directly(input, hx, lengths, reset, return_cell_states)
             if outputs is not None:
                 return outputs
-        if return_cells and not self._has_c:
-            raise ValueError(f"return_cells needs an LSTM; {type(self).__name__} has no cell state")
+        if return_cell_states and not self._has_c:
+            raise ValueError(
+                f"return_cell_states needs an LSTM; {type(self).__name__} has no cell state"
+            )
         if lengths is not None:
-            return self._forward_padded(input, hx, lengths, reset, return_cells)
-        if reset is not None or return_cells:
-            return self._forward_further(input, hx, reset, return_cells)
+            return self._forward_padded(input, hx, lengths, reset, return_cell_states)
+        if reset is not None or return_cell_states:
+            return self._forward_further(input, hx, reset, return_cell_states)
         return self._forward_as_torch(input, hx)
 
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:

@@ -60,10 +60,10 @@ def resets(package, kind):
     close(got, want)
 
 
-@item(MORE, "`return_cells=`: every step's c", ("LSTM",))
+@item(MORE, "`return_cell_states=`: every step's c", ("LSTM",))
 def every_c(package, kind):
     module, x = build(package, kind), example(kind)
-    _, _, cells = module(x, return_cells=True)
+    _, _, cells = module(x, return_cell_states=True)
     close(cells, torch.cat([module(x[: t + 1])[1][1] for t in range(4)]))
 
 
