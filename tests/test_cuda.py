@@ -223,7 +223,7 @@ def test_many_rows(cell, emulated, device, monkeypatch):
     case = Case(cell, 2, 200, 3, 40)
     check(case, device)
     if device == "cpu":
-        plan = emulated.plan(0, CELLS[cell], "float32", False, False, 40, 200, 1, "grid")
+        plan = emulated.plan(0, CELLS[cell].number, "float32", False, False, 40, 200, 1, "grid")
         assert plan.chunk < plan.rows
 
 
@@ -430,7 +430,7 @@ def tensors(device, T=3, B=2, H=8):
     ],
 )
 def test_sizes_are_checked(emulated, at, change, error):
-    plan = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, None)
+    plan = emulated.plan(0, CELLS["gru"].number, "float32", False, False, 8, 2, 1, None)
     given = tensors("cpu")
     given[5].fill_(7)
     plan.run(0, 3, None, None, None, [tuple(given)], None)
@@ -442,7 +442,7 @@ def test_sizes_are_checked(emulated, at, change, error):
 
 
 def test_lengths_and_room_are_checked(emulated):
-    plan = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, None)
+    plan = emulated.plan(0, CELLS["gru"].number, "float32", False, False, 8, 2, 1, None)
     given = tuple(tensors("cpu"))
     room = torch.zeros(8, dtype=torch.uint8)
     for sizes, error in [
@@ -457,11 +457,11 @@ def test_lengths_and_room_are_checked(emulated):
         plan.run(0, 3, None, None, None, [given, given], None)
     with pytest.raises(ValueError, match="reset has shape"):
         plan.run(0, 3, None, None, torch.zeros(2, 3, dtype=torch.bool), [given], None)
-    grid = emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, "grid")
+    grid = emulated.plan(0, CELLS["gru"].number, "float32", False, False, 8, 2, 1, "grid")
     with pytest.raises(ValueError, match="workspace must be"):
         grid.run(0, 3, None, None, None, [given], room)
     with pytest.raises(ValueError, match="tier is 'warp'; expected"):
-        emulated.plan(0, CELLS["gru"], "float32", False, False, 8, 2, 1, "warp")
+        emulated.plan(0, CELLS["gru"].number, "float32", False, False, 8, 2, 1, "warp")
 
 
 def test_stub_names_what_the_module_has(emulated):
@@ -482,7 +482,7 @@ def test_plans_fit_the_device(emulated, monkeypatch):
     facts = emulated.device(0)
     assert facts["multiprocessors"] == 132
     seen = set()
-    for cell in CELLS.values():
+    for cell in range(len(CELLS)):
         for hidden in (1, 7, 64, 128, 200, 256, 512, 768, 1024, 1500):
             for batch in (1, 8, 33, 128, 1000):
                 for backward in (False, True):
@@ -521,7 +521,7 @@ def test_plans_fit_the_device(emulated, monkeypatch):
 def test_tiers(cell, dtype, hidden, tier, backward, emulated, monkeypatch):
     """docs/design.md's table, on a device of an H200's size."""
     monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "132")
-    plan = emulated.plan(0, CELLS[cell], dtype, False, backward, hidden, 8, 1, None)
+    plan = emulated.plan(0, CELLS[cell].number, dtype, False, backward, hidden, 8, 1, None)
     assert plan is not None
     assert plan.tier == tier
 

@@ -25,7 +25,7 @@ def _empty():
 
 
 def stack(cell: str) -> _C.Stack:
-    return _C.Stack(ops.CELLS[cell], 1, 1, True, False, True, False, False)
+    return _C.Stack(ops.CELLS[cell].number, 1, 1, True, False, True, False, False)
 
 
 def memory(mib: int) -> np.ndarray:
