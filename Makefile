@@ -40,6 +40,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group build --group demo
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	for file in build/*/compile_commands.json; do ln -sf $$file .; done  # where editors look for it
 	touch $@
 
 $(VENV)/testable: $(VENV)/installed
