@@ -71,9 +71,9 @@ def test_modules_use_the_threads_of_torch(python):
     code = f"""
 import torch, rnnfast
 {THREADS}
+torch.set_num_threads(1)  # before torch starts threads to copy a weight
 modules = [{", ".join(modules)}]
 x = torch.randn(20, 33, 130)
-torch.set_num_threads(1)
 before = threads()
 for module in modules:
     module(x)[0].sum().backward()
