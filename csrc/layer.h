@@ -76,8 +76,8 @@ using Resets = Sequence<const std::uint8_t>;
 // grow. Null pointers: every step has the whole batch.
 //
 // Where `packed` is not null the sequences are packed as torch's PackedSequence: the first row of step
-// t is row packed[t] of every sequence. Otherwise they are padded. Row b of the batch is row order[b]
-// of every step, and of every matrix of states; a null pointer: row b.
+// t is row packed[t] of every sequence. Where `packed` is null the sequences are padded. Row b of the
+// batch is row order[b] of every step and of every matrix of states. Where `order` is null it is row b.
 struct Ragged {
   const index *first, *count, *before, *order, *packed;
 

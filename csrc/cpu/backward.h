@@ -5,8 +5,8 @@
 // the end. Two threads then meet once a call rather than twice a chunk, and no gradient of a gate has
 // to travel from one core's cache to another's. Weights too large for two copies of their gradients to
 // stay in the caches are not worth it. The cut depends on the layer's sizes alone, so that sums have
-// one order for any team. Rows of different lengths, the longest first, go to the groups in turn, so
-// that both groups have equally many steps.
+// one order for any team. Rows of different lengths, sorted by length, go to the two groups in
+// turn. Both groups then have about equally many steps.
 #pragma once
 
 #include "backward_loop.h"
@@ -105,13 +105,13 @@ class Backward {
     return {layer, grads, slots_from(rows.begin, 1), panels_, arena};
   }
 
-  // Of every other row.
+  // The loop over every other row, from row k on.
   BackwardLoop<Cell, T> ragged_loop(int k, Arena& arena) {
     Layer<T> layer = layer_;
     layer.batch = (layer_.batch + 1 - k) / 2;
     const auto take = [&](index*& numbers, index count) {
       numbers = arena.template take<index>(count);
-      // Where memory is only counted, what matters is that there is an array.
+      // Where memory is only counted, the loop asks whether there is an array, and never reads it.
       return numbers ? numbers : layer_.ragged.count;
     };
     OwnRows& own = own_rows_[k];

@@ -49,11 +49,11 @@ struct Slots {
 // have only every `apart`-th of the rows.
 template <class T>
 struct SlotMemory {
-  Real<T>* data;        // of the layer's first row
-  index batch;          // the rows of a step, unless
-  const index* before;  // the Ragged::before of all rows; null: every step has all
-  index apart;
-  bool all;  // whether all chunks are held, or only the last two
+  Real<T>* data;        // the slots of the layer's first row
+  index batch;          // all rows of the batch
+  const index* before;  // Ragged::before of all rows; null: every step has the whole batch
+  index apart;          // 1: the layer's rows follow one another; 2: it has every other row
+  bool all;             // whether all chunks are held, or only the last two
 };
 
 template <class Cell, class T>
@@ -198,8 +198,8 @@ index first_row(const Layer<T>& layer, Range steps, int parts, int part) {
   index row = 0, length = steps.size();  // of the row: the counts above it, fewer for each next row
   for (index found = 0; row < layer.batch; ++row) {
     while (length > 0 && count[grows ? steps.size() - length : length - 1] <= row) --length;
-    // A row goes where most of it belongs; the parts with the longest rows have the most steps to
-    // start.
+    // A row goes to the part that has most of it. On a tie the later part takes it: earlier parts have
+    // longer rows, and so more steps.
     if (found + length / 2 >= wanted) break;
     found += length;
   }

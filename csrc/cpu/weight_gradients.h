@@ -7,8 +7,7 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// Where a row of a chunk lies in the sequences: row b of step t of padded ones, or row b of packed
-// ones.
+// Where a row of a chunk lies: in padded sequences row b of step t, in packed sequences row b.
 struct Place {
   index t, b;
 };

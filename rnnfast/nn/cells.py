@@ -35,7 +35,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return self._uncovered(input, hx) if outputs is None else outputs
 
     def _uncovered(self, input: Any, hx: Any) -> Any:
-        """As that of the layers."""
+        """What no kernel covers, bad input included: torch's own answer, or its exception."""
         if self._beyond_torch() is not None:
             if checks.plain_call():
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -46,11 +46,11 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         return super().forward(input, hx)
 
     def _beyond_torch(self) -> str | None:
-        """As that of the layers."""
+        """The option for which torch.nn has no such cell."""
         return None
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
-        """As that of the layers."""
+        """Torch's cell; its exceptions tell what is wrong with the arguments."""
         return super().forward(input, hx)
 
     def _forward_directly(self, input: Tensor, hx: Any) -> Any:

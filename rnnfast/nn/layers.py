@@ -107,7 +107,7 @@ class Recurrent(torch.nn.RNNBase):
         return None
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
-        """As torch's layer; its exceptions tell what is wrong with the arguments."""
+        """Torch's layer; its exceptions tell what is wrong with the arguments."""
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:

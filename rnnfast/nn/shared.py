@@ -71,12 +71,12 @@ class CoupledGates(torch.nn.Module):
             self._drop_input_gate()
 
     def flatten_parameters(self) -> None:
-        """As torch's; cuDNN has no such cell, so there is nothing to prepare for it."""
+        """Prepare the weights for cuDNN, as torch does; cuDNN has no coupled gates."""
         if not self.coupled_gates:
             super().flatten_parameters()  # type: ignore[misc]
 
     def _drop_input_gate(self) -> None:
-        """The parameters without their first H rows; the initialisation is the same for every row."""
+        """Remove the first H rows, those of i; torch initialises every row alike."""
         for name, parameter in list(self.named_parameters(recurse=False)):
             if not name.startswith("weight_hr"):
                 rest = parameter.detach()[len(parameter) // 4 :].clone()
