@@ -5,8 +5,8 @@
 // the end. Two threads then meet once a call rather than twice a chunk, and no gradient of a gate has
 // to travel from one core's cache to another's. Weights too large for two copies of their gradients to
 // stay in the caches are not worth it. The cut depends on the layer's sizes alone, so that sums have
-// one order for any team. Rows of different lengths, sorted by length, go to the two groups in
-// turn. Both groups then have about equally many steps.
+// one order for any team. Rows of different lengths are dealt to the two groups (states.h), which then
+// have about equally many steps.
 #pragma once
 
 #include "backward_loop.h"
@@ -102,13 +102,13 @@ class Backward {
     grads.c_n = own(grads.c_n);
     grads.h0 = own(grads.h0);
     grads.c0 = own(grads.c0);
-    return {layer, grads, slots_from(rows.begin, 1), panels_, arena};
+    return {layer, grads, slots_from(rows.begin, {}), panels_, arena};
   }
 
-  // The loop over every other row, from row k on.
+  // The loop over the rows that are dealt to group k.
   BackwardLoop<Cell, T> ragged_loop(int k, Arena& arena) {
     Layer<T> layer = layer_;
-    layer.batch = (layer_.batch + 1 - k) / 2;
+    layer.batch = Deal{2, k}.count(layer_.batch);
     const auto take = [&](index*& numbers, index count) {
       numbers = arena.template take<index>(count);
       // Where memory is only counted, the loop asks whether there is an array, and never reads it.
@@ -118,23 +118,25 @@ class Backward {
     layer.ragged.count = take(own.count, layer.steps);
     layer.ragged.first = layer.ragged.before = take(own.before, layer.steps + 1);
     layer.ragged.order = take(own.order, layer.batch);
-    return {layer, grads_, slots_from(k, 2), panels_, arena};
+    return {layer, grads_, slots_from(0, {2, k}), panels_, arena};
   }
 
-  SlotMemory<T> slots_from(index row, index apart) const {
-    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.before, apart, true};
+  SlotMemory<T> slots_from(index row, Deal deal) const {
+    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.before, deal, true};
   }
 
   // Which rows a group has of each step. The rows of its chunks follow the order of processing.
   void find_own_rows(int k) {
     const OwnRows& own = own_rows_[k];
+    const Deal deal{2, k};
     if (!own.count) return;
     own.before[0] = 0;
     for (index t = 0; t < layer_.steps; ++t) {
-      own.count[t] = (layer_.ragged.count[t] + 1 - k) / 2;
+      own.count[t] = deal.count(layer_.ragged.count[t]);
       own.before[t + 1] = own.before[t] + own.count[t];
     }
-    for (index b = k; b < layer_.batch; b += 2) own.order[b / 2] = layer_.ragged.place(b);
+    for (index b = 0; b < deal.count(layer_.batch); ++b)
+      own.order[b] = layer_.ragged.place(deal.row(b));
   }
 
   void pack(const Team& team) {

@@ -60,7 +60,8 @@ class BackwardLoop {
   // By all threads of the team, each with its rank.
   void run(const Team& team) {
     team_ = team;
-    const Part part = part_of(layer_, team_, {0, layer_.steps});
+    const Part part = part_of(layer_, team_);
+    const Rows gathered = rows_once(layer_.batch, team_, part);
     prepare(part);
     wait(team_);
     if (layer_.batch == 0) {  // the weight gradients are zero
@@ -71,16 +72,12 @@ class BackwardLoop {
     }
     for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
       const Chunk<Cell, T> chunk = chunk_before(t1);
-      // The team meets after each chunk. Rows that differ in length are shared anew: of the last steps
-      // one thread might have all, and the others would wait.
-      const Part own = part_of(layer_, team_, chunk.steps);
-      const Range gathered = rows_once(layer_.batch, team_, own);
       const index piece =
           team_.in_wavefront() ? wavefront_steps(layer_.steps, layer_.batch) : chunk.steps.size();
       for (index end = t1, begin; end > chunk.steps.begin; end = begin) {
         begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
         wait_for_source(team_, layer_.steps - begin);
-        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), own);
+        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
         find_places(chunk, {begin, end}, gathered);
         if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
         wait(team_);
@@ -118,14 +115,16 @@ class BackwardLoop {
   }
 
   // Where each row of some of a chunk's steps lies.
-  void find_places(const Chunk<Cell, T>& chunk, Range steps, Range rows) {
+  void find_places(const Chunk<Cell, T>& chunk, Range steps, Rows rows) {
     if (!chunk.places) return;
     const Ragged& ragged = layer_.ragged;
     for (index t = steps.begin; t < steps.end; ++t) {
-      const Range there = present(rows, state_.count(t));
-      for (index b = there.begin; b < there.end; ++b)
+      const Rows there = rows.present(state_.count(t));
+      for (index r = 0; r < there.size(); ++r) {
+        const index b = there[r];
         chunk.places[chunk.place(t) + b] =
             ragged.packed ? Place{0, ragged.packed[t] + ragged.order[b]} : Place{t, ragged.order[b]};
+      }
     }
   }
 
@@ -140,7 +139,7 @@ class BackwardLoop {
 
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
-    const Range rows = present(part.rows, state_.count(t));
+    const Rows rows = part.rows.present(state_.count(t));
     if (Cell::cell_state >= 0 && grads_.cells.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
       output_gradients(t, row, rows, part.outputs);
@@ -159,8 +158,9 @@ class BackwardLoop {
   }
 
   // The gradients of the cell states that the caller was given.
-  void add_cell_gradients(index t, Range rows, Range blocks) {
-    for (index b = rows.begin; b < rows.end; ++b) {
+  void add_cell_gradients(index t, Rows rows, Range blocks) {
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
       const T* from = state_.row(grads_.cells, t, b);
       for (index block = blocks.begin; block < blocks.end; ++block) {
         Real<T>* to = dc_ + (block * layer_.batch + b) * L;
@@ -171,12 +171,13 @@ class BackwardLoop {
   }
 
   // No gradient reaches the states before a reset.
-  void cut(index t, Range rows, Part part) {
+  void cut(index t, Rows rows, Part part) {
     const auto clear = [&](Real<T>* of, Range blocks, index b) {
       for (index block = blocks.begin; block < blocks.end; ++block)
         store(of + (block * layer_.batch + b) * L, Vector<T>{});
     };
-    for (index b = rows.begin; b < rows.end; ++b) {
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
       if (!state_.resets(t, b)) continue;
       clear(dh_, part.outputs, b);
       if (Cell::cell_state >= 0) clear(dc_, part.blocks, b);
@@ -184,8 +185,9 @@ class BackwardLoop {
   }
 
   // The gradients of the step's projected outputs.
-  void output_gradients(index t, index place, Range rows, Range blocks) {
-    for (index b = rows.begin; b < rows.end; ++b) {
+  void output_gradients(index t, index place, Rows rows, Range blocks) {
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
       const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
       for (index block = blocks.begin; block < blocks.end; ++block) {
         const index left = layer_.outputs - block * L;
@@ -197,20 +199,19 @@ class BackwardLoop {
   }
 
   template <int s>
-  void apply_all(index t, index place, Range rows, Range blocks) {
-    const Slots<Cell, T> slots = state_.slots(t);
-    for (index first = rows.begin; first < rows.end; first += group) {
-      const index count = rows.end - first < group ? rows.end - first : group;
-      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, first, count);
+  void apply_all(index t, index place, Rows rows, Range blocks) {
+    for (index first = 0; first < rows.size(); first += group) {
+      const Rows own = rows.group_from(first);
+      const index count = own.size();
+      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, own);
       for (index block = blocks.begin; block < blocks.end; ++block) {
-        const index at = (block * layer_.batch + first) * L, chunk_row = place + first;
-        const Local local{slots.at(block, first),
+        const index at = block * layer_.batch * L;
+        const Local local{block * step.block,
                           dh_ + at,
                           Cell::cell_state < 0 ? nullptr : dc_ + at,
                           dq_ ? dq_ + at : nullptr,
-                          chunk_.d_at(block, chunk_row),
-                          chunk_.operand ? chunk_.operand_at(chunk_row) : nullptr,
-                          slots.row,
+                          chunk_.d_at(block, place),
+                          chunk_.operand ? chunk_.operand_at(place) : nullptr,
                           blocks_ * L,
                           block,
                           layer_.hidden - block * L,
@@ -226,10 +227,10 @@ class BackwardLoop {
   // What apply needs of this object, for one block: by value, since the compiler must assume that any
   // store of numbers changes the object.
   struct Local {
-    const Real<T>* slots;
+    index slots;  // those of the block, from those of block 0 on
     Real<T>*dh, *dc, *dq;
     T *d, *operand;
-    index slots_row, padded, block, units;
+    index padded, block, units;
     bool has_dy, is_projected;
   };
 
@@ -240,14 +241,17 @@ class BackwardLoop {
     constexpr index d_size = Cell::gates * L;
     const index unit = of.block * L;
     const auto read = [&](const auto* from, index size) {
-      return gather<V>([&](int r) { return load(from + (row + r) * size); });
+      return gather<V>([&](int r) { return load(from + step.b[row + r] * size); });
     };
     const auto write = [&](auto* to, index size, V x) {
-      scatter(x, [&](int r, Vector<T> part) { store(to + (row + r) * size, part); });
+      scatter(x, [&](int r, Vector<T> part) { store(to + step.b[row + r] * size, part); });
     };
     V v[Cell::slots], dv[Cell::gates];
 #pragma GCC unroll 8
-    for (int slot = 0; slot < Cell::slots; ++slot) v[slot] = read(of.slots + slot * L, of.slots_row);
+    for (int slot = 0; slot < Cell::slots; ++slot)
+      v[slot] = gather<V>([&](int r) {
+        return load(static_cast<const Real<T>*>(step.slots[row + r]) + of.slots + slot * L);
+      });
     V h = splat<V>(0);
     if constexpr (!Cell::projects)
       h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
@@ -281,13 +285,14 @@ class BackwardLoop {
     for (int slot = written.begin; slot < written.end; ++slot)
       scatter(dv[slot], [&](int r, Vector<T> x) {
         // Padding must stay zero: an infinite input would make it NaN, and the products spread it.
-        store(of.d + (row + r) * d_size + slot * L, of.units < L ? first_lanes<T>(x, of.units) : x);
+        store(of.d + step.b[row + r] * d_size + slot * L,
+              of.units < L ? first_lanes<T>(x, of.units) : x);
       });
   }
 
   // The gradients of stage s's gates times its weights.
   template <int s>
-  void gate_product(index t, index first, Range rows, Range blocks, Real<T>* to, bool from_zero) {
+  void gate_product(index t, index first, Rows rows, Range blocks, Real<T>* to, bool from_zero) {
     product(chunk_.d_at(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s],
             panels_.stage[s], t, rows, blocks, to, from_zero);
   }
@@ -300,7 +305,7 @@ class BackwardLoop {
   // to = or += gradients times weights. The gradients: `count` blocks, block_stride apart, of rows of
   // as many slots as a row has.
   void product(const T* from, index block_stride, index count, Window window, const T* weights, index t,
-               Range rows, Range blocks, Real<T>* to, bool from_zero) {
+               Rows rows, Range blocks, Real<T>* to, bool from_zero) {
     if (team_.split == Split::units) wait(team_);
     const index row_size = block_stride / rows_;
     const index panel = panels_.size(count, window.width());
@@ -310,7 +315,7 @@ class BackwardLoop {
           const T* a[accumulators];
           Real<T>* c[accumulators];
           for (int r = 0; r < R; ++r) {
-            const index b = rows.begin + row + r;
+            const index b = rows[row + r];
             a[r] = from + b * row_size + window.begin * L;
             c[r] = to + (block * layer_.batch + b) * L;
           }

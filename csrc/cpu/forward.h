@@ -76,7 +76,7 @@ class Forward {
     state_ = {&layer_,
               zeros_,
               c0_,
-              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, 1, saves},
+              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, {}, saves},
               chunk};
     scratch_ = arena.used();
   }
@@ -100,7 +100,7 @@ class Forward {
   void run() {
     const FlushDenormals guard;
     if (layer_.batch == 0) return;
-    const Part part = part_of(layer_, team_, {0, layer_.steps});
+    const Part part = part_of(layer_, team_);
     prepare(part);
     wait(team_);
     for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {
@@ -252,10 +252,10 @@ class Forward {
       };
       for (index t = steps.begin; t < steps.end; ++t) {
         const Slots<Cell, T> step = state_.slots(t);
-        const Range there = present(part.rows, state_.count(t));
-        for (index b = there.begin; b < there.end; ++b) {
-          x[rows] = x_row(steps, t, b);
-          slots[rows] = step.at(0, b);
+        const Rows there = part.rows.present(state_.count(t));
+        for (index r = 0; r < there.size(); ++r) {
+          x[rows] = x_row(steps, t, there[r]);
+          slots[rows] = step.at(0, there[r]);
           if (++rows == group) project();
         }
       }
@@ -272,8 +272,8 @@ class Forward {
     to[width] = T{};
   }
 
-  Range copied(Part part, index t) const {
-    return present(rows_once(layer_.batch, team_, part), state_.count(t));
+  Rows copied(Part part, index t) const {
+    return rows_once(layer_.batch, team_, part).present(state_.count(t));
   }
   T* whole_x(Range steps, index t, index b) const {
     return whole_x_ + ((t - steps.begin) * layer_.batch + b) * whole(layer_.inputs);
@@ -284,16 +284,16 @@ class Forward {
   void copy_whole_x(Range steps, Part part) {
     wait_for_units();  // others may still read those of the steps before
     for (index t = steps.begin; t < steps.end; ++t) {
-      const Range rows = copied(part, t);
-      for (index b = rows.begin; b < rows.end; ++b)
-        copy_whole(whole_x(steps, t, b), state_.row(layer_.x, t, b), layer_.inputs);
+      const Rows rows = copied(part, t);
+      for (index r = 0; r < rows.size(); ++r)
+        copy_whole(whole_x(steps, t, rows[r]), state_.row(layer_.x, t, rows[r]), layer_.inputs);
     }
     wait_for_units();
   }
   void copy_whole_h(index t, Part part) {
-    const Range rows = copied(part, t);
-    for (index b = rows.begin; b < rows.end; ++b)
-      copy_whole(whole_h_ + b * whole(layer_.outputs), state_.h(t, b), layer_.outputs);
+    const Rows rows = copied(part, t);
+    for (index r = 0; r < rows.size(); ++r)
+      copy_whole(whole_h_ + rows[r] * whole(layer_.outputs), state_.h(t, rows[r]), layer_.outputs);
     wait_for_units();
   }
 
@@ -312,58 +312,54 @@ class Forward {
     constexpr Window window = Cell::recurrent[s];
     constexpr int P = window.width();
     const index padded = blocks_ * L;
-    const Slots<Cell, T> slots = state_.slots(t);
-    const Extent extent = stage_[s].extent(slots.block, 0);
-    const Range there = present(part.rows, state_.count(t));
+    const Rows there = part.rows.present(state_.count(t));
     if (s == 0 && whole_h_) copy_whole_h(t, part);
-    for (index first = there.begin; first < there.end; first += group) {
-      const index rows = there.end - first < group ? there.end - first : group;
-      const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, first, rows);
+    for (index first = 0; first < there.size(); first += group) {
+      const Rows rows = there.group_from(first);
+      const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, rows);
+      const Extent extent = stage_[s].extent(step.block, 0);
       const T* a[group];
-      for (index r = 0; r < rows; ++r)
-        a[r] = s > 0      ? operand_ + (first + r) * padded
-               : whole_h_ ? whole_h_ + (first + r) * whole(layer_.outputs)
+      for (index r = 0; r < rows.size(); ++r)
+        a[r] = s > 0      ? operand_ + step.b[r] * padded
+               : whole_h_ ? whole_h_ + step.b[r] * whole(layer_.outputs)
                           : step.h[r];
-      const bool starts = t == 0 && first == there.begin;
+      const bool starts = t == 0 && first == 0;
       for_panels<Cell, P>(stage_[s], part.blocks, starts, [&](Range blocks, const T* panels) {
-        for_tiles<Cell, P>(stage_[s], rows, blocks, t % 2 == 1,
+        for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                              Real<T>* c[accumulators];
                              for (int r = 0; r < R; ++r)
-                               c[r] = slots.at(block, first + row + r) + window.begin * L;
+                               c[r] = step.slots[row + r] + block * step.block + window.begin * L;
                              tile(a + row, panels + block * extent.panel, c, nullptr, extent);
-                             for (int n = 0; n < N; ++n)
-                               apply_to<s>(step, slots, block + n, first, row, row + R);
+                             for (int n = 0; n < N; ++n) apply_to<s>(step, block + n, row, row + R);
                            });
       });
     }
   }
 
-  // The cell's formula for one block of rows [begin, end) of the group of rows from `first`.
+  // The cell's formula for one block of rows [begin, end) of the group.
   template <int s>
-  void apply_to(const RowsOfStep<Cell, T, T>& step, Slots<Cell, T> slots, index block, index first,
-                index begin, index end) {
+  void apply_to(const RowsOfStep<Cell, T, T>& step, index block, index begin, index end) {
     const index units = layer_.hidden - block * L;
-    T* const operand = operand_ ? operand_ + first * blocks_ * L : nullptr;
     const index padded = blocks_ * L;
-    Real<T>* const own = slots.at(block, first);
+    T* const operand = operand_;
     index row = begin;
     for (; row + 2 <= end; row += 2)
-      apply<s, Pack<Vector<T>>>(step, own, operand, padded, block, units, row);
-    for (; row < end; ++row) apply<s, Vector<T>>(step, own, operand, padded, block, units, row);
+      apply<s, Pack<Vector<T>>>(step, operand, padded, block, units, row);
+    for (; row < end; ++row) apply<s, Vector<T>>(step, operand, padded, block, units, row);
   }
 
   // For one row, or for two (V a Pack).
   template <int s, class V>
-  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, Real<T>* own, T* operand,
-                                   index padded, index block, index units, index row) {
-    constexpr index size = Cell::slots * L;
-    const index unit = block * L;
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index padded,
+                                   index block, index units, index row) {
+    const index unit = block * L, offset = block * step.block;
     V v[Cell::slots];
 #pragma GCC unroll 8
     for (int slot = 0; slot < Cell::gates; ++slot)
-      v[slot] = gather<V>(
-          [&](int r) { return load(static_cast<const Real<T>*>(own) + (row + r) * size + slot * L); });
+      v[slot] = gather<V>([&](int r) {
+        return load(static_cast<const Real<T>*>(step.slots[row + r]) + offset + slot * L);
+      });
     V h = splat<V>(0);
     if constexpr (!Cell::projects)
       h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
@@ -372,10 +368,10 @@ class Forward {
     const V out = Cell::template forward<s>(v, h, c);
 #pragma GCC unroll 8
     for (int slot = 0; slot < Cell::slots; ++slot)
-      scatter(v[slot], [&](int r, Vector<T> x) { store(own + (row + r) * size + slot * L, x); });
+      scatter(v[slot], [&](int r, Vector<T> x) { store(step.slots[row + r] + offset + slot * L, x); });
     scatter(out, [&](int r, Vector<T> x) {
       if ((s + 1 < Cell::stages || Cell::projects) && operand)
-        store(operand + (row + r) * padded + unit, x);
+        store(operand + step.b[row + r] * padded + unit, x);
       else
         store_some(step.y[row + r] + unit, x, units);
     });
@@ -383,14 +379,14 @@ class Forward {
 
   void project_outputs(index t, Part part) {
     const Extent extent = projection_.extent(L, 0);
-    const Range there = present(part.rows, state_.count(t));
-    for (index first = there.begin; first < there.end; first += group) {
-      const index rows = there.end - first < group ? there.end - first : group;
+    const Rows there = part.rows.present(state_.count(t));
+    for (index first = 0; first < there.size(); first += group) {
+      const Rows rows = there.group_from(first);
       const T* a[group];
-      for (index r = 0; r < rows; ++r) a[r] = operand_ + (first + r) * blocks_ * L;
-      const bool starts = t == 0 && first == there.begin;
+      for (index r = 0; r < rows.size(); ++r) a[r] = operand_ + rows[r] * blocks_ * L;
+      const bool starts = t == 0 && first == 0;
       for_panels<Plain, 1>(projection_, part.outputs, starts, [&](Range blocks, const T* panels) {
-        for_tiles<Plain, 1>(projection_, rows, blocks, t % 2 == 1,
+        for_tiles<Plain, 1>(projection_, rows.size(), blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
                               Real<T>* c[accumulators];
                               alignas(64) Real<T> result[accumulators * L];
@@ -398,7 +394,7 @@ class Forward {
                               tile(a + row, panels + block * extent.panel, c, zeros_, extent);
                               for (int r = 0; r < R; ++r)
                                 for (int n = 0; n < N; ++n)
-                                  store_some(state_.row(layer_.y, t, first + row + r) + (block + n) * L,
+                                  store_some(state_.row(layer_.y, t, rows[row + r]) + (block + n) * L,
                                              load(static_cast<const Real<T>*>(c[r]) + n * L),
                                              projection_.units_of(block + n));
                             });
@@ -407,21 +403,21 @@ class Forward {
   }
 
   void write_cells(index t, Part part) {
-    const Range there = present(part.rows, state_.count(t));
+    const Rows there = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
-    for (index b = there.begin; b < there.end; ++b)
+    for (index r = 0; r < there.size(); ++r)
       for (index block = part.blocks.begin; block < part.blocks.end; ++block)
-        store_some(state_.row(layer_.cells, t, b) + block * L,
-                   load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
+        store_some(state_.row(layer_.cells, t, there[r]) + block * L,
+                   load(slots.at(block, there[r]) + Cell::cell_state * L), layer_.hidden - block * L);
   }
 
   // From the last step that each row has; a row that inference no longer holds was written then.
   void write_final_states(index t, Part part) {
-    const Range left = present(part.rows, t + 1 < layer_.steps ? state_.count(t + 1) : 0);
-    const Range there = present(part.rows, state_.count(t));
+    const Rows left = part.rows.present(t + 1 < layer_.steps ? state_.count(t + 1) : 0);
+    const Rows there = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
-    for (index b = left.end > there.begin ? left.end : there.begin; b < there.end; ++b) {
-      const index place = layer_.ragged.place(b);
+    for (index r = left.size(); r < there.size(); ++r) {
+      const index b = there[r], place = layer_.ragged.place(b);
       for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
         const T* y = state_.row(layer_.y, t, b) + k;
         store_some(layer_.h_n.data + place * layer_.h_n.row + k, load_some(y, layer_.outputs - k),

@@ -36,23 +36,40 @@ constexpr index saved_row(index hidden) {
   return blocks_of<T>(hidden) * Cell::slots * lanes<T>;
 }
 
+// Rows that are sorted by length, dealt to parts forwards and backwards in turn: part 0 of two has the
+// rows 0, 3, 4, 7, 8. All parts then have about equally many rows of every step, and of all steps.
+struct Deal {
+  index parts = 1, part = 0;
+
+  // The part's row number j.
+  constexpr index row(index j) const { return parts * j + (j % 2 ? parts - 1 - part : part); }
+  // How many of the first n rows the part has.
+  constexpr index count(index n) const {
+    const index rounds = n / parts;
+    return rounds + (row(rounds) < n ? 1 : 0);
+  }
+};
+
 // The slots of one step.
 template <class Cell, class T>
 struct Slots {
   Real<T>* data;
-  index block, row;  // from one to the next
+  index block;  // from one to the next
+  Deal deal;
 
-  Real<T>* at(index n, index b) const { return data + n * block + b * row; }
+  Real<T>* at(index n, index b) const {
+    return data + n * block + deal.row(b) * (Cell::slots * lanes<T>);
+  }
 };
 
 // The memory of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]. The layer may
-// have only every `apart`-th of the rows.
+// have only some of the rows.
 template <class T>
 struct SlotMemory {
-  Real<T>* data;        // the slots of the layer's first row
+  Real<T>* data;        // the slots of row 0
   index batch;          // all rows of the batch
   const index* before;  // Ragged::before of all rows; null: every step has the whole batch
-  index apart;          // 1: the layer's rows follow one another; 2: it has every other row
+  Deal deal;            // which of the rows the layer has
   bool all;             // whether all chunks are held, or only the last two
 };
 
@@ -99,7 +116,7 @@ struct States {
     const index place = memory.all ? rows_before(begin) : number % 2 * chunk * memory.batch;
     return {memory.data +
                 (place * blocks_of<T>(layer->hidden) + rows_before(t) - rows_before(begin)) * size,
-            (rows_before(end) - rows_before(begin)) * size, memory.apart * size};
+            (rows_before(end) - rows_before(begin)) * size, memory.deal};
   }
 
   // Whether row b has a step before t; if not, its state there is the initial one.
@@ -134,48 +151,70 @@ struct States {
 // Rows whose addresses are held at once.
 inline constexpr index group = 256;
 
-// The states before a step and its outputs (or their gradients), for a group of rows. Gathered once, so
-// that the loops over the blocks of units find no branches.
+// Some of the rows that a deal gives.
+struct Rows {
+  Range range;
+  Deal deal{};
+
+  constexpr index size() const { return range.size(); }
+  // The number in the batch of row j of these.
+  constexpr index operator[](index j) const { return deal.row(range.begin + j); }
+  // Those that are there when a step has `count` rows.
+  constexpr Rows present(index count) const {
+    const index n = deal.count(count);
+    return {{range.begin < n ? range.begin : n, range.end < n ? range.end : n}, deal};
+  }
+  // At most as many as a group, from number `first` on.
+  constexpr Rows group_from(index first) const {
+    const index begin = range.begin + first, end = begin + group;
+    return {{begin, end < range.end ? end : range.end}, deal};
+  }
+};
+
+// The slots of a step, the states before it, and its outputs (or their gradients), for a group of rows.
+// Gathered once, so that the loops over the blocks of units find no branches.
 template <class Cell, class T, class Y>
 struct RowsOfStep {
-  RowsOfStep(const States<Cell, T>& states, Sequence<Y> y_of, index t, index first, index rows) {
-    const Slots<Cell, T> previous = states.slots(t > 0 ? t - 1 : 0);
-    for (index r = 0; r < rows; ++r) {
-      h[r] = states.h(t, first + r);
-      c[r] = states.c(previous, t, first + r);
-      y[r] = y_of.data ? states.row(y_of, t, first + r) : nullptr;
+  RowsOfStep(const States<Cell, T>& states, Sequence<Y> y_of, index t, Rows rows) {
+    const Slots<Cell, T> of = states.slots(t), previous = states.slots(t > 0 ? t - 1 : 0);
+    block = of.block;
+    for (index r = 0; r < rows.size(); ++r) {
+      b[r] = rows[r];
+      slots[r] = of.at(0, b[r]);
+      h[r] = states.h(t, b[r]);
+      c[r] = states.c(previous, t, b[r]);
+      y[r] = y_of.data ? states.row(y_of, t, b[r]) : nullptr;
     }
   }
 
+  index b[group];         // the row's number in the batch
+  Real<T>* slots[group];  // those of block 0
+  index block;            // from the slots of one block to those of the next
   const T* h[group];
   typename States<Cell, T>::C c[group];
   Y* y[group];
 };
 
-// The rows of `rows` that are there when a step has `count` of them.
-constexpr Range present(Range rows, index count) {
-  return {rows.begin < count ? rows.begin : count, rows.end < count ? rows.end : count};
-}
-
 // Between [B, width] in the caller's memory and [blocks][B][lanes]; a null matrix reads as zeros.
 template <class T>
-void to_blocks(Real<T>* to, Matrix<const T> from, const Layer<T>& layer, index width, Range rows,
+void to_blocks(Real<T>* to, Matrix<const T> from, const Layer<T>& layer, index width, Rows rows,
                Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
-    for (index b = rows.begin; b < rows.end; ++b) {
+    for (index r = 0; r < rows.size(); ++r) {
       const index unit = block * lanes<T>;
-      const index place = layer.ragged.place(b);
+      const index b = rows[r], place = layer.ragged.place(b);
       store(to + (block * layer.batch + b) * lanes<T>,
             from.data ? load_some(from.data + place * from.row + unit, width - unit) : Vector<T>{});
     }
 }
 
 template <class T>
-void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index width, Range rows,
+void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index width, Rows rows,
                  Range blocks) {
   for (index block = blocks.begin; block < blocks.end; ++block)
-    for (index b = rows.begin; b < rows.end; ++b) {
+    for (index r = 0; r < rows.size(); ++r) {
       const index unit = block * lanes<T>;
+      const index b = rows[r];
       store_some(to.data + layer.ragged.place(b) * to.row + unit,
                  load(from + (block * layer.batch + b) * lanes<T>), width - unit);
     }
@@ -184,43 +223,24 @@ void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index
 // The share of a thread: all blocks of some rows, or all rows of some blocks of the hidden units and of
 // h, which are the same unless h is projected.
 struct Part {
-  Range rows, blocks, outputs;
+  Rows rows;
+  Range blocks, outputs;
 };
 
-// The first row of a part, such that all parts have about equally many of these steps.
-template <class T>
-index first_row(const Layer<T>& layer, Range steps, int parts, int part) {
-  if (!layer.ragged.count) return share(layer.batch, parts, part).begin;
-  if (part == parts) return layer.batch;
-  const index *count = layer.ragged.count + steps.begin, *before = layer.ragged.before;
-  const bool grows = count[0] < count[steps.size() - 1];  // a reversed direction
-  const index wanted = (before[steps.end] - before[steps.begin]) * part / parts;
-  index row = 0, length = steps.size();  // of the row: the counts above it, fewer for each next row
-  for (index found = 0; row < layer.batch; ++row) {
-    while (length > 0 && count[grows ? steps.size() - length : length - 1] <= row) --length;
-    // A row goes to the part that has most of it. On a tie the later part takes it: earlier parts have
-    // longer rows, and so more steps.
-    if (found + length / 2 >= wanted) break;
-    found += length;
-  }
-  return row;
-}
-
 // Of the rows that a thread reads, those that it alone prepares: a share, where all threads read all.
-inline Range rows_once(index batch, const Team& team, Part part) {
-  return team.split == Split::units ? share(batch, team.size, team.rank) : part.rows;
+inline Rows rows_once(index batch, const Team& team, Part part) {
+  return team.split == Split::units ? Rows{share(batch, team.size, team.rank)} : part.rows;
 }
 
 template <class T>
-Part part_of(const Layer<T>& layer, const Team& team, Range steps) {
-  const index blocks = blocks_of<T>(layer.hidden), outputs = blocks_of<T>(layer.outputs);
-  if (team.split == Split::units)
-    return {
-        {0, layer.batch}, share(blocks, team.size, team.rank), share(outputs, team.size, team.rank)};
-  return {{first_row(layer, steps, team.size, team.rank),
-           first_row(layer, steps, team.size, team.rank + 1)},
-          {0, blocks},
-          {0, outputs}};
+Part part_of(const Layer<T>& layer, const Team& team) {
+  const Range rows{0, layer.batch};
+  const Range blocks{0, blocks_of<T>(layer.hidden)}, outputs{0, blocks_of<T>(layer.outputs)};
+  const auto own = [&](Range all) { return share(all.end, team.size, team.rank); };
+  if (team.split == Split::units) return {{rows}, own(blocks), own(outputs)};
+  if (!layer.ragged.count) return {{own(rows)}, blocks, outputs};
+  const Deal deal{team.size, team.rank};
+  return {{{0, deal.count(layer.batch)}, deal}, blocks, outputs};
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -103,15 +103,15 @@ class WeightGradients {
   }
 
   // Finds x and h before each of the chunk's rows among `rows` of the batch, where they are scattered.
-  void gather(const Chunk<Cell, T>& chunk, const States<Cell, T>& states, Range rows) {
+  void gather(const Chunk<Cell, T>& chunk, const States<Cell, T>& states, Rows rows) {
     const auto copy = [](T* to, index row, index width, const T* from) {
       if (to) __builtin_memcpy(to + row * width, from, static_cast<std::size_t>(width) * sizeof(T));
     };
     if (!(in_pairs ? h_rows_ != nullptr : h_ || x_)) return;
     for (index t = chunk.steps.begin; t < chunk.steps.end; ++t) {
-      const Range there = present(rows, states.count(t));
-      for (index b = there.begin; b < there.end; ++b) {
-        const index row = chunk.place(t) + b;
+      const Rows there = rows.present(states.count(t));
+      for (index r = 0; r < there.size(); ++r) {
+        const index b = there[r], row = chunk.place(t) + b;
         if constexpr (in_pairs) {
           h_rows_[row] = states.h(t, b);
         } else {
