@@ -56,6 +56,11 @@ Saved new_saved(const Stack& stack, const std::string& dtype, index rows, index 
   return stack.new_saved(number_named(dtype), rows, hidden, outputs);
 }
 
+std::vector<std::string> supported_isas_with(const std::string& dtype) {
+  if (dtype.empty()) return supported_isas();
+  return with_numbers(number_named(dtype), [](auto number) { return isas_with<decltype(number)>(); });
+}
+
 double measure_peak(const std::string& dtype, int threads, double seconds) {
   const auto peak = with_numbers(number_named(dtype),
                                  [](auto number) { return kernels().of<decltype(number)>().peak; });
@@ -200,7 +205,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_memory", &release_memory);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });
-  m.def("supported_isas", &supported_isas);
+  m.def("supported_isas", &supported_isas_with, py::arg("dtype") = "");
+  m.def("force_isa", &force_isa, py::arg(), py::pos_only());
   m.def("build_info", &build_info);
   m.def("max_threads", &max_threads);
   m.def("force_partition", &force_partition, py::arg(), py::pos_only(),

@@ -382,7 +382,7 @@ py::object Stack::call_module(const py::tuple& types, int threads, py::handle si
 }
 
 bool Packed::is_of(const py::list& weights) const {
-  if (weights.size() != weights_.size()) return false;
+  if (weights.size() != weights_.size() || isa_ != kernels().name) return false;
   try {
     for (std::size_t at = 0; at < weights.size(); ++at) {
       const py::object packed = weights_[at];
@@ -399,7 +399,7 @@ bool Packed::is_of(const py::list& weights) const {
 
 bool Stack::fits(const Packed& packed, const Call& call) const {
   const Description& of = packed.of_;
-  return of.cell == description_.cell && of.layers == description_.layers &&
+  return packed.isa_ == kernels().name && of.cell == description_.cell && of.layers == description_.layers &&
          of.directions == description_.directions && of.projected == description_.projected &&
          packed.dtype_ == call.x.dtype() && packed.inputs_ == call.inputs &&
          packed.hidden_ == call.hidden && packed.outputs_ == call.outputs;
@@ -448,6 +448,7 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
     const bool is_bias = View(weight, "weight", false).dims() == 1;
     packed->weights_.append(is_bias ? py::none() : py::reinterpret_borrow<py::object>(weight));
   }
+  packed->isa_ = kernels().name;
   packed->of_ = description_;
   packed->dtype_ = call.x.dtype();
   packed->inputs_ = call.inputs;

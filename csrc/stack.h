@@ -40,13 +40,14 @@ class Packed {
   }
 
   // Whether these weights lie where the packed ones lie, with the same dtypes, shapes and strides,
-  // other than biases. Whether the numbers there are still the same is for the caller to know. The
+  // other than biases, and the instruction set is still the same. Whether the numbers there are still the same is for the caller to know. The
   // packed weights are kept: an address alone could be that of memory that was freed and used again.
   bool is_of(const pybind11::list& weights) const;
 
  private:
   friend class Stack;
-  pybind11::list weights_;  // None in the place of biases, which every call reads
+  const char* isa_ = nullptr;  // whose kernels can read them
+  pybind11::list weights_;     // None in the place of biases, which every call reads
   Description of_{};
   Dtype dtype_ = Dtype::other;
   index inputs_ = 0, hidden_ = 0, outputs_ = 0;

@@ -106,7 +106,23 @@ def cells() -> list[dict[str, Any]]:
     """The fields of cell_table.Cell, for each cell in the order of their numbers."""
 
 def isa() -> str: ...
-def supported_isas() -> list[str]: ...
+def supported_isas(dtype: str = "") -> list[str]:
+    """What was built and this machine can run, the best last.
+
+    Args:
+        dtype: only those that have kernels of their own for ``float32``, ``float64`` or ``bfloat16``.
+    """
+
+def force_isa(isa: str, /) -> None:
+    """For tests: the instruction set of every call of the process from now on; "" for the first one.
+
+    Bits differ between instruction sets. No call may run meanwhile, and backward must run in the
+    instruction set of its forward call.
+
+    Raises:
+        ValueError: it was not built, or this machine cannot run it.
+    """
+
 def build_info() -> dict[str, Any]: ...
 def max_threads() -> int: ...
 def force_partition(partition: str, /, oversubscribe: bool = False) -> None:

@@ -21,14 +21,23 @@ HERE = Path(__file__).parent
 
 def pytest_configure(config):
     for marker in (
-        "numerics: depends on the instruction set; test_isas.py runs it in each of them",
+        "numerics(dtype): depends on the instruction set, and runs in each that has kernels for dtype",
         "install: builds the whole package, for minutes; .ci/run runs it",
     ):
         config.addinivalue_line("markers", marker)
 
 
+# Last, so that the instruction sets of one case follow one another: they share its float64 truth.
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc):
+    if mark := metafunc.definition.get_closest_marker("numerics"):
+        dtype = mark.kwargs.get("dtype", "float32")
+        metafunc.fixturenames.append("isa")
+        metafunc.parametrize("isa", _C.supported_isas(dtype)[::-1])
+
+
 @pytest.fixture(autouse=True)
-def same_start():
+def same_start(request):
     """Each test starts from the same seed and settings, whatever the one before it has set.
 
     One thread, so that the tests run well on a busy machine too. test_invariance.py shows that
@@ -38,6 +47,8 @@ def same_start():
     torch.set_num_threads(1)
     _C.force_partition("chosen", oversubscribe=True)
     torch.set_flush_denormal(False)
+    case = getattr(request.node, "callspec", None)
+    _C.force_isa(case.params.get("isa", "") if case else "")
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def copy(hx, dtype):
     return cast if isinstance(hx, tuple) else cast[0]
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 @every_shape
 @pytest.mark.parametrize("kind", ["", "stack", "projected"])
@@ -114,7 +114,7 @@ def test_is_as_near_to_the_truth_as_torch(cell, shape, kind):
         assert error(a, b) <= max(1.25 * allowed, 1.5 * ROUNDING) * jumps
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 def test_sums_are_in_float32():
     """1 + 2^-8 is 1 in bfloat16: a sum of 4096 such terms would end there."""
     module = rnnfast.RNN(4096, 16, nonlinearity="relu", bias=False, dtype=BF16)
@@ -133,7 +133,7 @@ def test_sums_are_in_float32():
     assert (grads[2] == 16).all()
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 def test_the_cell_state_is_in_float32():
     """It grows by 2^-10 at each step; in bfloat16 it would end at 2^-2."""
     module = rnnfast.LSTM(1, 5, dtype=BF16)
@@ -148,7 +148,7 @@ def test_the_cell_state_is_in_float32():
     assert (c.float() - 1).abs().max() < 2.0**-8
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 @pytest.mark.parametrize("shape", [(20, 33, 130, 130), (12, 9, 17, 70), (5, 1, 65, 257)], ids=str)
 def test_threads_do_not_matter(cell, shape):
@@ -163,7 +163,7 @@ def test_threads_do_not_matter(cell, shape):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 @pytest.mark.parametrize("sizes", [(3, 5), (17, 33), (130, 130)], ids=str)
 def test_other_rows_do_not_matter(cell, sizes):
@@ -180,7 +180,7 @@ def test_other_rows_do_not_matter(cell, sizes):
         assert torch.equal(y[:, others], whole[:, others])
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 def test_streamed_step_by_step(cell):
     """The state that is handed over is h alone: the same bits. The LSTM's c is rounded there."""
@@ -197,7 +197,7 @@ def test_streamed_step_by_step(cell):
         assert torch.equal(torch.cat(y), whole)
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 @pytest.mark.parametrize("hidden", [20, 33])
 def test_packed_is_padded(cell, hidden):

@@ -134,6 +134,7 @@ def test_groups_of_rows(cell, options, packs, longest):
 @every_cell
 @every_stack
 @every_length
+@pytest.mark.numerics(dtype="bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_of_a_row_alone(cell, dtype, options, lengths):
     """Outputs, final states and gradients of inputs; past the ends both are zero."""

@@ -219,6 +219,7 @@ def test_bad_packed_sequences(cell, bad, hx):
 
 
 @every_layer
+@pytest.mark.numerics(dtype="bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_threads_do_not_matter_in_inference(cell, dtype):
     """No barrier keeps two threads in the same chunk of steps: often, and with chunks of few steps."""

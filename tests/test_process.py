@@ -220,31 +220,3 @@ print(json.dumps(messages))
 def test_an_unknown_attribute_is_not_an_import_error(python):
     for start in ("", BLOCK_TORCH):
         python(start + "import rnnfast\nassert not hasattr(rnnfast, 'LTSM')")
-
-
-@pytest.mark.parametrize("isa", _C.supported_isas())
-def test_instruction_set_is_forced(python, isa):
-    code = "from rnnfast import _C; print(_C.isa())"
-    assert python(code, RNNFAST_ISA=isa).stdout.strip() == isa
-
-
-OTHER_MACHINES = "neon" if platform.machine() in ("x86_64", "AMD64") else "avx512"
-
-
-@pytest.mark.parametrize("isa", ["sse9", OTHER_MACHINES, "AVX2 "])
-def test_instruction_set_is_refused(python, isa):
-    """What is not known, or not here, is named in the error, together with what is here."""
-    code = "from rnnfast import _C; _C.isa()"
-    process = python(code, check=False, RNNFAST_ISA=isa)
-    assert process.returncode == 1  # an exception, not a signal
-    last = process.stderr.strip().splitlines()[-1]
-    assert last.startswith(("ImportError", "RuntimeError"))
-    assert isa.strip() in last
-    for name in _C.supported_isas():
-        assert name in last
-
-
-def test_empty_instruction_set_is_none(python):
-    """`RNNFAST_ISA= command` in a shell means what it means for an unset variable."""
-    code = "from rnnfast import _C; print(_C.isa())"
-    assert python(code, RNNFAST_ISA="").stdout.strip() in _C.supported_isas()

@@ -118,7 +118,7 @@ def test_is_the_loop(cell, kind, shape):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.numerics
+@pytest.mark.numerics(dtype="bfloat16")
 @every_cell
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_reset_is_a_new_sequence(cell, dtype):

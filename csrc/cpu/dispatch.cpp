@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -48,25 +49,40 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-// What an instruction set leaves to the ones before it is theirs.
-Kernels choose() {
-  const char* forced = std::getenv("RNNFAST_ISA");
-  Kernels chosen{};
-  bool found = false;
-  for (const Isa& isa : isas()) {
-    if (found || !isa.supported) continue;
-    const Kernels before = chosen;
-    chosen = *isa.kernels;
-    if (!chosen.float32.cells) chosen.float32 = before.float32;
-    if (!chosen.float64.cells) chosen.float64 = before.float64;
-    found = forced && std::string(forced) == chosen.name;
-  }
-  if (forced && *forced && !found)
-    throw std::runtime_error(
-        "RNNFAST_ISA=" + std::string(forced) +
-        " is not an instruction set that this machine can run (built: " + joined(built_isas()) +
-        "; of these supported here: " + joined(supported_isas()) + ")");
-  return chosen;
+// The tables of the instruction sets that this machine can run, best last. What one leaves to the ones
+// before it is theirs.
+const std::vector<Kernels>& tables() {
+  static const std::vector<Kernels> all = [] {
+    std::vector<Kernels> found;
+    for (const Isa& isa : isas()) {
+      if (!isa.supported) continue;
+      Kernels table = *isa.kernels;
+      if (!table.float32.cells) table.float32 = found.back().float32;
+      if (!table.float64.cells) table.float64 = found.back().float64;
+      found.push_back(table);
+    }
+    return found;
+  }();
+  return all;
+}
+
+const Kernels& named(const std::string& name, const std::string& asked) {
+  for (const Kernels& table : tables())
+    if (name == table.name) return table;
+  throw std::invalid_argument(asked + name +
+                              " is not an instruction set that this machine can run (built: " +
+                              joined(built_isas()) +
+                              "; of these supported here: " + joined(supported_isas()) + ")");
+}
+
+const Kernels& chosen_at_start() {
+  const char* name = std::getenv("RNNFAST_ISA");
+  return name && *name ? named(name, "RNNFAST_ISA=") : tables().back();
+}
+
+std::atomic<const Kernels*>& in_use() {
+  static std::atomic<const Kernels*> table = &chosen_at_start();
+  return table;
 }
 
 }  // namespace
@@ -84,9 +100,19 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-const Kernels& kernels() {
-  static const Kernels chosen = choose();
-  return chosen;
+template <class T>
+std::vector<std::string> isas_with() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.supported && isa.kernels->of<T>().cells) names.push_back(isa.kernels->name);
+  return names;
 }
+template std::vector<std::string> isas_with<float>();
+template std::vector<std::string> isas_with<double>();
+template std::vector<std::string> isas_with<Bfloat16>();
+
+const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
+
+void force_isa(const std::string& name) { in_use() = name.empty() ? &chosen_at_start() : &named(name, ""); }
 
 }  // namespace rnnfast
