@@ -364,7 +364,7 @@ def test_on_the_layers_of_torch(cell, options, lengths, state):
 
     def run(packed, state, reset):
         calls.append(packed)
-        return type(module).__mro__[2].forward(module, packed, state)
+        return rnnfast.nn.ORIGINALS[type(module)].forward(module, packed, state)
 
     got = sequences.by_packing(run, x, given, torch.tensor(lengths), None, module.batch_first)
     assert len(calls) == 1

@@ -105,7 +105,7 @@ def test_typed():
 
 # Which modules of the package each module may import. Data flows one way:
 # nn -> functional -> autograd -> ops -> _native -> _C.
-MODULES_NEED = ("functional", "autograd", "ops", "checks", "packing", "sequences")
+MODULES_NEED = ("functional", "ops", "checks", "sequences")
 MAY_IMPORT = {
     "_version": set(),
     "checks": {"_native"},
@@ -128,9 +128,10 @@ MAY_IMPORT = {
     "script": set(),
     "fx": set(),
     "sequences": {"checks"},
-    "nn.shared": {"checks"},
-    "nn.layers": {"nn.shared", *MODULES_NEED},
-    "nn.cells": {"nn.shared", *MODULES_NEED},
+    "nn.keywords": set(),
+    "nn.call": {"autograd", "ops", "checks", "packing"},
+    "nn.layers": {"nn.call", "nn.keywords", *MODULES_NEED},
+    "nn.cells": {"nn.call", "nn.keywords", *MODULES_NEED},
     "nn": {"nn.layers", "nn.cells", "dynamo", "fx", "onnx", "script"},
     "convert": {"nn"},
 }

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import autograd, checks, functional, ops, packing
-from .shared import CoupledGates, ResetAfter, State, states_of
+from .. import checks, functional, ops
+from .call import Fused, State, returned
+from .keywords import CoupledGates, ResetAfter
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -17,17 +18,16 @@ __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 _CELL_WEIGHTS = (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
-class _RecurrentCell(torch.nn.RNNCellBase):
+class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     """What the three cells share: one step, ``[B, I]`` or ``[I]``."""
 
+    _dims = 2
     _is_lowered = False  # whether autocast lowers torch's cell
-
-    def _cell(self) -> str:
-        raise NotImplementedError
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's ``forward``."""
-        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
+        usual = type(input) is Tensor and checks.plain_call() and not checks.may_autocast()
+        if usual and self.hidden_size > 0:
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
                 return outputs
@@ -44,42 +44,6 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         if checks.transformed() and self._fitting(input, hx) is not None:
             return self._run(input, hx, fused=False)
         return super().forward(input, hx)
-
-    def _beyond_torch(self) -> str | None:
-        """The option for which torch.nn has no such cell."""
-        return None
-
-    def _run_torch(self, input: Any, hx: Any) -> Any:
-        """Torch's cell; its exceptions tell what is wrong with the arguments."""
-        return super().forward(input, hx)
-
-    def _forward_directly(self, input: Tensor, hx: Any) -> Any:
-        """The usual call, at the least cost; None, having done nothing, where it is another."""
-        if self.hidden_size < 1:
-            return None
-        spec = self._spec(ops.spec)
-        names, parameters = _CELL_WEIGHTS[spec.bias], self._parameters
-        if not torch.is_grad_enabled():
-            packed = packing.packed(self, spec, names) if packing.HELD else None
-            features = self.input_size
-            return ops.call_module(
-                spec, None, input, 2, features, hx, parameters, names, None, False, packed
-            )
-        try:
-            weights = [parameters[name] for name in names]
-        except KeyError:  # computed at each access (a parametrization)
-            return None
-        if input.is_nested or input.dim() != 2 or input.size(1) != self.input_size:
-            return None
-        pair = states_of(hx, spec.has_c)
-        if pair is None:
-            return None
-        h0, c0 = pair
-        outputs = autograd.stack(spec, None, input, h0, c0, weights)
-        if outputs is None:
-            return None
-        h1, _, c1, _, _ = outputs
-        return h1 if c1 is None else (h1, c1)
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not (checks.traced() or checks.plain_call()):
@@ -109,14 +73,11 @@ class _RecurrentCell(torch.nn.RNNCellBase):
     def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
         return make(self._cell(), 1, 1, bool(self.bias), False, False)  # torch takes any object
 
-    @property
-    def _has_c(self) -> bool:
-        return ops.CELLS[self._cell()].has_c
+    def _names(self) -> tuple[str, ...]:
+        return _CELL_WEIGHTS[bool(self.bias)]
 
     def _weights(self) -> list[Any]:
-        if self.bias:
-            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        return [self.weight_ih, self.weight_hh]
+        return [getattr(self, name) for name in self._names()]
 
     def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
         """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
@@ -133,7 +94,7 @@ class _RecurrentCell(torch.nn.RNNCellBase):
         if outputs is None:
             return None
         h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
-        return h1 if c1 is None else (h1, c1)
+        return returned(h1, None, c1, None, False)
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import autograd, checks, functional, ops, packing, sequences
-from .shared import CoupledGates, ResetAfter, State, states_of
+from .. import checks, functional, ops, sequences
+from .call import Fused, State, returned
+from .keywords import CoupledGates, ResetAfter
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -20,8 +21,10 @@ def _is_uneven(batch_sizes: Tensor) -> bool:
     return len(batch_sizes) > 0 and bool(batch_sizes[0] != batch_sizes[-1])
 
 
-class Recurrent(torch.nn.RNNBase):
+class Recurrent(Fused, torch.nn.RNNBase):
     """What the three modules share. It adds no state: a torch.nn module can become one in place."""
+
+    _dims = 3
 
     def __init__(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
         if device is not None:  # a parameter, since torch.nn.utils.skip_init looks for one
@@ -30,10 +33,6 @@ class Recurrent(torch.nn.RNNBase):
 
     def _cell(self) -> str:
         return self.mode.lower()  # torch's "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
-
-    @property
-    def _has_c(self) -> bool:
-        return ops.CELLS[self._cell()].has_c
 
     def _is_lowered(self, one_dnn: bool) -> bool:
         """Whether autocast lowers torch's layer; ``one_dnn``: whether oneDNN could compute it."""
@@ -70,7 +69,8 @@ class Recurrent(torch.nn.RNNBase):
         """
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
-        if type(input) is Tensor and checks.plain_call() and not checks.may_autocast():
+        usual = type(input) is Tensor and checks.plain_call() and not checks.may_autocast()
+        if usual and not (self.training and self.num_layers > 1 and self.dropout > 0):
             outputs = self._forward_directly(input, hx, lengths, reset, return_cell_states)
             if outputs is not None:
                 return outputs
@@ -102,14 +102,6 @@ class Recurrent(torch.nn.RNNBase):
             return self._run(input, hx, fused=False)
         return super().forward(input, hx)
 
-    def _beyond_torch(self) -> str | None:
-        """The option for which torch.nn has no such layer."""
-        return None
-
-    def _run_torch(self, input: Any, hx: Any) -> Any:
-        """Torch's layer; its exceptions tell what is wrong with the arguments."""
-        return super().forward(input, hx)
-
     def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
         """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
         if not checks.traced():
@@ -126,38 +118,8 @@ class Recurrent(torch.nn.RNNBase):
             outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
         return outputs
 
-    def _forward_directly(
-        self, input: Tensor, hx: Any, lengths: Tensor | None, reset: Any, cells: bool
-    ) -> Any:
-        """The usual call, at the least cost; None, having done nothing, where it is another."""
-        if self.training and self.num_layers > 1 and self.dropout > 0:
-            return None
-        spec = self._spec(ops.spec)
-        names, parameters = self._flat_weights_names, self._parameters
-        if not torch.is_grad_enabled():
-            packed = packing.packed(self, spec, names) if packing.HELD else None
-            features = self.input_size
-            return ops.call_module(
-                spec, lengths, input, 3, features, hx, parameters, names, reset, cells, packed
-            )
-        try:
-            weights = [parameters[name] for name in names]
-        except KeyError:  # computed at each access (a parametrization)
-            return None
-        if input.is_nested or input.dim() != 3 or input.size(2) != self.input_size:
-            return None
-        has_c = spec.has_c
-        pair = states_of(hx, has_c)
-        if pair is None or (cells and not has_c):
-            return None
-        h0, c0 = pair
-        outputs = autograd.stack(spec, lengths, input, h0, c0, weights, reset, cells)
-        if outputs is None:
-            return None
-        y, h_n, c_n, every_c, _ = outputs
-        if not has_c:
-            return y, h_n
-        return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
+    def _names(self) -> list[str]:
+        return self._flat_weights_names
 
     def _weights(self) -> list[Any]:
         if checks.traced():
@@ -296,9 +258,7 @@ class Recurrent(torch.nn.RNNBase):
             y = y.squeeze(0 if self.batch_first else 1)
             every_c = every_c.squeeze(0 if self.batch_first else 1) if cells else None
             h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        if not self._has_c:
-            return y, h_n
-        return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
+        return returned(y, h_n, c_n, every_c, cells)
 
 
 class RNN(Recurrent, torch.nn.RNN):

@@ -1,29 +1,12 @@
-"""What the layers and the cells share."""
+"""The keywords of layers and cells that torch.nn lacks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import checks
-
-__all__ = ["CoupledGates", "ResetAfter", "State", "states_of"]
-
-State = Tensor | tuple[Tensor, Tensor] | None
-
-
-def states_of(hx: Any, has_c: bool) -> Any:
-    """``h0`` and ``c0``, or None where ``hx`` is not of the kind that it must be."""
-    if hx is None:
-        return None, None
-    if not has_c:
-        return (hx, None) if type(hx) in checks.PLAIN_TYPES else None
-    if type(hx) not in (tuple, list) or len(hx) != 2:
-        return None
-    plain = type(hx[0]) in checks.PLAIN_TYPES and type(hx[1]) in checks.PLAIN_TYPES
-    return hx if plain else None
+__all__ = ["CoupledGates", "ResetAfter"]
 
 
 def _check_bool(name: str, value: Any) -> None:
