@@ -28,6 +28,7 @@ lint: $(VENV)/linters
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' '*.cu' 'tests/*.h')
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rnnfast
-from rnnfast import cuda
+from rnnfast.stack import cuda
 
 STEPS = 256
 ROUNDS = 15
@@ -115,11 +115,11 @@ def floor(shape: Shape, forward_only: bool) -> float:
 
 def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
     ours, theirs, x = pair(shape)
-    spec = ours._spec()
+    config = ours._config()
     data = x if isinstance(x, torch.Tensor) else x.data
     tiers = []
     for backward in (False,) if forward_only else (False, True):
-        plan = cuda.plan(spec, data, shape.hidden, shape.batch, backward)
+        plan = cuda.plan(config, data, shape.hidden, shape.batch, backward)
         tiers.append("cuDNN" if plan is None else f"{plan.tier} {plan.groups}x{plan.blocks}")
     times = interleave([step_of(m, x, forward_only) for m in (ours, theirs)])
     us = [sorted(1e3 * t / STEPS for t in each) for each in times]

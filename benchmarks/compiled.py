@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 import rnnfast
-from rnnfast.cli.measure import interleave
+from rnnfast.cli.bench.measure import interleave
 
 CASES = [  # cell, layers, B, T, H
     ("LSTM", 1, 4, 10, 32),

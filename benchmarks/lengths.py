@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnfast
-from rnnfast.cli.measure import interleave
+from rnnfast.cli.bench.measure import interleave
 
 INPUTS, HIDDEN = 32, 64
 SIZES = [(10, 16), (100, 16), (1000, 8)]  # T, B

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import rnnfast
 from rnnfast import _C
-from rnnfast.cli.measure import interleave
+from rnnfast.cli.bench.measure import interleave
 
 WAYS = ("one", "rows", "units", "wavefront", "chosen")
 CASES = [  # cell, layers, B, T, H

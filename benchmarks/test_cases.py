@@ -12,7 +12,7 @@ import os
 
 import pytest
 
-from rnnfast.cli import grids, measure, peers
+from rnnfast.cli.bench import grids, measure, peers
 
 CASES = grids.GRIDS[os.environ.get("RNNFAST_GRID", "default")]()
 

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -121,31 +122,63 @@ class Arguments {
   PyObject* const* next_;
 };
 
+// The entries of a tuple that stands for a struct of stack.h.
+template <std::size_t n>
+std::array<py::handle, n> entries(const py::tuple& tuple, const char* name) {
+  if (tuple.size() != n)
+    throw py::type_error(std::string(name) + " has " + std::to_string(tuple.size()) +
+                         " entries; expected " + std::to_string(n));
+  std::array<py::handle, n> found;
+  for (std::size_t at = 0; at < n; ++at) found[at] = PyTuple_GET_ITEM(tuple.ptr(), at);
+  return found;
+}
+
+py::list weights_of(py::handle object) {
+  if (!PyList_Check(object.ptr()))
+    throw py::type_error("weights must be a list, got " + std::string(Py_TYPE(object.ptr())->tp_name));
+  return py::reinterpret_borrow<py::list>(object);
+}
+
+Inputs inputs_of(const py::tuple& tuple) {
+  const auto [x, h0, c0, weights, sizes, reset] = entries<6>(tuple, "inputs");
+  return {x, h0, c0, weights_of(weights), sizes, reset};
+}
+
+void forward(const Stack& stack, int threads, const py::tuple& inputs, const py::tuple& outputs) {
+  const auto [y, h_n, c_n, cell_states, saved] = entries<5>(outputs, "outputs");
+  stack.forward(threads, inputs_of(inputs), {y, h_n, c_n, cell_states, saved});
+}
+
+void backward(const Stack& stack, int threads, const py::tuple& inputs, py::handle y, py::handle saved,
+              const py::tuple& given, const py::tuple& wanted) {
+  const auto [dy, dh_n, dc_n, dcell_states] = entries<4>(given, "the gradients of the outputs");
+  const auto [dx, dh0, dc0, dweights] = entries<4>(wanted, "the gradients of the inputs");
+  stack.backward(threads, inputs_of(inputs), y, saved, {dy, dh_n, dc_n, dcell_states},
+                 {dx, dh0, dc0, weights_of(dweights)});
+}
+
 py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 11);
+  Arguments a(given, count, 5);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const py::handle sizes = a.next(), reset = a.next(), x = a.next(), h0 = a.next(), c0 = a.next();
-  const auto weights = a.next_as<py::list>();
-  const bool cells = a.next_as<bool>();
+  const auto inputs = a.next_as<py::tuple>();
   const py::handle save = a.next();
   const Packed* const packed = a.next_packed();
-  return stack.call(types, threads, sizes, reset, x, h0, c0, weights, cells, save, packed);
+  return stack.call(types, threads, inputs_of(inputs), save, packed);
 }
 
 py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 12);
+  Arguments a(given, count, 11);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const py::handle sizes = a.next(), x = a.next();
+  const py::handle x = a.next(), hx = a.next();
+  auto parameters = a.next_as<py::dict>();
+  const py::handle names = a.next(), sizes = a.next(), reset = a.next();
   const int dims = a.next_as<int>();
-  const py::handle features = a.next(), hx = a.next();
-  const auto parameters = a.next_as<py::dict>();
-  const py::handle names = a.next(), reset = a.next();
-  const bool cells = a.next_as<bool>();
+  const py::handle features = a.next();
   const Packed* const packed = a.next_packed();
-  return stack.call_module(types, threads, sizes, x, dims, features, hx, parameters, names, reset,
-                           cells, packed);
+  return stack.call_module(types, threads,
+                           {x, hx, std::move(parameters), names, sizes, reset, dims, features}, packed);
 }
 
 py::object is_of(const Packed& packed, PyObject* const* given, Py_ssize_t count) {
@@ -193,12 +226,16 @@ PYBIND11_MODULE(_C, m) {
   auto stack = py::class_<Stack>(m, "Stack");
   stack
       .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
-                       bool projected, bool batch_first) {
-        return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first});
-      }))
-      .def("forward", &Stack::forward)
+                       bool projected, bool batch_first, bool cell_states) {
+             return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first,
+                           cell_states});
+           }),
+           py::kw_only(), py::arg("cell"), py::arg("layers") = 1, py::arg("directions") = 1,
+           py::arg("single") = false, py::arg("reverse") = false, py::arg("bias") = true,
+           py::arg("projected") = false, py::arg("batch_first") = false, py::arg("cell_states") = false)
+      .def("forward", &forward)
       .def("pack", &Stack::pack)
-      .def("backward", &Stack::backward)
+      .def("backward", &backward)
       .def("new_saved", &new_saved);
   add_method<Stack, call>(stack, "call");
   add_method<Stack, call_module>(stack, "call_module");

@@ -53,17 +53,16 @@ Matrix<T> state(const View& view, int number) {
 // The tensors that forward and backward both read, and the sizes that all others must have. To be
 // checked in the order of the functions here.
 struct Call {
-  Call(const Description& stack, py::handle sizes_of_rows, py::handle resets, py::handle input,
-       py::handle h, py::handle c, const py::list& list)
+  Call(const Description& stack, const Inputs& inputs)
       : s(stack),
         info(cell_info(s.cell)),
         numbers(s.layers * s.directions),
-        sizes(sizes_of_rows, "sizes", false),
-        reset(resets, "reset", false),
-        x(input, "x", false),
-        h0(h, "h0", false),
-        c0(c, "c0", false),
-        weights(read(list, false)) {}
+        x(inputs.x, "x", false),
+        h0(inputs.h0, "h0", false),
+        c0(inputs.c0, "c0", false),
+        weights(read(inputs.weights, false)),
+        sizes(inputs.sizes, "sizes", false),
+        reset(inputs.reset, "reset", false) {}
 
   void check_input() {
     require(x);
@@ -171,9 +170,9 @@ struct Call {
       throw py::value_error(std::string("the cell ") + info.name + " has no cell state c");
   }
 
-  void check_cells(const Checker& check, const View& cells) const {
-    check_sequence(check, cells, s.directions * hidden);
-    if (cells && !info.cell_state)
+  void check_cell_states(const Checker& check, const View& cell_states) const {
+    check_sequence(check, cell_states, s.directions * hidden);
+    if (cell_states && !info.cell_state)
       throw py::value_error(std::string("the cell ") + info.name + " has no cell states");
   }
 
@@ -252,15 +251,15 @@ struct Call {
 
   // The cell states of the last layer, of both directions side by side.
   template <class T>
-  Sequence<T> cells_of(const View& cells, int k, int direction) const {
-    Sequence<T> all = k == s.layers - 1 ? sequence<T>(cells) : Sequence<T>{};
+  Sequence<T> cell_states_of(const View& all_of, int k, int direction) const {
+    Sequence<T> all = k == s.layers - 1 ? sequence<T>(all_of) : Sequence<T>{};
     if (all.data) all.data += direction * hidden;
     return directed(all, direction);
   }
 
   // Without x and y, which the caller fills in.
   template <class T>
-  Layer<T> layer(int k, int direction, const View& cells, const View& h_n, const View& c_n,
+  Layer<T> layer(int k, int direction, const View& cell_states, const View& h_n, const View& c_n,
                  Real<T>* saved, T* panels) const {
     const int number = k * s.directions + direction;
     const Weights& w = *weights[static_cast<std::size_t>(number)];
@@ -280,7 +279,7 @@ struct Call {
             vector<const T>(w.b_hh),
             matrix<const T>(w.w_hr),
             {},
-            cells_of<T>(cells, k, direction),
+            cell_states_of<T>(cell_states, k, direction),
             state<T>(h_n, number),
             state<T>(c_n, number),
             saved,
@@ -292,8 +291,9 @@ struct Call {
   const int numbers;  // layers times directions
   bool is_packed = false, is_step = false;
   Packing packing[2];  // by direction
-  const View sizes, reset, x, h0, c0;
+  const View x, h0, c0;
   const AllWeights weights;
+  const View sizes, reset;
   index steps = 0, batch = 0, rows = 0, inputs = 0, hidden = 0, outputs = 0;
   index longest = 0;  // the steps of the longest row
   index width = 0;    // of a layer's output

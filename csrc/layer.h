@@ -106,27 +106,27 @@ struct Layer {
   index steps, batch, inputs, hidden, outputs;  // T, B, I, H, R
   Ragged ragged;
   Resets resets;
-  Sequence<const T> x;     // [T, B, I]
-  Matrix<const T> h0, c0;  // [B, R], [B, H]; null means zeros; c0 only for cells with a cell state
-  Matrix<const T> w_ih;    // [G * H, I]
-  Matrix<const T> w_hh;    // [G * H, R]
-  const T *b_ih, *b_hh;    // [G * H]; null means zeros
-  Matrix<const T> w_hr;    // [R, H], only for cells that can be projected; null: h is not projected
-  Sequence<T> y;           // [T, B, R]; forward writes it and reads it back as the state
-  Sequence<T> cells;       // [T, B, H], the cell states; null: not wanted; inference and training
-  Matrix<T> h_n, c_n;      // [B, R], [B, H]; null: not wanted
-  Real<T>* saved;          // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
-  T* panels;               // packed weights that the caller holds; null: none
+  Sequence<const T> x;      // [T, B, I]
+  Matrix<const T> h0, c0;   // [B, R], [B, H]; null means zeros; c0 only for cells with a cell state
+  Matrix<const T> w_ih;     // [G * H, I]
+  Matrix<const T> w_hh;     // [G * H, R]
+  const T *b_ih, *b_hh;     // [G * H]; null means zeros
+  Matrix<const T> w_hr;     // [R, H], only for cells that can be projected; null: h is not projected
+  Sequence<T> y;            // [T, B, R]; forward writes it and reads it back as the state
+  Sequence<T> cell_states;  // [T, B, H]; null: not wanted; inference and training
+  Matrix<T> h_n, c_n;       // [B, R], [B, H]; null: not wanted
+  Real<T>* saved;           // a chunk of steps: [blocks][its rows][slots][lanes]; null: inference
+  T* panels;                // packed weights that the caller holds; null: none
 };
 
 // What backward reads and writes besides the Layer of the forward call, whose y and saved it reads.
 template <class T>
 struct Gradients {
-  Sequence<const T> y;       // incoming, [T, B, R]; null means zeros
-  Sequence<const T> cells;   // incoming, [T, B, H]; null means zeros
-  Matrix<const T> h_n, c_n;  // incoming, [B, R], [B, H]; null means zeros
-  Sequence<T> x;             // the outgoing ones; null: not wanted
-  bool x_accumulate;         // add to x rather than overwrite it
+  Sequence<const T> y;            // incoming, [T, B, R]; null means zeros
+  Sequence<const T> cell_states;  // incoming, [T, B, H]; null means zeros
+  Matrix<const T> h_n, c_n;       // incoming, [B, R], [B, H]; null means zeros
+  Sequence<T> x;                  // the outgoing ones; null: not wanted
+  bool x_accumulate;              // add to x rather than overwrite it
   Matrix<T> h0, c0;
   Matrix<T> w_ih, w_hh;
   T *b_ih, *b_hh;

@@ -69,25 +69,24 @@ py::object new_states(const Methods& methods, const Call& call, py::handle x, in
 }
 
 struct Outputs {
-  Outputs(const Call& call, py::handle of_y, py::handle of_h, py::handle of_c, py::handle of_cells,
-          py::handle of_saved)
-      : y(of_y, "y", true),
-        h_n(of_h, "h_n", true),
-        c_n(of_c, "c_n", true),
-        cells(of_cells, "cells", true),
-        saved(of_saved, "saved", true) {
+  Outputs(const Call& call, const Written& written)
+      : y(written.y, "y", true),
+        h_n(written.h_n, "h_n", true),
+        c_n(written.c_n, "c_n", true),
+        cell_states(written.cell_states, "cell_states", true),
+        saved(written.saved, "saved", true) {
     require(y);
     const Checker check(call.x);
     call.check_sequence(check, y, call.width);
     call.check_states(check, h_n, c_n);
-    call.check_cells(check, cells);
+    call.check_cell_states(check, cell_states);
     if (saved && (saved.dtype() != Dtype::uint8 || saved.dims() != 1 ||
                   saved.size(0) != call.saved_bytes() || !saved.has_contiguous_rows()))
       throw py::value_error("saved has shape " + saved.shape_text() + " and dtype " +
                             saved.dtype_name() + "; expected (" + std::to_string(call.saved_bytes()) +
                             ",) and uint8");
   }
-  View y, h_n, c_n, cells, saved;
+  View y, h_n, c_n, cell_states, saved;
 };
 
 // What only the next layer reads: outputs, or gradients of inputs. Layers that run one after the other,
@@ -123,14 +122,14 @@ template <class T>
 void run_layers(const Call& call, const Outputs& out, const Packed* packed, int threads) {
   const int layers = call.s.layers, directions = call.s.directions;
   clear_past_ends<T>(call, out.y, call.width);
-  clear_past_ends<T>(call, out.cells, directions * call.hidden);
+  clear_past_ends<T>(call, out.cell_states, directions * call.hidden);
   keep_states<T>(call, out.h_n, call.h0, call.outputs);
   keep_states<T>(call, out.c_n, call.c0, call.hidden);
   std::vector<Layer<T>> jobs;
   jobs.reserve(static_cast<std::size_t>(call.numbers));
   for (int number = 0; number < call.numbers; ++number)
-    jobs.push_back(call.layer<T>(number / directions, number % directions, out.cells, out.h_n, out.c_n,
-                                 out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
+    jobs.push_back(call.layer<T>(number / directions, number % directions, out.cell_states, out.h_n,
+                                 out.c_n, out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
                                  packed ? packed->panels<T>(number) : nullptr));
   Wavefront plan;
   if (directions == 1 && Between<T>::is_small(call, layers))
@@ -160,27 +159,25 @@ void run(const Call& call, const Outputs& out, const Packed* packed, int threads
 }
 
 struct GradientViews {
-  GradientViews(const Call& call, py::handle of_dy, py::handle of_dh_n, py::handle of_dc_n,
-                py::handle of_dcells, py::handle of_dx, py::handle of_dh0, py::handle of_dc0,
-                const py::list& list)
-      : dy(of_dy, "dy", false),
-        dh_n(of_dh_n, "dh_n", false),
-        dc_n(of_dc_n, "dc_n", false),
-        dcells(of_dcells, "dcells", false),
-        dx(of_dx, "dx", true),
-        dh0(of_dh0, "dh0", true),
-        dc0(of_dc0, "dc0", true),
-        weights(call.read(list, true)) {
+  GradientViews(const Call& call, const GradientsOfOutputs& given, const GradientsOfInputs& wanted)
+      : dy(given.y, "dy", false),
+        dh_n(given.h_n, "dh_n", false),
+        dc_n(given.c_n, "dc_n", false),
+        dcell_states(given.cell_states, "dcell_states", false),
+        dx(wanted.x, "dx", true),
+        dh0(wanted.h0, "dh0", true),
+        dc0(wanted.c0, "dc0", true),
+        weights(call.read(wanted.weights, true)) {
     const Checker check(call.x);
     call.check_sequence(check, dy, call.width);
     call.check_sequence(check, dx, call.inputs);
     call.check_states(check, dh_n, dc_n);
-    call.check_cells(check, dcells);
+    call.check_cell_states(check, dcell_states);
     call.check_states(check, dh0, dc0);
     call.check_weights(check, weights);
   }
 
-  View dy, dh_n, dc_n, dcells, dx, dh0, dc0;
+  View dy, dh_n, dc_n, dcell_states, dx, dh0, dc0;
   AllWeights weights;
 };
 
@@ -229,7 +226,7 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
       jobs[at].x = call.directed(x, d);
       jobs[at].y = call.own(output(k), d);
       wanted[at] = {call.own(dy, d),
-                    call.cells_of<const T>(grads.dcells, k, d),
+                    call.cell_states_of<const T>(grads.dcell_states, k, d),
                     state<const T>(grads.dh_n, number),
                     state<const T>(grads.dc_n, number),
                     call.directed(dx, d),
@@ -251,7 +248,8 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
 }  // namespace
 
 Stack::Stack(const Description& description) : description_(description) {
-  const auto& [cell, layers, directions, single, reverse, bias, projected, batch_first] = description;
+  const auto& [cell, layers, directions, single, reverse, bias, projected, batch_first, cell_states] =
+      description;
   const CellInfo& info = cell_info(cell);
   if (layers < 1 || layers > 1 << 20)
     throw py::value_error("layers is " + std::to_string(layers) + "; expected at least 1");
@@ -262,21 +260,21 @@ Stack::Stack(const Description& description) : description_(description) {
         "a stack of several layers or directions is not single, one of two directions not reversed");
   if (projected && !info.projects)
     throw py::value_error(std::string("the cell ") + info.name + " has no projection w_hr");
+  if (cell_states && !info.cell_state)
+    throw py::value_error(std::string("the cell ") + info.name + " has no cell states");
 }
 
-void Stack::forward(int threads, py::handle sizes, py::handle reset, py::handle x, py::handle h0,
-                    py::handle c0, const py::list& weights, py::handle y, py::handle h_n,
-                    py::handle c_n, py::handle cells, py::handle saved) const {
-  Call call(description_, sizes, reset, x, h0, c0, weights);
+void Stack::forward(int threads, const Inputs& inputs, const Written& outputs) const {
+  Call call(description_, inputs);
   call.check_input();
   call.check_weights();
   call.check_states();
-  run(call, Outputs(call, y, h_n, c_n, cells, saved), nullptr, threads);
+  run(call, Outputs(call, outputs), nullptr, threads);
 }
 
 // Of a call; without y where the kernels do not take the arguments.
 struct Stack::Results {
-  py::object y, h_n, c_n, cells, saved;
+  py::object y, h_n, c_n, cell_states, saved;
 };
 
 struct Stack::Form {
@@ -284,17 +282,15 @@ struct Stack::Form {
   index features;
 };
 
-Stack::Results Stack::results(const py::tuple& types, int threads, py::handle sizes, py::handle reset,
-                              py::handle x, const Form* form, py::handle h0, py::handle c0,
-                              const py::list& weights, bool cells, py::handle save,
-                              const Packed* packed) const {
-  for (py::handle object : {x, h0, c0, reset})
+Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs& inputs,
+                              const Form* form, py::handle save, const Packed* packed) const {
+  for (py::handle object : {inputs.x, inputs.h0, inputs.c0, inputs.reset})
     if (!object.is_none() && !is_plain(object, types)) return {};
-  for (py::handle object : weights)
+  for (py::handle object : inputs.weights)
     if (!is_plain(object, types)) return {};
   std::optional<Call> call;
   try {
-    call.emplace(description_, sizes, reset, x, h0, c0, weights);
+    call.emplace(description_, inputs);
     call->check_input();
   } catch (const py::builtin_exception&) {
     return {};
@@ -314,10 +310,12 @@ Stack::Results Stack::results(const py::tuple& types, int threads, py::handle si
   const bool has_c = call->info.cell_state;
   const Methods& methods = Methods::of(types);
   const py::object none = py::none();
+  const py::handle x = inputs.x;
   Results made{new_sequence(methods, *call, x, call->width), none, none, none, none};
   if (!call->is_step) made.h_n = new_states(methods, *call, x, call->outputs);
   if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
-  if (cells) made.cells = new_sequence(methods, *call, x, call->s.directions * call->hidden);
+  if (description_.cell_states)
+    made.cell_states = new_sequence(methods, *call, x, call->s.directions * call->hidden);
   if (!save.is_none()) {
     Saved memory;
     try {
@@ -329,27 +327,24 @@ Stack::Results Stack::results(const py::tuple& types, int threads, py::handle si
     }
     made.saved = save(py::cast(std::move(memory)));
   }
-  run(*call, Outputs(*call, made.y, made.h_n, made.c_n, made.cells, made.saved), packed, threads);
+  const Written written{made.y, made.h_n, made.c_n, made.cell_states, made.saved};
+  run(*call, Outputs(*call, written), packed, threads);
   return made;
 }
 
-py::object Stack::call(const py::tuple& types, int threads, py::handle sizes, py::handle reset,
-                       py::handle x, py::handle h0, py::handle c0, const py::list& weights, bool cells,
-                       py::handle save, const Packed* packed) const {
-  const auto [y, h_n, c_n, every_c, saved] =
-      results(types, threads, sizes, reset, x, nullptr, h0, c0, weights, cells, save, packed);
+py::object Stack::call(const py::tuple& types, int threads, const Inputs& inputs, py::handle save,
+                       const Packed* packed) const {
+  const auto [y, h_n, c_n, cell_states, saved] = results(types, threads, inputs, nullptr, save, packed);
   if (!y) return py::none();
-  return py::make_tuple(y, h_n, c_n, every_c, saved);
+  return py::make_tuple(y, h_n, c_n, cell_states, saved);
 }
 
-py::object Stack::call_module(const py::tuple& types, int threads, py::handle sizes, py::handle x,
-                              int dims, py::handle features, py::handle hx, const py::dict& parameters,
-                              py::handle names, py::handle reset, bool cells,
+py::object Stack::call_module(const py::tuple& types, int threads, const ModuleInputs& inputs,
                               const Packed* packed) const {
   const py::none none;
+  const auto& [x, hx, parameters, names, sizes, reset, dims, features] = inputs;
   if (!is_list_or_tuple(names)) return none;
   const bool has_c = cell_info(description_.cell).cell_state;
-  if (cells && !has_c) return none;
   py::object h0 = py::reinterpret_borrow<py::object>(hx), c0 = none;
   if (has_c && !hx.is_none()) {
     if (!is_list_or_tuple(hx) || PySequence_Fast_GET_SIZE(hx.ptr()) != 2) return none;
@@ -370,14 +365,14 @@ py::object Stack::call_module(const py::tuple& types, int threads, py::handle si
     PyErr_Clear();
     return none;
   }
-  const auto [y, h_n, c_n, every_c, saved] =
-      results(types, threads, sizes, reset, x, &form, h0, c0, weights, cells, none, packed);
+  const auto [y, h_n, c_n, cell_states, saved] =
+      results(types, threads, {x, h0, c0, std::move(weights), sizes, reset}, &form, none, packed);
   if (!y) return none;
   const bool is_cell = h_n.is_none();
   if (is_cell && !has_c) return y;
   if (is_cell || !has_c) return py::make_tuple(y, has_c ? c_n : h_n);
   const py::object states = py::make_tuple(h_n, c_n);
-  if (cells) return py::make_tuple(y, states, every_c);
+  if (description_.cell_states) return py::make_tuple(y, states, cell_states);
   return py::make_tuple(y, states);
 }
 
@@ -399,23 +394,22 @@ bool Packed::is_of(const py::list& weights) const {
 
 bool Stack::fits(const Packed& packed, const Call& call) const {
   const Description& of = packed.of_;
-  return packed.isa_ == kernels().name && of.cell == description_.cell && of.layers == description_.layers &&
-         of.directions == description_.directions && of.projected == description_.projected &&
-         packed.dtype_ == call.x.dtype() && packed.inputs_ == call.inputs &&
-         packed.hidden_ == call.hidden && packed.outputs_ == call.outputs;
+  return packed.isa_ == kernels().name && of.cell == description_.cell &&
+         of.layers == description_.layers && of.directions == description_.directions &&
+         of.projected == description_.projected && packed.dtype_ == call.x.dtype() &&
+         packed.inputs_ == call.inputs && packed.hidden_ == call.hidden &&
+         packed.outputs_ == call.outputs;
 }
 
-void Stack::backward(int threads, py::handle sizes, py::handle reset, py::handle x, py::handle h0,
-                     py::handle c0, const py::list& weights, py::handle y, py::handle saved,
-                     py::handle dy, py::handle dh_n, py::handle dc_n, py::handle dcells, py::handle dx,
-                     py::handle dh0, py::handle dc0, const py::list& dweights) const {
-  Call call(description_, sizes, reset, x, h0, c0, weights);
+void Stack::backward(int threads, const Inputs& inputs, py::handle y, py::handle saved,
+                     const GradientsOfOutputs& given, const GradientsOfInputs& wanted) const {
+  Call call(description_, inputs);
   call.check_input();
   call.check_weights();
   call.check_states();
-  const Outputs left(call, y, Py_None, Py_None, Py_None, saved);
+  const Outputs left(call, {y, Py_None, Py_None, Py_None, saved});
   require(left.saved);
-  const GradientViews grads(call, dy, dh_n, dc_n, dcells, dx, dh0, dc0, dweights);
+  const GradientViews grads(call, given, wanted);
   const py::gil_scoped_release release;
   with_numbers(call.x.dtype(), [&](auto number) {
     run_back<decltype(number)>(call, left.y, left.saved, grads, threads);
@@ -440,7 +434,7 @@ std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
 }  // namespace
 
 std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const {
-  Call call(description_, Py_None, Py_None, x, Py_None, Py_None, weights);
+  Call call(description_, {x, Py_None, Py_None, weights, Py_None, Py_None});
   call.check_input();
   call.check_weights();
   auto packed = std::make_unique<Packed>();

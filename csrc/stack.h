@@ -22,13 +22,35 @@ namespace rnnfast {
 // are a flat list in torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where
 // there is `bias`, then w_hr where h is `projected`. A state or bias that is None means zeros (an
 // input) or is not wanted (an output). `reset` is bool, x's shape without its features: where it is
-// true, a row's states are zero before that step in each direction's own order, in every layer. `cells`
-// are the cell states of the last layer at every step, [T, B, D * H] or as x is.
+// true, a row's states are zero before that step in each direction's own order, in every layer.
+// `cell_states` are those of the last layer at every step, [T, B, D * H] or as x is.
 struct Description {
   int cell, layers, directions;
   bool single;
   bool reverse;  // the only direction runs from the last step to the first
   bool bias, projected, batch_first;
+  bool cell_states;  // whether to return them; for Stack::call
+};
+
+// What a call reads, in the order in which it travels everywhere.
+struct Inputs {
+  pybind11::handle x, h0, c0;
+  pybind11::list weights;
+  pybind11::handle sizes, reset;
+};
+
+// What a call writes; None: not wanted. `saved`, from new_saved, keeps what backward needs.
+struct Written {
+  pybind11::handle y, h_n, c_n, cell_states, saved;
+};
+
+// Gradients: of the outputs, None means zeros; of the inputs, None means not wanted.
+struct GradientsOfOutputs {
+  pybind11::handle y, h_n, c_n, cell_states;
+};
+struct GradientsOfInputs {
+  pybind11::handle x, h0, c0;
+  pybind11::list weights;
 };
 
 // The packed weights of a stack, for calls without gradients while the weights stay as they are.
@@ -40,8 +62,9 @@ class Packed {
   }
 
   // Whether these weights lie where the packed ones lie, with the same dtypes, shapes and strides,
-  // other than biases, and the instruction set is still the same. Whether the numbers there are still the same is for the caller to know. The
-  // packed weights are kept: an address alone could be that of memory that was freed and used again.
+  // other than biases, and the instruction set is still the same. Whether the numbers there are still
+  // the same is for the caller to know. The packed weights are kept: an address alone could be that of
+  // memory that was freed and used again.
   bool is_of(const pybind11::list& weights) const;
 
  private:
@@ -67,42 +90,38 @@ class Stack {
  public:
   explicit Stack(const Description& description);
 
-  // Writes the outputs. Raises ValueError for shapes and TypeError for dtypes that do not fit. `saved`,
-  // from new_saved, keeps what backward needs.
-  void forward(int threads, pybind11::handle sizes, pybind11::handle reset, pybind11::handle x,
-               pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
-               pybind11::handle y, pybind11::handle h_n, pybind11::handle c_n, pybind11::handle cells,
-               pybind11::handle saved) const;
+  // Raises ValueError for shapes and TypeError for dtypes that do not fit.
+  void forward(int threads, const Inputs& inputs, const Written& outputs) const;
 
-  // The same on torch tensors, with outputs of its own: (y, h_n, c_n, cells, saved), None for those
-  // that there are not; h_n is not for a step. `cells` asks for the cell states, and `save` is a
-  // function that makes a tensor of memory for what backward needs, or None. `packed` is null or from
-  // pack, with the same weights. Returns None where the kernels do not take the arguments: where x, a
-  // state or a weight is not of one of these exact `types` or has not the memory that they read, or
-  // where x, sizes, a state or the number of weights does not fit. The caller's slower path then
-  // handles it or says what is wrong. Everything else raises.
-  pybind11::object call(const pybind11::tuple& types, int threads, pybind11::handle sizes,
-                        pybind11::handle reset, pybind11::handle x, pybind11::handle h0,
-                        pybind11::handle c0, const pybind11::list& weights, bool cells,
+  // The same on torch tensors, with outputs of its own: (y, h_n, c_n, cell_states, saved), None for
+  // those that there are not; h_n is not for a step. `save` is a function that makes a tensor of memory
+  // for what backward needs, or None. `packed` is null or from pack, with the same weights. Returns
+  // None where the kernels do not take the inputs: where x, a state or a weight is not of one of these
+  // exact `types` or has not the memory that they read, or where x, sizes, a state or the number of
+  // weights does not fit. The caller's slower path then handles it or says what is wrong. Everything
+  // else raises.
+  pybind11::object call(const pybind11::tuple& types, int threads, const Inputs& inputs,
                         pybind11::handle save, const Packed* packed) const;
 
-  // call for a module whose stack it is, without gradients. `hx` are the states as its forward has
-  // them, and what that returns is returned. The weights are those of its `parameters` that have these
-  // `names`. Returns None also where a parameter is missing, or where x has not `dims` dimensions, the
-  // last of size `features`.
-  pybind11::object call_module(const pybind11::tuple& types, int threads, pybind11::handle sizes,
-                               pybind11::handle x, int dims, pybind11::handle features,
-                               pybind11::handle hx, const pybind11::dict& parameters,
-                               pybind11::handle names, pybind11::handle reset, bool cells,
+  // What a module's call has in the place of Inputs: the states `hx` as its forward has them, and as
+  // weights those of its `parameters` that have these `names`. x must have `dims` dimensions, the last
+  // of size `features`.
+  struct ModuleInputs {
+    pybind11::handle x, hx;
+    pybind11::dict parameters;
+    pybind11::handle names, sizes, reset;
+    int dims;
+    pybind11::handle features;
+  };
+
+  // call for a module whose stack it is, without gradients. Returns what the module's forward returns;
+  // None also where a parameter is missing.
+  pybind11::object call_module(const pybind11::tuple& types, int threads, const ModuleInputs& inputs,
                                const Packed* packed) const;
 
-  // From what forward read and left, and the gradients of its outputs (None: zeros), writes those of
-  // its inputs (None: not wanted), which are in the order of the inputs.
-  void backward(int threads, pybind11::handle sizes, pybind11::handle reset, pybind11::handle x,
-                pybind11::handle h0, pybind11::handle c0, const pybind11::list& weights,
-                pybind11::handle y, pybind11::handle saved, pybind11::handle dy, pybind11::handle dh_n,
-                pybind11::handle dc_n, pybind11::handle dcells, pybind11::handle dx,
-                pybind11::handle dh0, pybind11::handle dc0, const pybind11::list& dweights) const;
+  // Reads what forward read and left.
+  void backward(int threads, const Inputs& inputs, pybind11::handle y, pybind11::handle saved,
+                const GradientsOfOutputs& given, const GradientsOfInputs& wanted) const;
 
   // For call, which then reads no weights but the biases. Of x only its dtype and features matter.
   std::unique_ptr<Packed> pack(pybind11::handle x, const pybind11::list& weights) const;
@@ -113,10 +132,8 @@ class Stack {
  private:
   struct Results;
   struct Form;  // of x
-  Results results(const pybind11::tuple& types, int threads, pybind11::handle sizes,
-                  pybind11::handle reset, pybind11::handle x, const Form* form, pybind11::handle h0,
-                  pybind11::handle c0, const pybind11::list& weights, bool cells, pybind11::handle save,
-                  const Packed* packed) const;
+  Results results(const pybind11::tuple& types, int threads, const Inputs& inputs, const Form* form,
+                  pybind11::handle save, const Packed* packed) const;
   bool fits(const Packed& packed, const Call& call) const;
 
   const Description description_;

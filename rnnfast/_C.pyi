@@ -10,48 +10,37 @@ class Packed:
 
     def is_of(self, weights: list[Any], /) -> bool: ...
 
+#: ``(x, h0, c0, weights, sizes, reset)``; stack.config.Inputs says what they are.
+Inputs = tuple[Any, Any, Any, Sequence[Any], Any, Any]
+
 class Stack:
     """A stack of layers; csrc/stack.h says what each argument means."""
 
     def __init__(
         self,
-        cell: int,
-        layers: int,
-        directions: int,
-        single: bool,
-        reverse: bool,
-        bias: bool,
-        projected: bool,
-        batch_first: bool,
-        /,
+        *,
+        cell: int,  # its number in the table of cells
+        layers: int = 1,
+        directions: int = 1,
+        single: bool = False,
+        reverse: bool = False,
+        bias: bool = True,
+        projected: bool = False,
+        batch_first: bool = False,
+        cell_states: bool = False,
     ) -> None: ...
     def forward(
         self,
         threads: int,
-        sizes: Memory | None,  # int64; given, sequences are packed, [rows, features]
-        reset: Memory | None,  # bool
-        x: Memory,
-        h0: Memory | None,
-        c0: Memory | None,
-        weights: list[Any],
-        y: Memory,
-        h_n: Memory | None,
-        c_n: Memory | None,
-        cells: Memory | None,
-        saved: Memory | None,
+        inputs: Inputs,
+        outputs: tuple[Memory | None, ...],  # y, h_n, c_n, cell_states, saved
         /,
     ) -> None: ...
     def call(
         self,
         types: tuple[type, ...],
         threads: int,
-        sizes: Memory | None,
-        reset: Memory | None,
-        x: Any,
-        h0: Any,
-        c0: Any,
-        weights: list[Any],
-        cells: bool,
+        inputs: Inputs,
         save: Callable[[Block], Any] | None,
         packed: Packed | None,
         /,
@@ -60,40 +49,28 @@ class Stack:
         self,
         types: tuple[type, ...],
         threads: int,
-        sizes: Memory | None,
         x: Any,
-        dims: int,
-        features: Any,
         hx: Any,
         parameters: dict[str, Any],
         names: Sequence[str],
+        sizes: Memory | None,
         reset: Memory | None,
-        cells: bool,
+        dims: int,
+        features: Any,
         packed: Packed | None,
         /,
     ) -> Any: ...
-    def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
     def backward(
         self,
         threads: int,
-        sizes: Memory | None,
-        reset: Memory | None,
-        x: Memory,
-        h0: Memory | None,
-        c0: Memory | None,
-        weights: list[Any],
+        inputs: Inputs,
         y: Memory,
         saved: Memory,
-        dy: Memory | None,
-        dh_n: Memory | None,
-        dc_n: Memory | None,
-        dcells: Memory | None,
-        dx: Memory | None,
-        dh0: Memory | None,
-        dc0: Memory | None,
-        dweights: list[Any],
+        given: tuple[Memory | None, ...],  # dy, dh_n, dc_n, dcell_states
+        wanted: tuple[Any, ...],  # dx, dh0, dc0, dweights
         /,
     ) -> None: ...
+    def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
     def new_saved(self, dtype: str, rows: int, hidden: int, outputs: int, /) -> Block: ...
 
 class Block:

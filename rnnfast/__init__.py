@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import arrays, onnx
+    from . import arrays
+    from .compilers import onnx
     from .convert import Report, accelerate, restore
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-    from .packing import frozen
+    from .stack.packed_weights import frozen
 
 # Loaded when they are first used: torch and the extension take a second.
 _FROM_TORCH_MODULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"), "nn"),
     **dict.fromkeys(("Report", "accelerate", "restore"), "convert"),
-    "frozen": "packing",
+    "frozen": "stack.packed_weights",
 }
+
+_MODULES = {"arrays": ".arrays", "onnx": ".compilers.onnx"}
 
 __all__ = [
     "GRU",
@@ -38,8 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("arrays", "onnx"):
-        return importlib.import_module(f".{name}", __name__)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     if name == "_C":
         return importlib.import_module("._native", __name__)._C
     module = _FROM_TORCH_MODULES.get(name)

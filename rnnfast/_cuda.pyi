@@ -4,8 +4,8 @@ from typing import Any
 
 Memory = Any
 
-#: products, w_hh, b_hh, h0, c0, y, cells, gates, h_n, c_n; for backward then dy, dcells, dh_n, dc_n,
-#: dgates, dh0, dc0. csrc/cuda/recurrence.h has their shapes, and says which may be None.
+#: products, w_hh, b_hh, h0, c0, y, cell_states, gates, h_n, c_n; for backward then dy, dcell_states,
+#: dh_n, dc_n, dgates, dh0, dc0. csrc/cuda/recurrence.h has their shapes, and says which may be None.
 Direction = tuple[Memory | None, ...]
 
 class Plan:

@@ -5,16 +5,16 @@ torch's wheel brings an OpenMP runtime, which the extension shares only if it is
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 if importlib.util.find_spec("torch") is not None:
-    import torch  # noqa: F401
+    importlib.import_module("torch")
 
-from . import _C
-
+_C = importlib.import_module("._C", __package__)
 try:
-    from . import _cuda
+    _cuda = importlib.import_module("._cuda", __package__)
 except ImportError:  # built without CUDA
-    _cuda = None  # type: ignore[assignment]
+    _cuda = None
 
 __all__ = ["_C", "_cuda"]

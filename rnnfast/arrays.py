@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import cell_table
 from ._native import _C
+from .stack import cell_table
 
 __all__ = ["CELLS", "Forward", "Gradients", "forward"]
 
@@ -56,9 +56,7 @@ class Gradients(NamedTuple):
 class _Call(NamedTuple):
     stack: _C.Stack
     threads: int
-    reset: Array | None
-    inputs: tuple[Array | None, ...]  # x, h0, c0
-    weights: list[Array | None]  # w_ih, w_hh, b_ih, b_hh, and w_hr where h is projected
+    inputs: tuple[Any, ...]  # as the extension takes them; _C.pyi has their order
     saved: Array
 
 
@@ -93,15 +91,15 @@ class Forward:
         """
         if self._call is None:
             raise RuntimeError("backward needs forward(..., save=True)")
-        stack, threads, reset, inputs, weights, saved = self._call
-        x, h0, c0 = inputs
+        stack, threads, inputs, saved = self._call
+        x, _, _, weights, *_ = inputs
         dx, dh_0 = np.empty_like(x, order="C"), np.empty_like(self.h_n)
         dc_0 = None if self.c_n is None else np.empty_like(self.c_n)
         dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
         read = partial(_readable, dtype=self.y.dtype)
         given = (read("dy", dy), read("dh_n", dh_n), read("dc_n", dc_n), None)
         written = (dx, dh_0, dc_0, dweights)
-        stack.backward(threads, None, reset, x, h0, c0, weights, self.y, saved, *given, *written)
+        stack.backward(threads, inputs, self.y, saved, given, written)
         w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
         return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]
 
@@ -182,7 +180,7 @@ def forward(
     if dtype is None:
         raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
     read = partial(_readable, dtype=dtype)
-    inputs = (read("x", x), read("h0", h0), read("c0", c0))
+    states = (read("x", x), read("h0", h0), read("c0", c0))
     weights = [read("w_ih", w_ih), read("w_hh", w_hh), read("b_ih", b_ih), read("b_hh", b_hh)]
     if w_hr is not None:
         weights.append(read("w_hr", w_hr))
@@ -201,7 +199,7 @@ def forward(
     (steps, batch, _), outputs = x.shape, w_hh.shape[1]
     hidden = outputs if w_hr is None else np.shape(w_hr)[1]
     kind = cell_table.CELLS[cell]
-    stack = _C.Stack(kind.number, 1, 1, True, reverse, True, w_hr is not None, False)
+    stack = _C.Stack(cell=kind.number, single=True, reverse=reverse, projected=w_hr is not None)
     y = np.empty((steps, batch, outputs), dtype)
     h_n = np.empty((batch, outputs), dtype)
     c_n = np.empty((batch, hidden), dtype) if kind.has_c else None
@@ -209,6 +207,7 @@ def forward(
     if save:
         memory = stack.new_saved(dtype.name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
-    stack.forward(threads, None, reset, *inputs, weights, y, h_n, c_n, None, saved)
-    call = None if saved is None else _Call(stack, threads, reset, inputs, weights, saved)
+    inputs = (*states, weights, None, reset)
+    stack.forward(threads, inputs, (y, h_n, c_n, None, saved))
+    call = None if saved is None else _Call(stack, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)

@@ -7,7 +7,7 @@ import copy
 import torch
 
 import rnnfast
-from rnnfast import packing
+from rnnfast.stack import packed_weights
 from twins import flatten
 
 
@@ -43,7 +43,7 @@ def assert_noticed(module, change, times=2, held=True):
             got = outputs(module, x)
             assert same(got, outputs(copy.deepcopy(module), x))
             assert not torch.equal(got[0], before[0].to(got[0].dtype)), "the change changes nothing"
-        fresh = packing.HELD[module].copy
+        fresh = packed_weights.HELD[module].copy
         outputs(module, x)
-        assert packing.HELD[module].copy is fresh
+        assert packed_weights.HELD[module].copy is fresh
         assert fresh or not held

@@ -285,13 +285,13 @@ def test_autocast_runs_on_the_kernels(cell, suffix, monkeypatch):
     """And trains parameters in float32."""
     ours, _ = twins(cell, 5, 17, suffix=suffix)
     ran = []
-    forward = rnnfast.ops.forward
+    forward = rnnfast.stack.ops.forward
 
-    def recorded(spec, batch_sizes, x, *rest, **options):
-        ran.append(x.dtype)
-        return forward(spec, batch_sizes, x, *rest, **options)
+    def recorded(config, inputs, *rest, **options):
+        ran.append(inputs.x.dtype)
+        return forward(config, inputs, *rest, **options)
 
-    monkeypatch.setattr(rnnfast.ops, "forward", recorded)
+    monkeypatch.setattr(rnnfast.stack.ops, "forward", recorded)
     x = torch.randn(*(() if suffix else (4,)), 3, 5)
     for lower, computes in ((BF16, BF16), (torch.float16, torch.float32)):
         ran.clear()

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import rnnfast
-from rnnfast import _C, checks
+from rnnfast import _C
+from rnnfast.stack import precision
 from twins import LAYERS, flatten, make, states
 
 MODES = [torch.no_grad, torch.inference_mode, torch.enable_grad]
@@ -294,7 +295,7 @@ def test_autocast_for_another_device():
         want = run(module, x, h)
         torch.set_autocast_enabled("cuda", True)
         try:
-            assert checks.may_autocast()
+            assert precision.may_autocast()
             assert same(run(module, x, h), want)
         finally:
             torch.set_autocast_enabled("cuda", False)
@@ -305,15 +306,14 @@ def test_autocast_for_another_device():
 ARGUMENTS = {
     "types": ((torch.Tensor,), 5),
     "threads": (1, "one"),
-    "sizes": (None, torch.ones(3)),
     "x": (torch.zeros(1, 2, 3), None),
-    "dims": (3, "three"),
-    "features": (3, None),
     "hx": (None, None),
     "parameters": ({"a": torch.zeros(16, 3), "b": torch.zeros(16, 4)}, ["a"]),
     "names": (["a", "b"], "ab"),
+    "sizes": (None, torch.ones(3)),
     "reset": (None, None),
-    "cells": (False, "no"),
+    "dims": (3, "three"),
+    "features": (3, None),
     "packed": (None, "packed"),
 }
 
@@ -321,9 +321,9 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", [None, *ARGUMENTS])
 def test_arguments_of_the_extension(name):
     """The method is of the C API, and checks by itself what it is given."""
-    stack = _C.Stack(2, 1, 1, False, False, False, False, False)
+    stack = _C.Stack(cell=2, bias=False)
     given = [wrong if name == key else right for key, (right, wrong) in ARGUMENTS.items()]
-    if name in ("types", "threads", "dims", "parameters", "cells", "packed"):
+    if name in ("types", "threads", "dims", "parameters", "packed"):
         with pytest.raises(TypeError, match="incompatible arguments"):
             stack.call_module(*given)
     elif name in ("sizes", "x", "features", "names"):
@@ -331,7 +331,40 @@ def test_arguments_of_the_extension(name):
     else:
         y, (_, c_n) = stack.call_module(*given)
         assert (y.shape, c_n.shape) == ((1, 2, 4), (1, 2, 4))
-    with pytest.raises(TypeError, match="got 11, expected 12"):
+    with pytest.raises(TypeError, match="got 10, expected 11"):
         stack.call_module(*given[:-1])
     with pytest.raises(TypeError, match="call_module"):
         _C.Stack.call_module(*given)
+
+
+X = torch.zeros(1, 2, 3)
+WEIGHTS = [torch.zeros(16, 3), torch.zeros(16, 4)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((X, None, None, WEIGHTS, None), "inputs has 5 entries; expected 6"),
+        ((X, None, None, (*WEIGHTS,), None, None), "weights must be a list, got tuple"),
+        ([X, None, None, WEIGHTS, None, None], "incompatible"),
+    ],
+    ids=["too few", "no list", "no tuple"],
+)
+def test_bundles_of_inputs_that_are_none(inputs, message):
+    stack, y = _C.Stack(cell=2, bias=False), torch.zeros(1, 2, 4)
+    left = (y, None, None, None, None)
+    right = (X, None, None, WEIGHTS, None, None)
+    assert stack.call((torch.Tensor,), 1, right, None, None)[0].shape == y.shape
+    stack.forward(1, right, left)
+    with pytest.raises(TypeError, match=message):
+        stack.call((torch.Tensor,), 1, inputs, None, None)
+    with pytest.raises(TypeError, match=message):
+        stack.forward(1, inputs, left)
+    with pytest.raises(TypeError, match=message):
+        stack.backward(1, inputs, y, y, (None,) * 4, (None, None, None, [None, None]))
+    with pytest.raises(TypeError, match="outputs has 4 entries; expected 5"):
+        stack.forward(1, right, left[:4])
+    with pytest.raises(TypeError, match="gradients of the inputs has 3 entries; expected 4"):
+        stack.backward(1, right, y, y, (None,) * 4, (None,) * 3)
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        _C.Stack(2)

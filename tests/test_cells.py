@@ -11,7 +11,8 @@ import rnnfast
 import tolerances
 from problems import Problem
 from reference import CELLS
-from rnnfast import _C, cell_table, formulas
+from rnnfast import _C
+from rnnfast.stack import cell_table, formulas
 
 pytestmark = pytest.mark.numerics
 

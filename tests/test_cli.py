@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
-from rnnfast import _native, cli, packing
-from rnnfast.cli import grids, info, measure, peers
-from rnnfast.cli.measure import FORWARD, TRAIN, Case
+from rnnfast import _native, cli
+from rnnfast.cli import info
+from rnnfast.cli.bench import grids, measure, peers
+from rnnfast.cli.bench.measure import FORWARD, TRAIN, Case
+from rnnfast.stack import packed_weights
 
 
 def test_info_as_a_module():
@@ -133,11 +135,11 @@ def test_frozen_peer_computes_the_same(mode):
     case = Case("LSTM", 2, 1, 3, 4, mode)
     given = measure.problem(case)
     job = peers.frozen_peer(case, given)
-    assert packing.HELD
+    assert packed_weights.HELD
     assert measure.difference(job(), peers.PEERS["torch.nn"](case, given)()) < 1e-5
     del job
     gc.collect()
-    assert not packing.HELD
+    assert not packed_weights.HELD
 
 
 def test_bench_runs_only_the_peers_asked_for(tmp_path, monkeypatch):

@@ -197,7 +197,6 @@ def test_opcheck(cell, dtype):
     make_leaf = {"dtype": dtype, "requires_grad": True}
     for suffix, options in (("", {"num_layers": 2, "bidirectional": True}), ("Cell", {})):
         module = make(rnnfast, cell, 5, 17, suffix=suffix, dtype=dtype, **options)
-        spec = module._spec()
         lead = () if suffix else (4,)
         x = torch.randn(*lead, 3, 5, **make_leaf)
         h = torch.randn(*lead, 3, 17, **make_leaf)
@@ -205,7 +204,8 @@ def test_opcheck(cell, dtype):
         reset = torch.rand(*x.shape[:-1]) < 0.4
         weights = list(module.parameters())
         for h0, c0, mask, cells in ((None, None, None, False), (h, c, reset, CELLS[cell].has_c)):
-            args = (x, h0, c0, weights, mask, None, None, *spec, cells, True)
+            config = module._config(cell_states=cells)
+            args = (x, h0, c0, weights, None, mask, *config, None, True)
             tolerances = {"rtol": 2**-6, "atol": 2**-5} if dtype == torch.bfloat16 else {}
             assert set(opcheck(torch.ops.rnnfast.stack.default, args, **tolerances).values()) == {
                 "SUCCESS"
@@ -217,13 +217,13 @@ def test_what_a_compiled_program_calls(cell):
     """Its calls skip the dispatcher, and must not where somebody listens there."""
     module, x = make(rnnfast, cell, 5, 17), torch.randn(4, 3, 5)
     weights = [p.detach() for p in module.parameters()]
-    args = (x, None, None, weights, None, None, None, *module._spec())
+    args = (x, None, None, weights, None, None, *module._config())
     stack = torch.ops.rnnfast.stack.default
     with torch.no_grad():
-        want = stack(*args, False, False)
+        want = stack(*args, None, False)
         same(want[0], module(x)[0])
         with torch.profiler.profile() as profile:
-            same(stack(*args, False, False), want)
+            same(stack(*args, None, False), want)
         assert "rnnfast::stack" in [event.key for event in profile.key_averages()]
         seen = []
 
@@ -233,7 +233,7 @@ def test_what_a_compiled_program_calls(cell):
                 return func(*args, **(kwargs or {}))
 
         with Listen():
-            got = stack(*args, False, False)
+            got = stack(*args, None, False)
         assert seen == [stack]
         same(got, want)
 

@@ -263,19 +263,20 @@ def test_opcheck(cell):
     """Of the operator and of its backward, with a batch that is packed."""
     module = make(rnnfast, cell, 5, 17, **STACK)
     x, sizes, *_ = packed([4, 6, 1])
-    has_c, spec = CELLS[cell].has_c, module._spec()
+    has_c = CELLS[cell].has_c
     h = torch.randn(4, 3, 17, requires_grad=True)
     weights = list(module.parameters())
     for h0, reset in ((None, None), (h, torch.rand(11) < 0.4)):
         c0, cells = (h0 if has_c else None), has_c and reset is not None
-        args = (x.clone().requires_grad_(), h0, c0, weights, reset, sizes, 3, *spec, cells, True)
+        config = module._config(cell_states=cells)
+        args = (x.clone().requires_grad_(), h0, c0, weights, sizes, reset, *config, 3, True)
         assert set(opcheck(torch.ops.rnnfast.stack.default, args).values()) == {"SUCCESS"}
         y, h_n, _, every_c, saved = torch.ops.rnnfast.stack.default(*args)
         left = [[t.detach() for t in given] for given in (weights, (y, saved))]
-        inputs = (x, *(t if t is None else t.detach() for t in (h0, c0)), left[0], reset, sizes)
+        inputs = (x, *(t if t is None else t.detach() for t in (h0, c0)), left[0], sizes, reset)
         grads = (torch.randn_like(y), torch.randn_like(h_n), None, every_c.detach() if cells else None)
         wanted = [True, h0 is not None, c0 is not None, *(True for _ in weights)]
-        args = (*inputs, *spec, *left[1], *grads, wanted)
+        args = (*inputs, *config, *left[1], *grads, wanted)
         assert set(opcheck(torch.ops.rnnfast.stack_backward.default, args).values()) == {"SUCCESS"}
 
 

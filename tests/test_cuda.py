@@ -19,8 +19,9 @@ from filelock import FileLock
 import cuda_on_cpu
 import reference
 import rnnfast
-from rnnfast import autograd, cuda
-from rnnfast.spec import CELLS, Spec
+from rnnfast.stack import autograd, cuda
+from rnnfast.stack import reference as in_torch
+from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
 TIERS = ["block", "cluster", "grid"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -74,8 +75,14 @@ class Case:
     states: bool = True
 
     @property
-    def spec(self) -> Spec:
-        return Spec(self.cell, self.layers, self.directions, self.bias, False, self.batch_first)
+    def config(self) -> StackConfig:
+        """Without cell states; run() asks for them."""
+        sizes = (self.layers, self.directions, self.bias)
+        return StackConfig(self.cell, *sizes, batch_first=self.batch_first)
+
+    @property
+    def full_config(self) -> StackConfig:
+        return self.config._replace(cell_states=reference.CELLS[self.cell].has_c)
 
     def make(self):
         """float64 tensors: inputs, batch sizes and resets."""
@@ -119,16 +126,15 @@ def to(device, t, dtype=None):
 def run(case, device):
     """Outputs and gradients by the kernels, and the cotangents that were given."""
     inputs, sizes, reset = case.make()
-    x, h0, c0, *weights = own = [to(device, t, case.dtype) for t in inputs]
-    has_c = reference.CELLS[case.cell].has_c
-    reset = to(device, reset)
-    out = cuda.forward(case.spec, sizes, x, h0, c0, weights, True, reset, has_c)
+    x, h0, c0, *weights = (to(device, t, case.dtype) for t in inputs)
+    given = Inputs(x, h0, c0, weights, sizes, to(device, reset))
+    out = cuda.forward(case.full_config, given, save=True)
     assert out is not None, "no plan"
     random = torch.Generator().manual_seed(1)
     grads = [t if t is None else torch.randn(t.shape, generator=random) for t in out[:4]]
     grads = [to(device, t, case.dtype) for t in grads]
     wanted = [t is not None for t in inputs]
-    found = cuda.backward(case.spec, sizes, reset, tuple(own), out.y, out.saved, grads, wanted)
+    found = cuda.backward(case.full_config, given, out.y, out.saved, grads, wanted)
     return [*out[:4], *found], grads
 
 
@@ -137,9 +143,7 @@ def by_formula(case, grads, dtype):
     inputs, sizes, reset = case.make()
     leaves = [t if t is None else t.to(case.dtype).to(dtype).requires_grad_() for t in inputs]
     x, h0, c0, *weights = leaves
-    out = autograd.eager_stack(
-        case.spec, sizes, x, h0, c0, weights, reset, reference.CELLS[case.cell].has_c
-    )
+    out = in_torch.stack(case.full_config, Inputs(x, h0, c0, weights, sizes, reset))
     pairs = [(t, to("cpu", g, dtype)) for t, g in zip(out[:4], grads, strict=True) if t is not None]
     there = [t for t in leaves if t is not None]
     found = iter(torch.autograd.grad([t for t, _ in pairs], there, [g for _, g in pairs]))
@@ -212,7 +216,7 @@ def test_many_blocks(dtype, device, monkeypatch):
     case = Case("lstm", 3, 4, 3, 200, dtype)
     check(case, device)
     x = torch.empty(1, 4, 3, dtype=dtype, device=device)
-    assert cuda.plan(case.spec, x, 200, 4, backward=True).blocks > 1
+    assert cuda.plan(case.config, x, 200, 4, backward=True).blocks > 1
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_original"])
@@ -245,9 +249,9 @@ def test_a_row_does_not_depend_on_the_others(cell, device, monkeypatch):
     case = Case(cell, 4, 21, 3, 24, torch.float32)
     inputs, _, _ = case.make()
     x, h0, c0, *weights = (to(device, t, case.dtype) for t in inputs)
-    whole = cuda.forward(case.spec, None, x, h0, c0, weights, False)
+    whole = cuda.forward(case.config, Inputs(x, h0, c0, weights))
     part = [t if t is None else t[:, 5:7].contiguous() for t in (x, h0, c0)]
-    few = cuda.forward(case.spec, None, *part, weights, False)
+    few = cuda.forward(case.config, Inputs(*part, weights))
     assert torch.equal(whole.y[:, 5:7], few.y)
 
 
@@ -255,7 +259,11 @@ def test_a_row_does_not_depend_on_the_others(cell, device, monkeypatch):
 def modules(device, monkeypatch):
     """Has rnnfast's modules run on the device, the emulated one too."""
     if device == "cpu":
-        monkeypatch.setattr(autograd.ops, "forward", lambda *a, **k: cuda.forward(*a[:9], **k))
+        monkeypatch.setattr(
+            autograd.ops,
+            "forward",
+            lambda config, inputs, save=False, packed=None: cuda.forward(config, inputs, save),
+        )
         monkeypatch.setattr(autograd.ops, "backward", cuda.backward)
     return device
 
@@ -310,19 +318,20 @@ def test_negative_views(device):
     inputs, _, _ = case.make()
     own = [to(device, t, case.dtype) for t in inputs]
     views = [t if t is None else torch._neg_view(t.neg()) for t in own]
-    outs = [cuda.forward(case.spec, None, t[0], t[1], t[2], t[3:], True) for t in (own, views)]
+    given = [Inputs(*t[:3], t[3:]) for t in (own, views)]
+    outs = [cuda.forward(case.config, inputs, save=True) for inputs in given]
     assert torch.equal(outs[0].y, outs[1].y)
     dy = torch.randn_like(outs[0].y)
     wanted = [t is not None for t in own]
 
-    def back(t, out, dy):
+    def back(inputs, out, dy):
         grads = (dy, None, None, None)
-        return cuda.backward(case.spec, None, None, tuple(t), out.y, out.saved, grads, wanted)
+        return cuda.backward(case.config, inputs, out.y, out.saved, grads, wanted)
 
-    plain, lazy = back(own, outs[0], dy), back(views, outs[1], torch._neg_view(dy.neg()))
+    plain, lazy = back(given[0], outs[0], dy), back(given[1], outs[1], torch._neg_view(dy.neg()))
     for a, b in zip(plain, lazy, strict=True):
         assert a is b or torch.equal(a, b)
-    zeros = back(own, outs[0], torch._efficientzerotensor(dy.shape, device=device))
+    zeros = back(given[0], outs[0], torch._efficientzerotensor(dy.shape, device=device))
     assert all(t is None or not t.any() for t in zeros)
 
 
@@ -372,10 +381,10 @@ def test_other_shapes_are_left_to_torch(modules):
 
 def test_what_a_graph_asks_of_a_plan(device):
     """Dynamo takes the answer for a constant, and looks no further."""
-    spec = Spec("gru", 1, 1, True, False, False)
+    config = StackConfig("gru")
 
     def answer(x):
-        return x + 1 if cuda.takes(spec, x, 64) else x - 1
+        return x + 1 if cuda.takes(config, x, 64) else x - 1
 
     x = torch.zeros(2, 3, 4, device=device)
     torch._dynamo.reset()
@@ -383,28 +392,28 @@ def test_what_a_graph_asks_of_a_plan(device):
 
 
 def test_what_no_plan_covers_is_left_to_torch(device):
-    spec = Spec("lstm", 1, 1, True, False, False)
+    config = StackConfig("lstm")
     wide = torch.empty(1, 1, 4, device=device)
-    assert cuda.plan(spec, wide, 1 << 14, 1, backward=False) is None
+    assert cuda.plan(config, wide, 1 << 14, 1, backward=False) is None
     weights = [torch.zeros(s, device=device) for s in [(16, 4), (16, 4), (16,), (16,)]]
     x = torch.zeros(2, 3, 4, device=device)
-    assert cuda.forward(spec, None, x.int(), None, None, weights, False) is None
-    assert cuda.forward(spec, None, x.half(), None, None, weights, False) is None
-    assert cuda.forward(spec, None, x[:0], None, None, weights, False) is None
-    assert cuda.forward(spec._replace(projected=True), None, x, None, None, weights, False) is None
-    assert cuda.forward(spec, None, x, None, None, weights, False) is not None
+    assert cuda.forward(config, Inputs(x.int(), None, None, weights)) is None
+    assert cuda.forward(config, Inputs(x.half(), None, None, weights)) is None
+    assert cuda.forward(config, Inputs(x[:0], None, None, weights)) is None
+    assert cuda.forward(config._replace(projected=True), Inputs(x, None, None, weights)) is None
+    assert cuda.forward(config, Inputs(x, None, None, weights)) is not None
 
 
 def test_unproven_kernels_run_only_where_they_are_asked_for(device, monkeypatch):
-    spec = Spec("gru", 1, 1, True, False, False)
+    config = StackConfig("gru")
     x = torch.zeros(2, 3, 4, device=device)
-    assert cuda.plan(spec, x, 8, 3, backward=False) is not None
+    assert cuda.plan(config, x, 8, 3, backward=False) is not None
     monkeypatch.delenv("RNNFAST_CUDA_TIER")
-    assert cuda.plan(spec, x, 8, 3, backward=False) is None
-    assert not cuda.takes(spec, x, 8)
+    assert cuda.plan(config, x, 8, 3, backward=False) is None
+    assert not cuda.takes(config, x, 8)
     monkeypatch.setenv("RNNFAST_CUDA_TIER", "warp")
     with pytest.raises(ValueError, match="tier is 'warp'; expected 'block', 'cluster' or 'grid'"):
-        cuda.plan(spec, x, 8, 3, backward=False)
+        cuda.plan(config, x, 8, 3, backward=False)
 
 
 def tensors(device, T=3, B=2, H=8):
@@ -531,7 +540,7 @@ def test_saved_memory(device):
     case = Case("lstm", 3, 4, 3, 16, torch.bfloat16, layers=2)
     inputs, _, _ = case.make()
     x, h0, c0, *weights = (to(device, t, case.dtype) for t in inputs)
-    out = cuda.forward(case.spec, None, x, h0, c0, weights, True)
+    out = cuda.forward(case.config, Inputs(x, h0, c0, weights), save=True)
     each = 2 * (4 * 16 * 2 + 16 * 4) + 16 * 2
     assert out.saved.numel() == 3 * 4 * each
     assert math.prod(out.y.shape) == 3 * 4 * 16

@@ -10,7 +10,8 @@ import torch
 
 import rnnfast
 from reference import CELLS
-from rnnfast import _C, packing
+from rnnfast import _C
+from rnnfast.stack import packed_weights
 from twins import flatten, make, states
 
 pytestmark = pytest.mark.numerics
@@ -43,8 +44,8 @@ def test_the_same_bits(cell, dtype, options, shape):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             assert same(outputs(module, x), want)
-        assert packing.HELD[module].copy is not None
-    assert module not in packing.HELD
+        assert packed_weights.HELD[module].copy is not None
+    assert module not in packed_weights.HELD
     assert same(outputs(module, x), want)
 
 
@@ -55,7 +56,7 @@ def test_cells(cell):
     want = outputs(module, x, h)
     with rnnfast.frozen(module):
         assert same(outputs(module, x, h), want)
-        assert packing.HELD[module].copy is not None
+        assert packed_weights.HELD[module].copy is not None
 
 
 def test_projections():
@@ -81,12 +82,12 @@ def test_contexts_nest_and_release():
     model = torch.nn.ModuleList([rnnfast.LSTM(3, 4), rnnfast.GRUCell(3, 4), torch.nn.Linear(3, 4)])
     with rnnfast.frozen(model):
         with rnnfast.frozen(model[0]):
-            assert len(packing.HELD) == 2
-        assert len(packing.HELD) == 2
-    assert not packing.HELD
+            assert len(packed_weights.HELD) == 2
+        assert len(packed_weights.HELD) == 2
+    assert not packed_weights.HELD
     with pytest.raises(KeyError), rnnfast.frozen(model):
         raise KeyError
-    assert not packing.HELD
+    assert not packed_weights.HELD
 
 
 def test_contexts_overlap():
@@ -96,9 +97,9 @@ def test_contexts_overlap():
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert module in packing.HELD
+    assert module in packed_weights.HELD
     second.__exit__(None, None, None)
-    assert module not in packing.HELD
+    assert module not in packed_weights.HELD
 
 
 def test_copies_and_pickles_inside():
@@ -108,7 +109,7 @@ def test_copies_and_pickles_inside():
         want = outputs(module, x)
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert same(outputs(other, x), want)
-            assert other not in packing.HELD
+            assert other not in packed_weights.HELD
 
 
 def test_other_ways_to_run_stay_right():
@@ -127,10 +128,10 @@ def test_other_ways_to_run_stay_right():
 def test_packed_weights_of_another_stack():
     x = torch.zeros(2, 1, 3)
     weights = [torch.zeros(16, 3), torch.zeros(16, 4)]
-    lstm, gru = (_C.Stack(cell, 1, 1, False, False, False, False, False) for cell in (2, 3))
+    lstm, gru = (_C.Stack(cell=cell, bias=False) for cell in (2, 3))
     packed = gru.pack(x, [torch.zeros(12, 3), torch.zeros(12, 4)])
     for other in (packed, lstm.pack(x.double(), [w.double() for w in weights])):
         with pytest.raises(ValueError, match="another stack"):
-            lstm.call((torch.Tensor,), 1, None, None, x, None, None, weights, False, None, other)
+            lstm.call((torch.Tensor,), 1, (x, None, None, weights, None, None), None, other)
     with pytest.raises(ValueError, match="w_hh has shape"):
         lstm.pack(x, [torch.zeros(16, 3), torch.zeros(15, 4)])

@@ -11,7 +11,8 @@ from torch.optim import swa_utils
 
 import rnnfast
 from noticed import assert_noticed, frames, lstm, outputs, same
-from rnnfast import ops, packing
+from rnnfast.stack import ops, packed_weights
+from rnnfast.stack.config import StackConfig
 from twins import flatten
 
 
@@ -198,7 +199,7 @@ def test_other_modules_of_the_same_weights(change):
         change(module)
         x = x.to(module.weight_ih_l0.dtype)
         got = outputs(module, x)
-        assert packing.HELD[module].copy.versions == [w._version for w in module.parameters()]
+        assert packed_weights.HELD[module].copy.versions == [w._version for w in module.parameters()]
         unfrozen = copy.deepcopy(module)
     assert same(got, outputs(unfrozen, x))
 
@@ -260,7 +261,7 @@ def test_every_weight_of_a_stack():
 
 def test_what_is_packed_knows_its_weights():
     weights = [torch.randn(shape) for shape in [(16, 3), (16, 2), (16,), (16,), (2, 4)]]
-    packed = ops.pack(ops.Spec("lstm", 1, 1, True, True, False), weights)
+    packed = ops.pack(StackConfig("lstm", projected=True), weights)
     assert packed.is_of(weights)
     assert packed.is_of([w.view(w.shape) for w in weights])
     for at, weight in enumerate(weights):

@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import rnnfast
 from noticed import assert_noticed, frames, lstm, outputs, same
-from rnnfast import ops, packing
+from rnnfast.stack import ops, packed_weights
 
 OPTIMIZERS = [
     kind
@@ -227,4 +227,4 @@ def test_threads():
         done.set()
         sys.setswitchinterval(interval)
     assert not errors
-    assert not packing.HELD
+    assert not packed_weights.HELD

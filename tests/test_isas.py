@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import rnnfast
-from rnnfast import _C, packing
+from rnnfast import _C
+from rnnfast.stack import packed_weights
 
 OTHER_MACHINES = "neon" if platform.machine() in ("x86_64", "AMD64") else "avx512"
 REFUSED = ["sse9", OTHER_MACHINES, "AVX2 "]
@@ -61,7 +62,7 @@ def test_forced(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     before = _C.isa()
-    with pytest.raises(ValueError, match=f"{name} is not an instruction set .*; of these supported here"):
+    with pytest.raises(ValueError, match=f"{name} is not an instruction set .*supported here"):
         _C.force_isa(name)
     assert _C.isa() == before
 
@@ -87,7 +88,7 @@ def test_packed_weights_are_of_one_instruction_set():
         for name in _C.supported_isas():
             _C.force_isa(name)
             got = module(x)[0]
-            assert packing.HELD[module].copy.packed.is_of(list(module.parameters()))
-            held, packing.HELD[module].copy = packing.HELD[module].copy, None
+            assert packed_weights.HELD[module].copy.packed.is_of(list(module.parameters()))
+            held, packed_weights.HELD[module].copy = packed_weights.HELD[module].copy, None
             assert torch.equal(got, module(x)[0])
-            packing.HELD[module].copy = held
+            packed_weights.HELD[module].copy = held

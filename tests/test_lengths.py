@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 import reference
 import rnnfast
 from reference import CELLS
-from rnnfast import _C, sequences
+from rnnfast import _C
+from rnnfast.stack import sequences
 from twins import CLOSE, LAYERS, flatten, make, states
 
 pytestmark = pytest.mark.numerics
@@ -328,11 +329,11 @@ def test_what_lengths_belong_to():
 
 def test_extension_refuses_bad_lengths():
     """Where no Python looked at them before."""
-    stack = _C.Stack(2, 1, 1, False, False, False, False, False)
+    stack = _C.Stack(cell=2, bias=False)
     x, weights = torch.zeros(4, 3, 5), [torch.zeros(28, 5), torch.zeros(28, 7)]
 
     def run(lengths):
-        return stack.call((torch.Tensor,), 1, lengths, None, x, None, None, weights, False, None, None)
+        return stack.call((torch.Tensor,), 1, (x, None, None, weights, lengths, None), None, None)
 
     assert run(torch.tensor([4, 0, 2])) is not None
     for lengths in (

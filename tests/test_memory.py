@@ -12,7 +12,9 @@ import torch
 
 import rnnfast
 from problems import Problem
-from rnnfast import _C, ops
+from rnnfast import _C
+from rnnfast.stack import ops
+from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
 MIB = 1 << 20
 
@@ -25,7 +27,7 @@ def _empty():
 
 
 def stack(cell: str) -> _C.Stack:
-    return _C.Stack(ops.CELLS[cell].number, 1, 1, True, False, True, False, False)
+    return _C.Stack(cell=CELLS[cell].number, single=True)
 
 
 def memory(mib: int) -> np.ndarray:
@@ -157,10 +159,11 @@ def test_bad_sizes():
 def test_out_of_memory_is_the_error_that_torch_raises():
     """A petabyte for backward, of an output of a gigabyte that is never touched."""
     units, steps = 1 << 20, 1 << 28
-    spec, x = ops.Spec("lstm", 1, 1, False, True, False), torch.zeros(1, 1, 1).expand(steps, 1, 1)
+    config = StackConfig("lstm", bias=False, projected=True)
+    x = torch.zeros(1, 1, 1).expand(steps, 1, 1)
     weights = [torch.zeros(4 * units, 1), torch.zeros(4 * units, 1), torch.zeros(1, units)]
     with pytest.raises(RuntimeError, match="can't allocate memory: what backward needs"):
-        ops.forward(spec, None, x, None, None, weights, save=True)
+        ops.forward(config, Inputs(x, None, None, weights), save=True)
 
 
 PEAK = """

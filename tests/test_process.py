@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 
 import pytest
 
 from reference import CELLS
-from rnnfast import _C
 
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
 

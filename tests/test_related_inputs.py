@@ -97,14 +97,12 @@ def test_an_endless_empty_batch_takes_no_time():
 
 def call(cell=2, batch_sizes=None, x=None, y=None, **shape):
     """One layer through the extension itself: an LSTM, unless `cell` says otherwise."""
-    description = {"layers": 1, "directions": 1, "single": False, "reverse": False, "bias": False}
-    description |= shape
-    stack = _C.Stack(cell, *description.values(), False, False)
+    stack = _C.Stack(cell=cell, **({"bias": False} | shape))
     weights = [np.zeros((20, 4)), np.zeros((20, 5))]
     x = np.zeros((3, 2, 4)) if x is None else x
     y = np.full((3, 2, 5), np.nan) if y is None else y
-    arguments = (None, x, None, None, weights, y, None, None, None, None)
-    stack.forward(1, batch_sizes, *arguments)
+    inputs, outputs = (x, None, None, weights, batch_sizes, None), (y, None, None, None, None)
+    stack.forward(1, inputs, outputs)
     return y
 
 
@@ -154,9 +152,9 @@ def test_items_without_size():
 
 @pytest.mark.parametrize("types", [5, "ab", [torch.Tensor]], ids=str)
 def test_types_that_are_no_tuple(types):
-    stack = _C.Stack(2, 1, 1, False, False, False, False, False)
+    stack = _C.Stack(cell=2, bias=False)
     x, weights = torch.zeros(3, 2, 4), [torch.zeros(20, 4), torch.zeros(20, 5)]
-    arguments = (1, None, None, x, None, None, weights, False, None, None)
+    arguments = (1, (x, None, None, weights, None, None), None, None)
     y, h_n, c_n, *others = stack.call((torch.Tensor,), *arguments)
     assert (y.shape, h_n.shape, c_n.shape) == ((3, 2, 5), (1, 2, 5), (1, 2, 5))
     assert others == [None, None]

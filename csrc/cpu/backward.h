@@ -96,7 +96,7 @@ class Backward {
     layer.c0 = own(layer.c0);
     Gradients<T> grads = grads_;
     grads.y = own(grads.y);
-    grads.cells = own(grads.cells);
+    grads.cell_states = own(grads.cell_states);
     grads.x = own(grads.x);
     grads.h_n = own(grads.h_n);
     grads.c_n = own(grads.c_n);

@@ -140,7 +140,7 @@ class BackwardLoop {
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
     const Rows rows = part.rows.present(state_.count(t));
-    if (Cell::cell_state >= 0 && grads_.cells.data) add_cell_gradients(t, rows, part.blocks);
+    if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
       output_gradients(t, row, rows, part.outputs);
       product(chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all, panels_.projection, t, rows,
@@ -161,7 +161,7 @@ class BackwardLoop {
   void add_cell_gradients(index t, Rows rows, Range blocks) {
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];
-      const T* from = state_.row(grads_.cells, t, b);
+      const T* from = state_.row(grads_.cell_states, t, b);
       for (index block = blocks.begin; block < blocks.end; ++block) {
         Real<T>* to = dc_ + (block * layer_.batch + b) * L;
         store(to, load(static_cast<const Real<T>*>(to)) +

@@ -69,10 +69,9 @@ const std::vector<Kernels>& tables() {
 const Kernels& named(const std::string& name, const std::string& asked) {
   for (const Kernels& table : tables())
     if (name == table.name) return table;
-  throw std::invalid_argument(asked + name +
-                              " is not an instruction set that this machine can run (built: " +
-                              joined(built_isas()) +
-                              "; of these supported here: " + joined(supported_isas()) + ")");
+  throw std::invalid_argument(
+      asked + name + " is not an instruction set that this machine can run (built: " +
+      joined(built_isas()) + "; of these supported here: " + joined(supported_isas()) + ")");
 }
 
 const Kernels& chosen_at_start() {
@@ -113,6 +112,8 @@ template std::vector<std::string> isas_with<Bfloat16>();
 
 const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
 
-void force_isa(const std::string& name) { in_use() = name.empty() ? &chosen_at_start() : &named(name, ""); }
+void force_isa(const std::string& name) {
+  in_use() = name.empty() ? &chosen_at_start() : &named(name, "");
+}
 
 }  // namespace rnnfast

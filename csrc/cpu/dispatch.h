@@ -18,9 +18,9 @@ std::vector<std::string> isas_with();
 // Throws std::invalid_argument where that was not built or this machine lacks it.
 const Kernels& kernels();
 
-// For tests: every call from now on uses this instruction set; with an empty name, the one of the start.
-// The caller must let no call run meanwhile, and go backward in the instruction set of the forward call.
-// Throws as kernels().
+// For tests: every call from now on uses this instruction set; with an empty name, the one of the
+// start. The caller must let no call run meanwhile, and go backward in the instruction set of the
+// forward call. Throws as kernels().
 void force_isa(const std::string& name);
 
 }  // namespace rnnfast

@@ -136,7 +136,7 @@ class Forward {
       wait_for_units();
       project_outputs(t, part);
     }
-    if (Cell::cell_state >= 0 && layer_.cells.data) write_cells(t, part);
+    if (Cell::cell_state >= 0 && layer_.cell_states.data) write_cell_states(t, part);
     if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
   }
 
@@ -402,12 +402,12 @@ class Forward {
     }
   }
 
-  void write_cells(index t, Part part) {
+  void write_cell_states(index t, Part part) {
     const Rows there = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
     for (index r = 0; r < there.size(); ++r)
       for (index block = part.blocks.begin; block < part.blocks.end; ++block)
-        store_some(state_.row(layer_.cells, t, there[r]) + block * L,
+        store_some(state_.row(layer_.cell_states, t, there[r]) + block * L,
                    load(slots.at(block, there[r]) + Cell::cell_state * L), layer_.hidden - block * L);
   }
 

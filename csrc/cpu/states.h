@@ -43,8 +43,8 @@ struct Deal {
 
   // The part's row number j.
   constexpr index row(index j) const { return parts * j + (j % 2 ? parts - 1 - part : part); }
-  // How many of the first n rows the part has. A step asks several times: most layers are not dealt, and
-  // must not pay for a division.
+  // How many of the first n rows the part has. A step asks several times: most layers are not dealt,
+  // and must not pay for a division.
   constexpr index count(index n) const {
     if (parts == 1) return n;
     const index rounds = n / parts;

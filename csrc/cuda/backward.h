@@ -72,9 +72,9 @@ class Backward : Loop<Cell, T, Engine> {
       const V h0 = cut ? V(0) : state(of_.y, of_.h0, earlier, b, j);
       V c0 = 0, dc0 = 0, dh0 = last ? V(0) : dh[i];
       if constexpr (has_c) {
-        s[Cell::cell_state] = group_.at(of_.cells, t, b)[j];
-        if (!cut) c0 = state(of_.cells, of_.c0, earlier, b, j);
-        dc0 = dc[i] + (of_.dcells.data ? widen(group_.at(of_.dcells, t, b)[j]) : V(0));
+        s[Cell::cell_state] = group_.at(of_.cell_states, t, b)[j];
+        if (!cut) c0 = state(of_.cell_states, of_.c0, earlier, b, j);
+        dc0 = dc[i] + (of_.dcell_states.data ? widen(group_.at(of_.dcell_states, t, b)[j]) : V(0));
       }
       T* dgates = group_.at(of_.dgates, t, b) + j;
       if constexpr (!last)  // what the stage after has found

@@ -194,13 +194,13 @@ Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const p
   r.h0 = checked.matrix<const T>(of[3], "h0", B, H, false);
   if (has_c) r.c0 = checked.matrix<const T>(of[4], "c0", B, H, false);
   r.y = checked.sequence<T>(of[5], "y", H, true, dtype);
-  if (has_c) r.cells = checked.sequence<Real<T>>(of[6], "cells", H, backward, real);
+  if (has_c) r.cell_states = checked.sequence<Real<T>>(of[6], "cell_states", H, backward, real);
   r.gates = checked.sequence<T>(of[7], "gates", S, backward, dtype);
   r.h_n = checked.matrix<T>(of[8], "h_n", B, H, false);
   if (has_c) r.c_n = checked.matrix<T>(of[9], "c_n", B, H, false);
   if (!backward) return r;
   r.dy = checked.sequence<const T>(of[10], "dy", H, false, dtype);
-  if (has_c) r.dcells = checked.sequence<const T>(of[11], "dcells", H, false, dtype);
+  if (has_c) r.dcell_states = checked.sequence<const T>(of[11], "dcell_states", H, false, dtype);
   r.dh_n = checked.matrix<const T>(of[12], "dh_n", B, H, false);
   if (has_c) r.dc_n = checked.matrix<const T>(of[13], "dc_n", B, H, false);
   r.dgates = checked.sequence<T>(of[14], "dgates", S, true, dtype);

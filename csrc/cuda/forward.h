@@ -96,7 +96,7 @@ class Forward : Loop<Cell, T, Engine> {
         group_.at(of_.y, t, b)[j] = mine[i];
         if constexpr (has_c) {
           c[i] = s[Cell::cell_state];
-          if (of_.cells.data) group_.at(of_.cells, t, b)[j] = c[i];
+          if (of_.cell_states.data) group_.at(of_.cell_states, t, b)[j] = c[i];
         }
         if (of_.gates.data) {
           T* gates = group_.at(of_.gates, t, b) + j;

@@ -33,15 +33,16 @@ struct Recurrence {
   const T* b_hh;               // [G * H]; null means zeros
   Matrix<const T> h0, c0;      // [B, H]; null means zeros
   Sequence<T> y;               // [T, B, H]
-  Sequence<Real<T>> cells;  // [T, B, H], of cells with a cell state; null: not wanted, inference only
-  Sequence<T> gates;        // [T, B, S * H], in the order of slots; null: inference
-  Matrix<T> h_n, c_n;       // [B, H]; null: not wanted
+  Sequence<Real<T>>
+      cell_states;     // [T, B, H], of cells with a cell state; null: not wanted, inference only
+  Sequence<T> gates;   // [T, B, S * H], in the order of slots; null: inference
+  Matrix<T> h_n, c_n;  // [B, H]; null: not wanted
 
-  // Of backward, which reads y, cells and gates as forward left them. Null means zeros.
-  Sequence<const T> dy, dcells;  // incoming, [T, B, H]
-  Matrix<const T> dh_n, dc_n;    // incoming, [B, H]
-  Sequence<T> dgates;            // outgoing, [T, B, S * H], of the pre-activations
-  Matrix<T> dh0, dc0;            // outgoing, [B, H]; null: not wanted
+  // Of backward, which reads y, cell states and gates as forward left them. Null means zeros.
+  Sequence<const T> dy, dcell_states;  // incoming, [T, B, H]
+  Matrix<const T> dh_n, dc_n;          // incoming, [B, H]
+  Sequence<T> dgates;                  // outgoing, [T, B, S * H], of the pre-activations
+  Matrix<T> dh0, dc0;                  // outgoing, [B, H]; null: not wanted
 };
 
 // How a product's output is cut into tiles, and its sum over k into pieces that are added afterwards.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 
 import rnnfast
-from rnnfast import _C
+from rnnfast._native import _C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def cuda_tiers() -> str:
     except ImportError:
         return "built; no layer uses it without torch"
 
-    from rnnfast import cuda
+    from rnnfast.stack import cuda
 
     if not torch.cuda.is_available():
         return "built; no device"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import dynamo, fx, onnx, script
+from .. import compilers
 from .cells import GRUCell, LSTMCell, RNNCell
-from .layers import GRU, LSTM, RNN, Recurrent
+from .layers import GRU, LSTM, RNN
 
 __all__ = ["GRU", "LSTM", "ORIGINALS", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -25,7 +25,4 @@ ORIGINALS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     GRUCell: torch.nn.GRUCell,
 }
 
-dynamo.admit(Recurrent)
-fx.admit(ORIGINALS)
-script.admit(ORIGINALS)
-onnx.register()
+compilers.install(ORIGINALS)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import autograd, checks, ops, packing
+from ..stack import autograd, checks, ops, packed_weights
+from ..stack.config import CELLS, Inputs, StackConfig, stack_config
 
 __all__ = ["Fused", "State", "returned"]
 
@@ -27,13 +28,13 @@ def _states_of(hx: Any, has_c: bool) -> Any:
     return hx if plain else None
 
 
-def returned(y: Any, h_n: Any, c_n: Any, every_c: Any, cells: bool) -> Any:
+def returned(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:
     """What ``forward`` returns; ``h_n`` is None for a cell, ``c_n`` where there is no cell state."""
     if h_n is None:
         return y if c_n is None else (y, c_n)
     if c_n is None:
         return y, h_n
-    return (y, (h_n, c_n), every_c) if cells else (y, (h_n, c_n))
+    return (y, (h_n, c_n)) if cell_states is None else (y, (h_n, c_n), cell_states)
 
 
 class Fused(torch.nn.Module):
@@ -45,7 +46,9 @@ class Fused(torch.nn.Module):
         """The cell's name in the table of cells."""
         raise NotImplementedError
 
-    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
+    def _config(
+        self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
+    ) -> StackConfig:
         raise NotImplementedError
 
     def _names(self) -> Sequence[str]:
@@ -54,7 +57,7 @@ class Fused(torch.nn.Module):
 
     @property
     def _has_c(self) -> bool:
-        return ops.CELLS[self._cell()].has_c
+        return CELLS[self._cell()].has_c
 
     def _beyond_torch(self) -> str | None:
         """The option for which torch.nn has no such module."""
@@ -70,27 +73,28 @@ class Fused(torch.nn.Module):
         hx: Any,
         lengths: Tensor | None = None,
         reset: Any = None,
-        cells: bool = False,
+        cell_states: bool = False,
     ) -> Any:
         """The usual call, at the least cost; None, having done nothing, where it is another."""
-        spec = self._spec(ops.spec)
+        config = self._config(cell_states, stack_config)
+        if cell_states and not config.has_c:
+            return None
         names, parameters = self._names(), self._parameters
         features: Any = self.input_size
         if not torch.is_grad_enabled():
-            packed = packing.packed(self, spec, names) if packing.HELD else None
-            return ops.call_module(
-                spec, lengths, input, self._dims, features, hx, parameters, names, reset, cells, packed
-            )
+            held = packed_weights.HELD
+            packed = packed_weights.packed(self, config, names) if held else None
+            inputs = (input, hx, parameters, names, lengths, reset)
+            return ops.call_module(config, inputs, self._dims, features, packed)
         try:
             weights: list[Any] = [parameters[name] for name in names]
         except KeyError:  # computed at each access (a parametrization)
             return None
         if input.is_nested or input.dim() != self._dims or input.size(-1) != features:
             return None
-        has_c = spec.has_c
-        states = _states_of(hx, has_c)
-        if states is None or (cells and not has_c):
+        states = _states_of(hx, config.has_c)
+        if states is None:
             return None
         h0, c0 = states
-        outputs = autograd.stack(spec, lengths, input, h0, c0, weights, reset, cells)
-        return None if outputs is None else returned(*outputs[:4], cells)
+        outputs = autograd.stack(config, Inputs(input, h0, c0, weights, lengths, reset))
+        return None if outputs is None else returned(*outputs[:4])

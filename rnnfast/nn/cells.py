@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, functional, ops
+from ..stack import checks, ops, precision
+from ..stack.config import Inputs, StackConfig
+from ..stack.precision import Precision
 from .call import Fused, State, returned
 from .keywords import CoupledGates, ResetAfter
+from .route import recurrent_in
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -26,7 +29,7 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's ``forward``."""
-        usual = type(input) is Tensor and checks.plain_call() and not checks.may_autocast()
+        usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if usual and self.hidden_size > 0:
             outputs = self._forward_directly(input, hx)
             if outputs is not None:
@@ -66,12 +69,14 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
         return (*states,) if fit else None
 
-    def _precision(self, input: Tensor, states: Any) -> checks.Precision | None:
+    def _precision(self, input: Tensor, states: Any) -> Precision | None:
         lowered = self._is_lowered
-        return checks.precision(input, (*states,), self._weights(), lowered, lowered)
+        return precision.choose(input, (*states,), self._weights(), lowered, lowered)
 
-    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
-        return make(self._cell(), 1, 1, bool(self.bias), False, False)  # torch takes any object
+    def _config(
+        self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
+    ) -> StackConfig:
+        return make(self._cell(), 1, 1, bool(self.bias))  # torch takes any object for a bias
 
     def _names(self) -> tuple[str, ...]:
         return _CELL_WEIGHTS[bool(self.bias)]
@@ -84,17 +89,13 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
-        outputs = functional.recurrent_in(
-            self._precision(input, states),
-            self._spec(),
-            *(ops.rows(x), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
-            [ops.rows(w) for w in self._weights()],
-            fused=fused,
-        )
+        inputs = Inputs(x, h0, c0, self._weights())
+        inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
+        outputs = recurrent_in(self._precision(input, states), self._config(), inputs, fused=fused)
         if outputs is None:
             return None
         h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
-        return returned(h1, None, c1, None, False)
+        return returned(h1, None, c1, None)
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):

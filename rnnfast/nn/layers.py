@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import checks, functional, ops, sequences
+from ..stack import checks, ops, precision, sequences
+from ..stack.config import Inputs, StackConfig
+from ..stack.precision import Precision
 from .call import Fused, State, returned
 from .keywords import CoupledGates, ResetAfter
+from .route import recurrent_in
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -69,7 +72,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         """
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
-        usual = type(input) is Tensor and checks.plain_call() and not checks.may_autocast()
+        usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if usual and not (self.training and self.num_layers > 1 and self.dropout > 0):
             outputs = self._forward_directly(input, hx, lengths, reset, return_cell_states)
             if outputs is not None:
@@ -102,7 +105,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             return self._run(input, hx, fused=False)
         return super().forward(input, hx)
 
-    def _forward_further(self, input: Any, hx: Any, reset: Any, cells: bool) -> Any:
+    def _forward_further(self, input: Any, hx: Any, reset: Any, cell_states: bool) -> Any:
         """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
         if not checks.traced():
             self._update_flat_weights()
@@ -113,9 +116,11 @@ class Recurrent(Fused, torch.nn.RNNBase):
                 self._run_torch(input, hx)
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
-        outputs = self._run(input, hx, fused=True, reset=reset, cells=cells) if covered else None
+        outputs = (
+            self._run(input, hx, fused=True, reset=reset, cell_states=cell_states) if covered else None
+        )
         if outputs is None:
-            outputs = self._run(input, hx, fused=False, reset=reset, cells=cells)
+            outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)
         return outputs
 
     def _names(self) -> list[str]:
@@ -126,12 +131,15 @@ class Recurrent(Fused, torch.nn.RNNBase):
             return [getattr(self, name) for name in self._flat_weights_names]
         return self._flat_weights
 
-    def _spec(self, make: Callable[..., ops.Spec] = ops.Spec) -> ops.Spec:
+    def _config(
+        self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
+    ) -> StackConfig:
         directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
-        return make(self._cell(), self.num_layers, directions, self.bias, projected, self.batch_first)
+        sizes = (self.num_layers, directions, self.bias, projected, self.batch_first)
+        return make(self._cell(), *sizes, cell_states)
 
     def _forward_padded(
-        self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cells: bool
+        self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cell_states: bool
     ) -> Any:
         """A padded batch with lengths; packed where only torch's own layers take it."""
         if reset is not None:
@@ -139,15 +147,19 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if not checks.traced():
             self._update_flat_weights()
         if not input.is_cuda and self._covers(input, hx):
-            outputs = self._run(input, hx, fused=True, lengths=lengths, reset=reset, cells=cells)
+            outputs = self._run(
+                input, hx, fused=True, lengths=lengths, reset=reset, cell_states=cell_states
+            )
             if outputs is not None:
                 return outputs
         if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, fused=False, lengths=lengths, reset=reset, cells=cells)
+            return self._run(
+                input, hx, fused=False, lengths=lengths, reset=reset, cell_states=cell_states
+            )
 
         def run(packed: PackedSequence, hx: Any, reset: PackedSequence | None) -> Any:
-            if reset is not None or cells:
-                return self._forward_further(packed, hx, reset, cells)
+            if reset is not None or cell_states:
+                return self._forward_further(packed, hx, reset, cell_states)
             return self._forward_as_torch(packed, hx)
 
         return sequences.by_packing(run, input, hx, lengths, reset, self.batch_first)
@@ -158,7 +170,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         fitting = self._fitting(input, hx)
         if fitting is None or self._precision(*fitting) is None:
             return False
-        return ops.takes(self._spec(), fitting[0], self.hidden_size)
+        return ops.takes(self._config(), fitting[0], self.hidden_size)
 
     def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], Tensor | None] | None:
         """The data, the states, and batch_sizes, if shapes fit; None if not."""
@@ -190,15 +202,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
                     return None
         return data, (*states,), batch_sizes
 
-    def _precision(
-        self, data: Tensor, states: Any, batch_sizes: Tensor | None
-    ) -> checks.Precision | None:
+    def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
         one_dnn = self.proj_size == 0 and data.dtype != torch.float16
         # Where that decides nothing, no graph need ask for the sizes.
-        if checks.autocasts() and self._is_lowered(True) != self._is_lowered(False):
+        if precision.autocasts() and self._is_lowered(True) != self._is_lowered(False):
             one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
-        return checks.precision(data, states, self._weights(), self._is_lowered(one_dnn), one_dnn)
+        return precision.choose(data, states, self._weights(), self._is_lowered(one_dnn), one_dnn)
 
     def _run(
         self,
@@ -208,7 +218,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         fused: bool,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
-        cells: bool = False,
+        cell_states: bool = False,
     ) -> Any:
         """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         batch_sizes = order = back = None
@@ -222,7 +232,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             data, batched = input.unsqueeze(rows), False
             reset = reset if reset is None else reset.unsqueeze(rows)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        precision = self._precision(data, (h0, c0), batch_sizes)
+        in_precision = self._precision(data, (h0, c0), batch_sizes)
         if not batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if order is not None:
@@ -231,16 +241,14 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if batch_sizes is not None and checks.traced():
             batch = sequences.known_batch(input, hx)
             batch = batch_sizes[0].item() if batch is None else batch
-        outputs = functional.recurrent_in(
-            precision,
-            self._spec(),
-            *(ops.rows(data), ops.rows(h0), ops.rows(c0)),  # type: ignore[arg-type]
-            [ops.rows(w) for w in self._weights()],
+        sizes = batch_sizes if lengths is None else lengths
+        inputs = Inputs(data, h0, c0, self._weights(), sizes, reset)
+        outputs = recurrent_in(
+            in_precision,
+            self._config(cell_states),
+            inputs.with_tensors(map(ops.rows, inputs.tensors)),
             dropout=self.dropout if self.training else 0.0,
-            sizes=batch_sizes if lengths is None else lengths,
             batch=batch,
-            reset=reset,
-            cells=cells,
             fused=fused,
         )
         if outputs is None:
@@ -252,13 +260,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
             if back is not None:
                 h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
             y = PackedSequence(y, batch_sizes, order, back)
-            if cells:
+            if cell_states:
                 every_c = PackedSequence(every_c, batch_sizes, order, back)
         elif not batched:
             y = y.squeeze(0 if self.batch_first else 1)
-            every_c = every_c.squeeze(0 if self.batch_first else 1) if cells else None
+            every_c = every_c.squeeze(0 if self.batch_first else 1) if cell_states else None
             h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        return returned(y, h_n, c_n, every_c, cells)
+        return returned(y, h_n, c_n, every_c)
 
 
 class RNN(Recurrent, torch.nn.RNN):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._native import _C
+from .._native import _C
 
 __all__ = ["CELLS", "Cell", "Onnx"]
 

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from rnnfast.cli.measure import TRAIN, Case, Job, Problem
+from rnnfast.cli.bench.measure import TRAIN, Case, Job, Problem
 
 
 def prepare(case: Case, given: Problem) -> Job | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
-from rnnfast.cli.measure import TRAIN, Case, Job, Peer, Problem
+from rnnfast.cli.bench.measure import TRAIN, Case, Job, Peer, Problem
 
 
 def module_peer(package: ModuleType, context: Any = contextlib.nullcontext) -> Peer:
@@ -132,6 +132,6 @@ PEERS: dict[str, Peer] = {"rnnfast": module_peer(rnnfast), "torch.nn": module_pe
 if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     PEERS["ONNX Runtime"] = onnxruntime_peer
 if importlib.util.find_spec("jax"):
-    from rnnfast.cli import jax_peer
+    from rnnfast.cli.bench import jax_peer
 
     PEERS["JAX"] = jax_peer.prepare

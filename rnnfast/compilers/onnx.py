@@ -6,75 +6,71 @@ can be given by hand: ``custom_translation_table=rnnfast.onnx.translations()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-from . import library, when_imported
-from .ops import CELLS, Spec
+from ..stack.config import CELLS, Inputs, StackConfig
+from . import operator
 
 __all__ = ["translations"]
 
-_REGISTRATION = "torch.onnx._internal.exporter._registration"
+#: The exporter's module that holds the translations.
+REGISTRATION = "torch.onnx._internal.exporter._registration"
 
 _INT32 = 6  # TensorProto.INT32
 
 
+# The exporter reads it: what is annotated with a plain type is an attribute, all else is a tensor.
+_SIGNATURE = inspect.Signature(
+    [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            annotation=kind if kind in (str, int, bool) else Any,
+        )
+        for name, kind in (*operator.FIELDS.items(), ("batch", Any), ("save", bool))
+    ]
+)
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
     """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
-    return {library.STACK: _stack}
+    return {operator.STACK: _stack}
 
 
-def register() -> None:
-    """Tell the exporter of them, as soon as it is imported."""
-    when_imported.call(_REGISTRATION, _add)
-
-
-def _add(registration: Any) -> None:
+def add_to(registration: Any) -> None:
+    """Tell the exporter of them."""
     register = getattr(getattr(registration, "_torchlib_registry", None), "onnx_impl", None)
     if register is not None:
         for target, function in translations().items():
             register(target, trace_only=True)(function)
 
 
-def _stack(
-    x: Any,
-    h0: Any,
-    c0: Any,
-    weights: Sequence[Any],
-    reset: Any,
-    sizes: Any,
-    batch: Any,
-    cell: str,
-    layers: int,
-    directions: int,
-    bias: bool,
-    projected: bool,
-    batch_first: bool,
-    cells: bool,
-    save: bool,
-) -> tuple[Any, ...]:
+def _stack(*arguments: Any, **attributes: Any) -> tuple[Any, ...]:
     """``rnnfast::stack``, with its five results; nothing reads the last, what a backward would."""
     from onnxscript import opset18 as op
 
+    inputs, config, _ = operator.call_of(_SIGNATURE.bind(*arguments, **attributes).args)
+    x, h0, c0, _, sizes, reset = inputs
     for there, what in (
-        (projected, "proj_size"),
+        (config.projected, "proj_size"),
         (reset is not None, "reset="),
         (sizes is not None and len(x.shape) == 2, "packed sequences"),
-        (cells, "return_cell_states="),
+        (config.cell_states, "return_cell_states="),
     ):
         if there:
-            raise ValueError(f"ONNX's {CELLS[cell].onnx.op} has no counterpart of {what}")
-    spec = Spec(cell, layers, directions, bias, projected, batch_first)
+            raise ValueError(f"ONNX's {CELLS[config.cell].onnx.op} has no counterpart of {what}")
     is_step = len(x.shape) == 2
     if is_step:
         x = op.Unsqueeze(x, op.Constant(value_ints=[0]))
         h0, c0 = (s if s is None else op.Unsqueeze(s, op.Constant(value_ints=[0])) for s in (h0, c0))
-    elif batch_first:
+    elif config.batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
     lengths = None if sizes is None else op.Cast(sizes, to=_INT32)  # ONNX's type for them
     h_n, c_n = [], []
-    for k in range(layers):
-        x, h, c = _layer(op, spec, k, x, lengths, h0, c0, weights)
+    for k in range(config.layers):
+        x, h, c = _layer(op, config, k, x, lengths, inputs._replace(h0=h0, c0=c0))
         h_n.append(h)
         c_n.append(c)
     none = op.Constant(value_floats=[])
@@ -88,22 +84,27 @@ def _stack(
         first = op.Constant(value_ints=[0])
         y, c = op.Squeeze(x, first), none if c_n[0] is None else op.Squeeze(c_n[0], first)
         return y, none, c, none, none
-    y = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    y = op.Transpose(x, perm=[1, 0, 2]) if config.batch_first else x
     return y, joined(h_n), joined(c_n), none, none
 
 
+_stack.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+_stack.__annotations__ = {name: p.annotation for name, p in _SIGNATURE.parameters.items()}
+
+
 def _layer(
-    op: Any, spec: Spec, k: int, x: Any, lengths: Any, h0: Any, c0: Any, weights: Sequence[Any]
+    op: Any, config: StackConfig, k: int, x: Any, lengths: Any, inputs: Inputs
 ) -> tuple[Any, Any, Any]:
     """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``; ``lengths [B]``."""
-    kind, order, activation, linear_before_reset = CELLS[spec.cell].onnx
-    directions = spec.directions
+    _, h0, c0, weights, _, _ = inputs
+    kind, order, activation, linear_before_reset = CELLS[config.cell].onnx
+    directions = config.directions
     attributes: dict[str, Any] = {}
     if linear_before_reset is not None:
         attributes["linear_before_reset"] = linear_before_reset
     if activation is not None:
         attributes["activations"] = [activation] * directions
-    flat = [spec.weights(weights, k * directions + d) for d in range(directions)]
+    flat = [config.weights(weights, k * directions + d) for d in range(directions)]
     hidden = flat[0][1].shape[-1]
 
     def cut(t: Any, start: int, end: int) -> Any:
@@ -124,15 +125,15 @@ def _layer(
         return each[0] if len(each) == 1 else op.Concat(*each, axis=0)
 
     def part(states: Any) -> Any:
-        if states is None or spec.layers == 1:
+        if states is None or config.layers == 1:
             return states
         return cut(states, k * directions, (k + 1) * directions)
 
     biases = None
-    if spec.bias:
+    if config.bias:
         biases = both([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
     w_ih, w_hh = both([in_order(w[0]) for w in flat]), both([in_order(w[1]) for w in flat])
-    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if spec.has_c else [])
+    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if config.has_c else [])
     y, *states = getattr(op, kind)(
         *given,
         hidden_size=hidden,
@@ -141,4 +142,4 @@ def _layer(
     )
     # [T, D, B, H] to [T, B, D * H]
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
-    return y, states[0], states[1] if spec.has_c else None
+    return y, states[0], states[1] if config.has_c else None

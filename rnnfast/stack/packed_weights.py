@@ -16,6 +16,7 @@ from torch.optim.optimizer import (
 )
 
 from . import ops
+from .config import StackConfig
 
 __all__ = ["frozen"]
 
@@ -33,7 +34,7 @@ class _Copy:
     """Packed weights, and what they were packed from. No field ever changes: threads share it."""
 
     packed: Any
-    spec: ops.Spec
+    config: StackConfig
     versions: list[int]
     step: _Step  # the latest one before
 
@@ -122,11 +123,13 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
                     del HELD[module]
 
 
-def packed(module: torch.nn.Module, spec: ops.Spec, names: Sequence[str]) -> Any:
+def packed(module: torch.nn.Module, config: StackConfig, names: Sequence[str]) -> Any:
     """The module's packed weights for this call, or None where none are held or it has gradients."""
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
         return None
+    if config.cell_states:  # of no matter to the weights
+        config = config._replace(cell_states=False)
     # Both are read before the weights are: what changes them meanwhile is noticed at the next call.
     parameters, step = module._parameters, _latest_step
     try:
@@ -140,11 +143,11 @@ def packed(module: torch.nn.Module, spec: ops.Spec, names: Sequence[str]) -> Any
         copy is None
         or copy.step is not step
         or copy.versions != versions
-        or copy.spec is not spec
+        or copy.config != config
         or not copy.packed.is_of(weights)
     ):
-        fresh = ops.pack(spec, weights)
+        fresh = ops.pack(config, weights)
         if fresh is None:
             return None
-        copy = held.copy = _Copy(fresh, spec, versions, step)
+        copy = held.copy = _Copy(fresh, config, versions, step)
     return copy.packed

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .config import Inputs, Outputs, StackConfig
 from .formulas import FORMULAS
 
 
@@ -45,7 +46,7 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
     """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
-    ``sizes`` are those of :func:`ops.forward`: where ``x`` is packed, so are all sequences.
+    ``sizes`` are those of :class:`Inputs`: where ``x`` is packed, so are all sequences.
     ``reset [T, B]`` says before which steps a row's states are zero. The last result is c after every
     step, ``[T, B, H]``, where ``every_c`` asks for it and there is a cell state.
     """
@@ -88,3 +89,57 @@ def layer(
         y, cells = y[::-1], cells[::-1]
     join = torch.cat if packed else torch.stack
     return join(y), h, c, join(cells) if cells else None
+
+
+def stack(config: StackConfig, inputs: Inputs) -> Outputs:
+    """What :func:`ops.forward` computes, in torch operators."""
+    x, h0, c0, weights, sizes, reset = inputs
+    is_step = inputs.is_step
+    if is_step and reset is not None:
+        reset = reset[None]
+    outputs, hidden = config.widths(weights)
+    batch_first = config.batch_first and x.dim() == 3
+    y = x[None] if is_step else x.transpose(0, 1) if batch_first else x
+    if reset is not None and x.dim() == 3:
+        reset = reset.transpose(0, 1) if batch_first else reset
+    batch = y.size(1) if y.dim() == 3 else int(sizes[0])  # type: ignore[index]
+    has_c = config.has_c
+
+    def state(of: Tensor | None, number: int, width: int) -> Tensor:
+        if of is None:
+            return x.new_zeros(batch, width)
+        return of if of.dim() == 2 else of[number]
+
+    h_n: list[Tensor] = []
+    c_n: list[Tensor] = []
+    for k in range(config.layers):
+        halves: list[Tensor] = []
+        c_halves: list[Tensor] = []
+        for d in range(config.directions):
+            number = k * config.directions + d
+            half, h, c, c_half = layer(
+                config.cell,
+                y,
+                state(h0, number, outputs),
+                state(c0, number, hidden) if has_c else None,
+                config.weights(weights, number),
+                d == 1,
+                sizes,
+                reset,
+                config.cell_states,
+            )
+            halves.append(half)
+            h_n.append(h)
+            if c is not None:
+                c_n.append(c)
+                c_halves.append(c_half)
+        y = torch.cat(halves, -1)
+    cell_states = torch.cat(c_halves, -1) if config.cell_states and has_c else None
+    if is_step:
+        cell_states = cell_states if cell_states is None else cell_states[0]
+        return Outputs(y[0], None, c_n[0] if has_c else None, cell_states)
+    if batch_first:
+        y = y.transpose(0, 1).contiguous()
+        if cell_states is not None:
+            cell_states = cell_states.transpose(0, 1).contiguous()
+    return Outputs(y, torch.stack(h_n), torch.stack(c_n) if has_c else None, cell_states)

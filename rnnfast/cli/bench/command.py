@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rnnfast import _C
+from rnnfast._native import _C
 from rnnfast.cli import common
+from rnnfast.cli.bench.grids import GRIDS
+from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
+from rnnfast.cli.bench.peers import PEERS, frozen_peer
 from rnnfast.cli.common import CommandError, duration, output_file, picture_file, positive, writing
-from rnnfast.cli.grids import GRIDS
 from rnnfast.cli.info import facts
-from rnnfast.cli.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.neighbours import Neighbours
-from rnnfast.cli.peers import PEERS, frozen_peer
 
 Shape = tuple[int, int, int, int]
 

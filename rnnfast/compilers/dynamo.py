@@ -9,24 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import when_imported
-
-_BUILDER = "torch._dynamo.variables.builder"
-
-
-def admit(kind: type) -> None:
-    """Have instances of ``kind`` traced, as soon as Dynamo is imported."""
-    when_imported.call(_BUILDER, lambda builder: _patch(builder, kind))
+#: Dynamo's module that asks.
+BUILDER = "torch._dynamo.variables.builder"
 
 
-def _patch(builder: Any, kind: type) -> None:
+def admit(builder: Any, kinds: tuple[type, ...]) -> None:
+    """Have instances of these classes traced."""
     wrap: Any = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
     config: Any = getattr(builder, "config", None)
     if wrap is None or not hasattr(config, "allow_rnn"):
         return  # another Dynamo: it breaks the graph there, and says so
 
     def wrap_module(self: Any, value: Any) -> Any:
-        if not isinstance(value, kind):
+        if not isinstance(value, kinds):
             return wrap(self, value)
         with config.patch(allow_rnn=True):
             return wrap(self, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rnnfast.cli.measure import FORWARD, GATES, TRAIN, Case
+from rnnfast.cli.bench.measure import FORWARD, GATES, TRAIN, Case
 
 SHAPES = ((100, 1, 128), (100, 8, 128), (100, 32, 128), (50, 128, 128), (50, 32, 256))  # T, B, H
 BATCHES = (1, 8, 32, 128, 256)

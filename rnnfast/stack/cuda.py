@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._native import _cuda
 from . import checks
-from ._native import _cuda
+from .config import CELLS, Inputs, Outputs, StackConfig, output_shapes
 from .cuda_products import Cell, Products, before, real
-from .spec import CELLS, Outputs, Spec
 
 #: What the kernels compute in, and its name there.
 DTYPES = {
@@ -52,16 +52,13 @@ def _plan(
     dtype: torch.dtype,
     tf32: bool,
     backward: bool,
-    hidden: int,
-    batch: int,
-    directions: int,
+    sizes: tuple[int, int, int],  # hidden units, rows of the batch, directions
     tier: str | None,
 ) -> Any:
-    sizes = (hidden, batch, directions)
     return _cuda.plan(device, CELLS[cell].number, DTYPES[dtype], tf32, backward, *sizes, tier)
 
 
-def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
+def plan(config: StackConfig, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
     """Who computes what (an attribute ``tier`` says on which one), or None where no tier fits.
 
     RNNFAST_CUDA_TIER allows them: auto, the first that fits, or only block, cluster or grid. Without
@@ -69,7 +66,7 @@ def plan(spec: Spec, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
     them says so.
     """
     device = x.device.index or 0
-    return _allowed_plan(device, spec.cell, spec.directions, x.dtype, hidden, batch, backward)
+    return _allowed_plan(device, config.cell, config.directions, x.dtype, hidden, batch, backward)
 
 
 def _allowed_plan(
@@ -85,7 +82,8 @@ def _allowed_plan(
     if not allowed:
         return None
     tier = None if allowed == "auto" else allowed
-    return _plan(device, cell, dtype, _tf32(dtype), backward, hidden, batch, directions, tier)
+    sizes = (hidden, batch, directions)
+    return _plan(device, cell, dtype, _tf32(dtype), backward, sizes, tier)
 
 
 def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
@@ -93,7 +91,7 @@ def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -
     found: dict[str, int] = {}
     for hidden in range(8, 4096 + 1, 8):
         both = [
-            _plan(device, cell, dtype, _tf32(dtype), backward, hidden, rows, 1, None)
+            _plan(device, cell, dtype, _tf32(dtype), backward, (hidden, rows, 1), None)
             for backward in (False, True)
         ]
         if None in both:
@@ -102,11 +100,11 @@ def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -
     return found
 
 
-def takes(spec: Spec, x: Tensor, hidden: int) -> bool:
+def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
     """Whether a layer of this size has a plan, for a few rows at least."""
-    if _cuda is None or x.dtype not in DTYPES or spec.projected:
+    if _cuda is None or x.dtype not in DTYPES or config.projected:
         return False
-    return bool(_takes(x.device.index or 0, spec.cell, spec.directions, x.dtype, hidden))
+    return bool(_takes(x.device.index or 0, config.cell, config.directions, x.dtype, hidden))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -117,11 +115,11 @@ def _takes(device: int, cell: str, directions: int, dtype: torch.dtype, hidden: 
     )
 
 
-def saved_bytes_of_a_row(spec: Spec, dtype: torch.dtype, hidden: int) -> int:
+def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -> int:
     """The size of ``Outputs.saved`` for each row of ``x``."""
-    cell, number = _cell(spec.cell), spec.layers * spec.directions
+    cell, number = _cell(config.cell), config.layers * config.directions
     cells = number * cell.cell_state * hidden * real(dtype).itemsize
-    between = (spec.layers - 1) * spec.directions * hidden
+    between = (config.layers - 1) * config.directions * hidden
     return cells + (number * cell.gates * hidden + between) * dtype.itemsize
 
 
@@ -129,17 +127,17 @@ class _Saved:
     """What backward needs, in one tensor: cell states, gates, and the outputs of all layers but one."""
 
     def __init__(
-        self, memory: Tensor, spec: Spec, rows: tuple[int, ...], x: Tensor, hidden: int
+        self, memory: Tensor, config: StackConfig, rows: tuple[int, ...], x: Tensor, hidden: int
     ) -> None:
-        cell, dtype = _cell(spec.cell), x.dtype
+        cell, dtype = _cell(config.cell), x.dtype
         self._memory, self._used, self._rows = memory, 0, rows
-        layers, directions = range(spec.layers), range(spec.directions)
+        layers, directions = range(config.layers), range(config.directions)
         self.cells: list[list[Tensor | None]] = [
             [self._take(real(dtype), hidden) if cell.cell_state else None for _ in directions]
             for _ in layers
         ]
         self.gates = [[self._take(dtype, cell.gates * hidden) for _ in directions] for _ in layers]
-        self.outputs = [self._take(dtype, spec.directions * hidden) for _ in layers[1:]]
+        self.outputs = [self._take(dtype, config.directions * hidden) for _ in layers[1:]]
 
     def _take(self, dtype: torch.dtype, width: int) -> Tensor:
         count = width * dtype.itemsize * math.prod(self._rows)
@@ -160,17 +158,16 @@ class _Call(NamedTuple):
     stream: int
 
 
-def _call(
-    spec: Spec, batch_sizes: Tensor | None, reset: Tensor | None, x: Tensor
-) -> tuple[Tensor, _Call]:
+def _call(config: StackConfig, inputs: Inputs) -> tuple[Tensor, _Call]:
     """``x`` with time first, and the call."""
+    x, _, _, _, batch_sizes, reset = inputs
     stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
     if batch_sizes is not None:
         steps = len(batch_sizes)
         first = x.new_empty(8 * (steps + 1), dtype=torch.uint8)
         batch = int(batch_sizes[0])
         return x, _Call((x.size(0),), steps, batch, batch_sizes, first, reset, False, stream)
-    turned = spec.batch_first
+    turned = config.batch_first
     if turned:
         x, reset = x.transpose(0, 1), reset if reset is None else reset.transpose(0, 1)
     steps, batch = x.shape[:2]
@@ -185,15 +182,15 @@ def _run(plan: Any, call: _Call, x: Tensor, directions: list[tuple[Tensor | None
     )
 
 
-def _covers(spec: Spec, batch_sizes: Tensor | None, tensors: list[Tensor | None]) -> bool:
-    x = tensors[0]
-    if _cuda is None or x is None or x.dtype not in DTYPES or spec.projected:
+def _covers(config: StackConfig, inputs: Inputs) -> bool:
+    x, tensors = inputs.x, inputs.tensors
+    if _cuda is None or x.dtype not in DTYPES or config.projected:
         return False
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         return False
-    if x.numel() == 0 or x.dim() != (3 if batch_sizes is None else 2):
+    if x.numel() == 0 or x.dim() != (3 if inputs.sizes is None else 2):
         return False
-    if len(tensors) != 3 + spec.layers * spec.directions * spec.weights_each:
+    if len(tensors) != 3 + config.layers * config.directions * config.weights_each:
         return False
     return all(
         t is None
@@ -207,62 +204,53 @@ def _covers(spec: Spec, batch_sizes: Tensor | None, tensors: list[Tensor | None]
     )
 
 
-def _fits(
-    spec: Spec, call: _Call, x: Tensor, states: Sequence[Any], weights: list[Any], hidden: int
-) -> bool:
+def _fits(config: StackConfig, call: _Call, inputs: Inputs) -> bool:
     """Whether shapes are those of the layer; where they are not, torch says what is wrong."""
-    cell = _cell(spec.cell)
+    x, h0, c0, weights, _, reset = inputs
+    _, hidden = config.widths(weights)
+    cell = _cell(config.cell)
     rows = hidden * (1 + max(cell.weight_block))
-    shape = (spec.layers * spec.directions, call.batch, hidden)
-    if any(t is not None and t.shape != shape for t in states):
+    shape = (config.layers * config.directions, call.batch, hidden)
+    if any(t is not None and t.shape != shape for t in (h0, c0)):
         return False
-    if call.reset is not None and (call.reset.dtype, call.reset.shape) != (torch.bool, call.rows):
+    if reset is not None and (reset.dtype, reset.shape) != (torch.bool, x.shape[:-1]):
         return False
-    for number in range(spec.layers * spec.directions):
-        w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
-        inputs = x.size(-1) if number < spec.directions else spec.directions * hidden
-        if w_ih.shape != (rows, inputs) or w_hh.shape != (rows, hidden):
+    for number in range(config.layers * config.directions):
+        w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
+        width = x.size(-1) if number < config.directions else config.directions * hidden
+        if w_ih.shape != (rows, width) or w_hh.shape != (rows, hidden):
             return False
         if any(b is not None and b.shape != (rows,) for b in (b_ih, b_hh)):
             return False
     return True
 
 
-def forward(
-    spec: Spec,
-    batch_sizes: Tensor | None,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Any],
-    save: bool,
-    reset: Tensor | None = None,
-    cells: bool = False,
-) -> Outputs | None:
-    """As :func:`ops.forward`; None, having done nothing, where no kernel takes the arguments."""
-    if not _covers(spec, batch_sizes, [x, h0, c0, *weights]):
+def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs | None:
+    """As :func:`ops.forward`; None, having done nothing, where no kernel takes the inputs."""
+    if not _covers(config, inputs):
         return None
+    x, h0, c0, weights, _, reset = inputs
     if reset is not None and (type(reset) is not Tensor or reset.dim() != x.dim() - 1):
         return None
-    _, hidden = spec.widths(weights)
-    y, call = _call(spec, batch_sizes, reset, x)
-    if not _fits(spec, call, x, (h0, c0), weights, hidden):
+    _, hidden = config.widths(weights)
+    y, call = _call(config, inputs)
+    if not _fits(config, call, inputs):
         return None
-    chosen = plan(spec, x, hidden, call.batch, False)
-    if chosen is None or (save and plan(spec, x, hidden, call.batch, True) is None):
+    chosen = plan(config, x, hidden, call.batch, False)
+    if chosen is None or (save and plan(config, x, hidden, call.batch, True) is None):
         return None
     saved = kept = None
     if save:
-        count = saved_bytes_of_a_row(spec, x.dtype, hidden) * math.prod(call.rows)
+        count = saved_bytes_of_a_row(config, x.dtype, hidden) * math.prod(call.rows)
         saved = x.new_empty(count, dtype=torch.uint8)
-        kept = _Saved(saved, spec, call.rows, x, hidden)
-    has_c = _cell(spec.cell).cell_state
-    states = (spec.layers * spec.directions, call.batch, hidden)
+        kept = _Saved(saved, config, call.rows, x, hidden)
+    has_c = _cell(config.cell).cell_state
+    _, states, _, _ = output_shapes(config, inputs, call.batch)
     h_n, c_n = x.new_empty(states), x.new_empty(states) if has_c else None
     every_c: list[Tensor | None] = []
-    for k in range(spec.layers):
-        last = k == spec.layers - 1
-        below, width = y, spec.directions * hidden
+    for k in range(config.layers):
+        last = k == config.layers - 1
+        below, width = y, config.directions * hidden
         if kept is not None and not last:
             y = kept.outputs[k]
         elif last and call.turned:
@@ -272,15 +260,15 @@ def forward(
         if kept is not None:
             every_c = kept.cells[k]
         else:
-            wanted = cells and last and has_c
+            wanted = config.cell_states and last and has_c
             every_c = [
                 x.new_empty(*call.rows, hidden, dtype=real(x.dtype)) if wanted else None
-                for _ in range(spec.directions)
+                for _ in range(config.directions)
             ]
         given: list[tuple[Tensor | None, ...]] = []
-        for d in range(spec.directions):
-            number = k * spec.directions + d
-            w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+        for d in range(config.directions):
+            number = k * config.directions + d
+            w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
             products = F.linear(below, w_ih, b_ih)
             given.append(
                 (
@@ -290,53 +278,51 @@ def forward(
                 )
             )
         _run(chosen, call, x, given)
-    c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype) if cells and has_c else None
+    c = None
+    if config.cell_states and has_c:
+        c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype)
     if call.turned:
         y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1).contiguous()
     return Outputs(y, h_n, c_n, c, saved)
 
 
 def backward(
-    spec: Spec,
-    batch_sizes: Tensor | None,
-    reset: Tensor | None,
-    inputs: tuple[Tensor | None, ...],
+    config: StackConfig,
+    inputs: Inputs,
     y: Tensor,
     saved: Tensor,
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None] | None:
     """As :func:`ops.backward`; None where the plan that forward had is there no more."""
-    x, h0, c0, *rest = inputs
-    assert x is not None
-    weights: list[Any] = rest
-    _, hidden = spec.widths(weights)
-    cell = _cell(spec.cell)
-    first_input, call = _call(spec, batch_sizes, reset, x)
-    chosen = plan(spec, x, hidden, call.batch, True)
+    x, h0, c0, weights, batch_sizes, _ = inputs
+    _, hidden = config.widths(weights)
+    cell = _cell(config.cell)
+    first_input, call = _call(config, inputs)
+    chosen = plan(config, x, hidden, call.batch, True)
     if chosen is None:
         return None
-    kept = _Saved(saved, spec, call.rows, x, hidden)
-    dy, dh_n, dc_n, dcells = grads
+    kept = _Saved(saved, config, call.rows, x, hidden)
+    dy, dh_n, dc_n, dcell_states = grads
     if call.turned:
-        y, dy, dcells = (t if t is None else t.transpose(0, 1) for t in (y, dy, dcells))  # type: ignore[assignment]
+        y, dy, dcell_states = (t if t is None else t.transpose(0, 1) for t in (y, dy, dcell_states))  # type: ignore[assignment]
     outputs = [*kept.outputs, y]
-    states = (spec.layers * spec.directions, call.batch, hidden)
+    states = (config.layers * config.directions, call.batch, hidden)
     dh0, dc0 = (x.new_empty(states) if wants else None for wants in wanted[1:3])
     found: list[Tensor | None] = [None, dh0, dc0, *(None for _ in weights)]
-    lowest = _lowest(spec, wanted)
-    for k in reversed(range(lowest, spec.layers)):
-        last = k == spec.layers - 1
-        numbers = range(k * spec.directions, (k + 1) * spec.directions)
+    lowest = _lowest(config, wanted)
+    for k in reversed(range(lowest, config.layers)):
+        last = k == config.layers - 1
+        numbers = range(k * config.directions, (k + 1) * config.directions)
         dgates = [x.new_empty(*call.rows, cell.gates * hidden) for _ in numbers]
         given: list[tuple[Tensor | None, ...]] = []
         for d, number in enumerate(numbers):
-            w_hh = spec.weights(weights, number)[1]
+            w_hh = config.weights(weights, number)[1]
             given.append(
                 (
                     *(None, _rows(w_hh), None, _part(h0, number), _part(c0, number)),
                     *(_own(outputs[k], d, hidden), kept.cells[k][d], kept.gates[k][d], None, None),
-                    *(_own(dy, d, hidden), _own(dcells, d, hidden) if last else None),
+                    *(_own(dy, d, hidden), _own(dcell_states, d, hidden) if last else None),
                     *(_part(dh_n, number), _part(dc_n, number), dgates[d]),
                     *(_part(dh0, number), _part(dc0, number)),
                 )
@@ -346,10 +332,10 @@ def backward(
         dy = None
         with torch.autocast(x.device.type, enabled=False):  # forward's dtypes, whatever holds by now
             for d, number in enumerate(numbers):
-                start = 3 + number * spec.weights_each
-                asked = wanted[start : start + spec.weights_each]
+                start = 3 + number * config.weights_each
+                asked = wanted[start : start + config.weights_each]
                 gradients = Products(cell, hidden, dgates[d].flatten(0, -2))
-                w_ih, w_hh, b_ih, b_hh, _ = spec.weights(weights, number)
+                w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
                 if k > lowest or wanted[0]:
                     part = gradients.of_input(w_ih)
                     dy = part if dy is None else dy.add_(part)
@@ -359,9 +345,9 @@ def backward(
                     own, initial = _own(outputs[k], d, hidden), _part(h0, number)
                     h = before(own, initial, d == 1, batch_sizes, call.reset)
                     found[start + 1] = gradients.of_w_hh(w_hh, h, kept.gates[k][d])
-                if spec.bias and asked[2]:
+                if config.bias and asked[2]:
                     found[start + 2] = gradients.of_b_ih(b_ih)
-                if spec.bias and asked[3]:
+                if config.bias and asked[3]:
                     found[start + 3] = gradients.of_b_hh(b_hh)
         dy = dy if dy is None else dy.view(*call.rows, -1)
     if wanted[0]:
@@ -370,15 +356,15 @@ def backward(
     return found
 
 
-def _lowest(spec: Spec, wanted: Sequence[bool]) -> int:
+def _lowest(config: StackConfig, wanted: Sequence[bool]) -> int:
     """The lowest layer of which anything is wanted."""
     if any(wanted[:3]):
         return 0
-    each = spec.directions * spec.weights_each
-    for k in range(spec.layers):
+    each = config.directions * config.weights_each
+    for k in range(config.layers):
         if any(wanted[3 + k * each : 3 + (k + 1) * each]):
             return k
-    return spec.layers
+    return config.layers
 
 
 def _rows(t: Any) -> Any:

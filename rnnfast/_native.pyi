@@ -1,0 +1,4 @@
+from . import _C as _C
+from . import _cuda as _cuda  # None where it was built without CUDA
+
+__all__ = ["_C", "_cuda"]
