@@ -245,7 +245,7 @@ def test_what_a_compiled_program_calls(cell):
 
         mine = torch.Tensor._make_subclass(Mine, x)
         mine.plain = x
-        same(stack(mine, *args[1:], False, False), want)
+        same(stack(mine, *args[1:], None, False), want)
         assert seen == [stack, "mine"]
 
 
