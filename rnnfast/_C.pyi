@@ -14,7 +14,7 @@ class Packed:
 Inputs = tuple[Any, Any, Any, Sequence[Any], Any, Any]
 
 class Stack:
-    """A stack of layers; csrc/stack.h says what each argument means."""
+    """A stack of layers; csrc/core/call.h says what each argument means."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 def pytest_configure(config):
     for marker in (
         "numerics(dtype): depends on the instruction set, and runs in each that has kernels for dtype",
-        "install: builds the whole package, for minutes; .ci/run runs it",
+        "slow: builds for minutes; only .ci/run runs it",
     ):
         config.addinivalue_line("markers", marker)
 

@@ -85,6 +85,8 @@ def built(tmp_path_factory):
     return library, build.stdout + build.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("nvcc")
 def test_kernels_spill_nothing(built):
     """Each cell, forward and backward, with five kinds of numbers, on two architectures."""
     _, said = built
@@ -101,6 +103,8 @@ def test_kernels_spill_nothing(built):
     assert set(frames) == {("0", "0", "0")}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("nvcc")
 def test_module_loads_where_there_is_no_device(built, python):
     """Its runtime is inside, and neither libtorch nor cuDNN is linked."""
     library, _ = built

@@ -1,6 +1,6 @@
 """`pip install` in fresh environments, where nvcc works, fails or is too old.
 
-Each case is a whole build, so these run only when asked for, as .ci/run does: `pytest -m install -s`.
+Each case is a whole build, so these run only when asked for, as .ci/run does: `pytest -m slow -s`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.install
+# One worker's, which builds once for all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc")

@@ -1,15 +1,23 @@
-"""The kernels under the address, undefined-behaviour and thread sanitizers, by a driver in C++."""
+"""The core by itself, by a driver in C++: under the sanitizers, and on another processor.
+
+Who computes what depends neither on the instruction set nor on the type of numbers, so the thread
+sanitizer sees one of each. `make test` has the address sanitizer look at one build; `.ci/run` at all.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-import rnnfast
+from rnnfast import _C
 
 ROOT = Path(__file__).parents[1]
+CORE = [f"csrc/core/{name}.cpp" for name in ("stack", "view")]
+CORE += [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "plan", "run")]
+CORE += [f"tests/sanitizers/{name}.cpp" for name in ("driver", "process")]
 
 AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
 # As CMakeLists.txt builds them: vector bytes, vector registers, flags.
@@ -17,33 +25,66 @@ TARGETS = {
     "baseline": (16, 16, []),
     "avx2": (32, 16, ["-mavx2", "-mfma"]),
     "avx512": (64, 32, AVX512),
-    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16", "-DRNNFAST_BFLOAT16_ONLY"]),
+    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16"]),
+    "neon": (16, 32, []),  # the baseline of aarch64
 }
+NUMBERS = {"float32": 1, "float64": 2, "bfloat16": 4}  # RNNFAST_NUMBERS in isa.cpp
+BUILDS = [(isa, dtype) for dtype in NUMBERS for isa in _C.supported_isas(dtype) if isa in TARGETS]
 
 
-@pytest.mark.parametrize("isa", rnnfast._C.supported_isas())
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_sanitizers(isa, sanitizers, compiler, tmp_path):
-    if isa not in TARGETS:
-        pytest.skip("not x86-64")
-    empty = tmp_path / "empty.cpp"
+def check(isa: str, dtype: str, sanitizers: str, compiler: str, folder: Path) -> None:
+    """Build the core for one instruction set and type of numbers, and run the driver."""
+    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-O1", "-g1"]
+    empty = folder / "empty.cpp"
     empty.write_text("int main() {}\n")
-    link = [compiler, f"-fsanitize={sanitizers}", empty, "-o", tmp_path / "empty"]
+    link = [compiler, *sanitize, empty, "-o", folder / "empty"]
     if subprocess.run(link, capture_output=True).returncode != 0:
         pytest.skip("the compiler comes without this sanitizer's runtime")
-    size, registers, flags = TARGETS[isa]
-    program = tmp_path / "driver"
+    numbers = f"-DRNNFAST_NUMBERS={NUMBERS[dtype]}"
+    run(build(compiler, isa, folder, *sanitize, numbers))
+
+
+def build(compiler: str, isa: str, folder: Path, *flags: str) -> Path:
+    """The driver, with the kernels of one instruction set."""
+    (folder / "isas.inc").write_text(f"ISA({isa})\n")
+    size, registers, own_flags = TARGETS[isa]
+    program = folder / "driver"
     subprocess.run(
         [
-            *(compiler, "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}"),
-            *("-fno-sanitize-recover=all", "-ffp-contract=off", "-Wno-psabi", *flags),
+            *(compiler, "-std=c++20", *flags, "-ffp-contract=off", "-Wno-psabi", *own_flags),
             *(f"-DRNNFAST_TARGET=isa_{isa}", f'-DRNNFAST_ISA_NAME="{isa}"'),
             *(f"-DRNNFAST_VECTOR_BYTES={size}", f"-DRNNFAST_VECTOR_REGISTERS={registers}"),
-            *("-I", ROOT / "csrc", ROOT / "csrc/cpu/isa.cpp"),
-            *(ROOT / "tests/sanitizers/driver.cpp", "-o", program, "-pthread"),
+            *("-I", ROOT / "csrc", "-I", folder, ROOT / "csrc/cpu/kernels/isa.cpp"),
+            *(*(ROOT / source for source in CORE), "-o", program, "-pthread"),
         ],
         check=True,
     )
-    run = subprocess.run([program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " 0 failures" in run.stdout
+    return program
+
+
+def run(program: Path, *emulator: str) -> None:
+    ran = subprocess.run([*emulator, program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " 0 failures" in ran.stdout
+
+
+@pytest.mark.skipif(not BUILDS, reason="not x86-64")
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_sanitizers(sanitizers, compiler, tmp_path):
+    check(*BUILDS[len(_C.supported_isas("float32")) - 1], sanitizers, compiler, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("isa", "dtype"), BUILDS)
+def test_address_sanitizer(isa, dtype, compiler, tmp_path):
+    check(isa, dtype, "address,undefined", compiler, tmp_path)
+
+
+@pytest.mark.slow
+def test_aarch64(tmp_path):
+    """The core without sanitizers, cross-compiled, under an emulator."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    flags = ("-O2", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized")
+    run(build(compiler, "neon", tmp_path, *flags), emulator)

@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "cpu/dispatch.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -57,8 +57,9 @@ const std::vector<Kernels>& tables() {
     for (const Isa& isa : isas()) {
       if (!isa.supported) continue;
       Kernels table = *isa.kernels;
-      if (!table.float32.cells) table.float32 = found.back().float32;
-      if (!table.float64.cells) table.float64 = found.back().float64;
+      if (!table.float32.cells && !found.empty()) table.float32 = found.back().float32;
+      if (!table.float64.cells && !found.empty()) table.float64 = found.back().float64;
+      if (!table.bfloat16.cells && !found.empty()) table.bfloat16 = found.back().bfloat16;
       found.push_back(table);
     }
     return found;

@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "cpu/memory.h"
 
 #include <algorithm>
 #include <cstdint>

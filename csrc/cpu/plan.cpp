@@ -1,10 +1,10 @@
-#include "plan.h"
-
-#include <omp.h>
+#include "cpu/plan.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+
+#include "cpu/threads.h"
 
 namespace rnnfast {
 namespace {
@@ -42,7 +42,7 @@ Used last_used() { return {last_partition.load(relaxed), last_threads.load(relax
 int usable(int threads) {
   thread_local unsigned calls = 0;
   thread_local int processors = 0;
-  if (calls++ % 64 == 0) processors = omp_get_num_procs();
+  if (calls++ % 64 == 0) processors = rnnfast::processors();
   return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * processors : processors));
 }
 
@@ -61,7 +61,7 @@ Plan plan(const Work& w, int threads) {
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
   const double item = static_cast<double>(w.item), lanes = static_cast<double>(w.vector);
   const double recurrent = recurrent_width(w);
-  const auto seconds = [&](double rows, double units, double barriers) {
+  const auto seconds = [&](double rows, double units, double waits) {
     const double few_rows = 1 + unused / (rows * rows);
     const double flops = 2 * rows * gates * units * (inputs + few_rows * recurrent);
     const double arithmetic = flops * item / peak_bytes;
@@ -71,7 +71,7 @@ Plan plan(const Work& w, int threads) {
     const double step = bytes < near_bytes
                             ? std::max(arithmetic, bytes / rate)
                             : arithmetic + bytes / (bytes < far_bytes ? near_rate : far_rate);
-    return static_cast<double>(w.steps) * (step + barriers * barrier);
+    return static_cast<double>(w.steps) * (step + waits * barrier);
   };
   const auto part = [&](double n) { return std::max(1.0, std::ceil(n / threads)); };
   const bool ragged = w.rows < w.steps * w.batch;

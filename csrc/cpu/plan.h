@@ -1,7 +1,7 @@
 // How calls are shared among threads: a cost model, or what a test or a benchmark asks for.
 #pragma once
 
-#include "../layer.h"
+#include "core/team.h"
 
 namespace rnnfast {
 

@@ -1,36 +1,21 @@
-#include "run.h"
-
-#include <omp.h>
-#include <pthread.h>
+#include "cpu/run.h"
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <vector>
 
-#include "crowd.h"
-#include "dispatch.h"
-#include "memory.h"
+#include "cpu/contention.h"
+#include "cpu/dispatch.h"
+#include "cpu/memory.h"
+#include "cpu/threads.h"
 
 namespace rnnfast {
 namespace {
 
-Crowd crowd;
-
-// OpenMP's threads do not survive a fork, and a parallel region in the child would wait for them for
-// ever. A thread that the child starts has none yet, and can have a team of its own.
-bool forked = false;
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-template <class Region>
-void run_where_openmp_works(Region region) {
-  if (forked)
-    std::thread(region).join();
-  else
-    region();
-}
+Contention contention;
 
 // How the directions of a layer run: side by side, each with a plan of its own, or one after the other
 // with the first plan.
@@ -39,23 +24,20 @@ struct Plans {
   bool together;
 };
 
-// Calls work(rank, threads there) on each of so many threads, or as many as OpenMP gives, and learns
+// Calls work(rank, threads there) on each of so many threads, or as many as there can be, and learns
 // what kept them.
 template <class F>
 void run_region(Partition partition, int threads, double seconds, F work) {
-  Crowd::Call call(seconds > 50e-6);
+  Contention::Call call(seconds > 50e-6);
   int size = 1;
-  run_where_openmp_works([&] {
-#pragma omp parallel num_threads(threads)
-    {
-      const Crowd::Share share(call);
-      const int rank = omp_get_thread_num(), there = omp_get_num_threads();
-      if (rank == 0) size = there;
-      work(rank, there);
-    }
-  });
+  const auto measured = [&](int rank, int there) {
+    const Contention::Share share(call);
+    if (rank == 0) size = there;
+    work(rank, there);
+  };
+  run_parallel(threads, std::cref(measured));  // a copy would be on the heap
   // Threads beyond the processors keep each other off.
-  if (call.was_crowded() && size <= omp_get_num_procs()) crowd.learn(call, size);
+  if (call.was_contended() && size <= processors()) contention.learn(call, size);
   note({partition, size});
 }
 
@@ -93,7 +75,7 @@ constexpr std::size_t scratch_waste = 4;  // so that forward takes the block tha
 // What is forced must not depend on what the machine is busy with.
 int threads_now(int threads) {
   threads = usable(threads);
-  return asked() == Partition::chosen ? crowd.limit(threads) : threads;
+  return asked() == Partition::chosen ? contention.limit(threads) : threads;
 }
 
 template <class T>
@@ -188,8 +170,6 @@ void add(const Layer<T>& layer, Sequence<T> to, Sequence<const T> from) {
 }
 
 }  // namespace
-
-int max_threads() { return omp_get_max_threads(); }
 
 template <class T>
 void run_forward(int cell, const Layer<T>* layers, int directions, int threads) {
@@ -303,10 +283,13 @@ double peak_flops(double (*run)(long rounds), int threads, double seconds) {
   const auto elapsed = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  run_where_openmp_works([&] {
-#pragma omp parallel num_threads(threads) reduction(+ : flops)
-    while (elapsed() < seconds) flops += run(2000);
+  std::vector<double> each(static_cast<std::size_t>(threads));
+  run_parallel(threads, [&](int rank, int) {
+    double done = 0;
+    while (elapsed() < seconds) done += run(2000);
+    each[static_cast<std::size_t>(rank)] = done;
   });
+  for (const double done : each) flops += done;
   return flops / elapsed();
 }
 

@@ -1,12 +1,11 @@
 // Runs the layers of a stack: chooses the threads and the partition, and has the scratch memory.
 #pragma once
 
-#include "../layer.h"
-#include "plan.h"
+#include "core/layer.h"
+#include "core/team.h"
+#include "cpu/plan.h"
 
 namespace rnnfast {
-
-int max_threads();
 
 // `layers` are the one or two directions of one layer, of the same sizes; they may run side by side,
 // each with half of the threads. Throw std::bad_alloc before anything is written. `threads` is what the

@@ -4,7 +4,7 @@
 // order of blocks, so that the same call gives the same bits.
 #pragma once
 
-#include "loop.h"
+#include "cuda/loop.h"
 
 namespace rnnfast::cuda {
 

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "../packing.h"
-#include "../tensor.h"
-#include "kernels.h"
+#include "core/row_lengths.h"
+#include "python/tensor.h"
+#include "cuda/kernels.h"
 
 namespace py = pybind11;
 
@@ -100,7 +100,7 @@ class Arguments {
   template <class T>
   Sequence<T> sequence(py::handle object, const char* name, std::int64_t width, bool required,
                        Dtype dtype) const {
-    const View view = seen(object, name, !std::is_const_v<T>, required);
+    const Tensor view = seen(object, name, !std::is_const_v<T>, required);
     if (!view) return {};
     if (rows_ >= 0) {
       expect(view, dtype, {rows_, width});
@@ -113,7 +113,7 @@ class Arguments {
   template <class T>
   Matrix<T> matrix(py::handle object, const char* name, std::int64_t height, std::int64_t width,
                    bool required) const {
-    const View view = seen(object, name, !std::is_const_v<T>, required);
+    const Tensor view = seen(object, name, !std::is_const_v<T>, required);
     if (!view) return {};
     expect(view, choice_.dtype, {height, width});
     return {static_cast<T*>(view.data()), view.stride(0)};
@@ -121,14 +121,14 @@ class Arguments {
 
   template <class T>
   const T* vector(py::handle object, const char* name, std::int64_t size) const {
-    const View view = seen(object, name, false, false);
+    const Tensor view = seen(object, name, false, false);
     if (!view) return nullptr;
     expect(view, choice_.dtype, {size});
     return static_cast<const T*>(view.data());
   }
 
   Resets resets(py::handle object) const {
-    const View view = seen(object, "reset", false, false);
+    const Tensor view = seen(object, "reset", false, false);
     if (!view) return {};
     if (rows_ >= 0) {
       expect(view, Dtype::boolean, {rows_}, false);
@@ -141,7 +141,7 @@ class Arguments {
   // Bytes of the device's memory.
   void* memory(py::handle object, const char* name, std::int64_t bytes) const {
     if (bytes == 0) return nullptr;
-    const View view = seen(object, name, true, true);
+    const Tensor view = seen(object, name, true, true);
     if (view.dtype() != Dtype::uint8 || view.dims() != 1 || view.size(0) < bytes ||
         !view.has_contiguous_rows() || reinterpret_cast<std::uintptr_t>(view.data()) % 16 != 0)
       throw py::value_error(std::string(name) + " must be " + std::to_string(bytes) +
@@ -151,9 +151,9 @@ class Arguments {
   }
 
  private:
-  View seen(py::handle object, const char* name, bool writable, bool required) const {
+  Tensor seen(py::handle object, const char* name, bool writable, bool required) const {
     if (required && object.is_none()) throw py::type_error(std::string(name) + " must not be None");
-    return View(object, name, writable, memory_place);
+    return Tensor(object, name, writable, memory_place);
   }
 
   void expect(const View& view, Dtype dtype, std::initializer_list<std::int64_t> shape,
@@ -215,9 +215,9 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
   if (static_cast<int>(directions.size()) != choice.directions)
     throw py::value_error("got " + std::to_string(directions.size()) + " directions; the plan is for " +
                           std::to_string(choice.directions));
-  const View sizes(batch_sizes, "batch_sizes", false);
+  const Tensor sizes(batch_sizes, "batch_sizes", false);
   const bool packed = static_cast<bool>(sizes);
-  const Packing packing = packed ? Packing::of_batch_sizes(sizes) : Packing();
+  const RowLengths packing = packed ? RowLengths::of_batch_sizes(sizes) : RowLengths();
   if (packed && packing.batch() != choice.batch)
     throw py::value_error("batch_sizes begin with " + std::to_string(packing.batch()) +
                           "; the plan is for " + std::to_string(choice.batch) + " rows");
@@ -274,6 +274,7 @@ py::tuple cell_tuple(int cell) {
 }  // namespace rnnfast::cuda
 
 PYBIND11_MODULE(_cuda, m) {
+  rnnfast::translate_errors();
   using namespace rnnfast::cuda;
   py::class_<Choice>(m, "Plan")
       .def_property_readonly("tier", [](const Choice& c) { return name_of(c.plan.tier); })

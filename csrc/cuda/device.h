@@ -2,7 +2,7 @@
 // functions another meaning: threads that take turns on the CPU.
 #pragma once
 
-#include "recurrence.h"
+#include "cuda/recurrence.h"
 
 #if defined(RNNFAST_EMULATED)
 #include "emulator.h"

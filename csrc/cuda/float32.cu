@@ -1,4 +1,4 @@
-#include "instantiate.h"
+#include "cuda/instantiate.h"
 
 namespace rnnfast::cuda {
 

@@ -3,7 +3,7 @@
 // returned), applies the cell to its own units and publishes them as part of the next operand.
 #pragma once
 
-#include "loop.h"
+#include "cuda/loop.h"
 
 namespace rnnfast::cuda {
 

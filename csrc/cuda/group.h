@@ -1,8 +1,8 @@
 // Which rows, units and steps a block has, and how it meets the others of its group.
 #pragma once
 
-#include "layout.h"
-#include "numbers.h"
+#include "cuda/layout.h"
+#include "cuda/numbers.h"
 
 namespace rnnfast::cuda {
 

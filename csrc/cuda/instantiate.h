@@ -1,9 +1,9 @@
 // What kernels() is, for the sources that compile it for one type of numbers each.
 #pragma once
 
-#include "backward.h"
-#include "forward.h"
-#include "kernels.h"
+#include "cuda/backward.h"
+#include "cuda/forward.h"
+#include "cuda/kernels.h"
 
 namespace rnnfast::cuda {
 

@@ -1,9 +1,9 @@
 // The kernels of one type of numbers and one engine, as host functions that start them.
 #pragma once
 
-#include "layout.h"
-#include "plan.h"
-#include "start.h"
+#include "cuda/layout.h"
+#include "cuda/plan.h"
+#include "cuda/start.h"
 
 namespace rnnfast::cuda {
 

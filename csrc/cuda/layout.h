@@ -1,7 +1,7 @@
 // What lies where in a block's shared memory: asked by the kernels, and by the plan for its size.
 #pragma once
 
-#include "recurrence.h"
+#include "cuda/recurrence.h"
 
 namespace rnnfast::cuda {
 
@@ -24,7 +24,7 @@ struct Sizes {
   constexpr int pad() const { return 16 / number; }  // keeps the rows of an operand in different banks
 };
 
-// Of a cell, what must be known without its formula; csrc/cells.h says what each is.
+// Of a cell, what must be known without its formula; csrc/cells/cells.h says what each is.
 struct CellShape {
   struct Gates {
     int begin, end;

@@ -1,8 +1,8 @@
 // What the time loops in both directions share: a block's place and its weights.
 #pragma once
 
-#include "group.h"
-#include "product.h"
+#include "cuda/group.h"
+#include "cuda/product.h"
 
 namespace rnnfast::cuda {
 

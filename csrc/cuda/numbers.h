@@ -1,7 +1,7 @@
 // What math.h and the cells need of a number in a CUDA thread.
 #pragma once
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace rnnfast::cuda {
 
@@ -63,9 +63,9 @@ RNNFAST_INLINE Float16 narrow<Float16>(float x) {
 }  // namespace rnnfast::cuda
 
 #define RNNFAST_TARGET cuda
-#include "../math.h"
+#include "cells/math.h"
 
-#include "../cells.h"
+#include "cells/cells.h"
 
 namespace rnnfast::cuda {
 

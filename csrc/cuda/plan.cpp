@@ -1,8 +1,8 @@
-#include "plan.h"
+#include "cuda/plan.h"
 
 #include <algorithm>
 
-#include "layout.h"
+#include "cuda/layout.h"
 
 namespace rnnfast::cuda {
 namespace {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "recurrence.h"
+#include "cuda/recurrence.h"
 
 namespace rnnfast::cuda {
 

@@ -4,7 +4,7 @@
 // An engine says how one tile is multiplied. Its worker is who does it together: a thread or a warp.
 #pragma once
 
-#include "numbers.h"
+#include "cuda/numbers.h"
 
 namespace rnnfast::cuda {
 

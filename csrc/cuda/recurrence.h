@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../layer.h"
+#include "core/layer.h"
 
 namespace rnnfast {
 

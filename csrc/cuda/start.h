@@ -1,8 +1,8 @@
 // What the host asks of the device: its facts, launches, and memory put in order before them.
 #pragma once
 
-#include "plan.h"
-#include "recurrence.h"
+#include "cuda/plan.h"
+#include "cuda/recurrence.h"
 
 #if defined(RNNFAST_EMULATED)
 #include "emulator.h"

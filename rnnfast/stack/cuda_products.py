@@ -11,7 +11,7 @@ from .sequences import step_and_row
 
 
 class Cell(NamedTuple):
-    """What a cell's gates are made of; csrc/cells.h explains windows and blocks."""
+    """What a cell's gates are made of; csrc/cells/cells.h explains windows and blocks."""
 
     gates: int
     cell_state: bool

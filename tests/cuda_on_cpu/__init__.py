@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NUMBERS = ("bfloat16", "float16", "float32", "float64", "tfloat32")
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in NUMBERS]
-SOURCES += [ROOT / f"csrc/{name}.cpp" for name in ("cuda/bindings", "cuda/plan", "tensor")]
+SOURCES += [
+    ROOT / f"csrc/{name}.cpp" for name in ("cuda/bindings", "cuda/plan", "python/tensor", "core/view")
+]
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -28,7 +30,7 @@ def build(folder: Path, *flags: str) -> Path:
     includes = [pybind11.get_include(), sysconfig.get_path("include")]
     common = [
         *(compiler, "-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-DRNNFAST_EMULATED"),
-        *("-Wno-unknown-pragmas", *flags, f"-I{ROOT}/csrc/cuda", f"-I{ROOT}/tests/cuda_on_cpu"),
+        *("-Wno-unknown-pragmas", *flags, f"-I{ROOT}/csrc", f"-I{ROOT}/tests/cuda_on_cpu"),
         *(f"-isystem{path}" for path in includes),
     ]
 

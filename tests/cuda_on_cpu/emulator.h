@@ -17,8 +17,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "plan.h"
-#include "recurrence.h"
+#include "cuda/plan.h"
+#include "cuda/recurrence.h"
 
 #define __global__
 #define __grid_constant__

@@ -1,259 +1,236 @@
-// Runs every cell of one instruction set, forward and backward, on buffers of exactly the promised size
-// and with teams of plain threads, so that the address and thread sanitizers see all that a kernel
-// touches. Outputs and gradients must not depend on the team.
+// Runs the core, every cell of one instruction set, on tensors of exactly the promised size and with
+// threads of every number and partition, so that the address and thread sanitizers see all that it
+// touches. Results must not depend on the threads. Prints how many problems there were, and those that
+// are wrong.
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
-#include <thread>
-#include <utility>
+#include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
-
-namespace rnnfast::RNNFAST_TARGET {
-extern const Kernels kernels;
-}
+#include "core/stack.h"
+#include "cpu/plan.h"
 
 namespace rnnfast {
-
-bool operator==(Bfloat16 a, Bfloat16 b) { return widen(a) == widen(b); }  // a NaN is no result
-
 namespace {
-
-const Kernels& table = RNNFAST_TARGET::kernels;
-
-template <class Work>
-void run_team(int size, Split split, Work work) {
-  Barrier barrier[barriers]{};
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank)
-    threads.emplace_back([&, rank] { work(Team{rank, size, split, barrier}); });
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Sizes {
   index steps, batch, inputs, hidden, outputs;  // outputs < hidden: h is projected
 };
 
 template <class T>
-using Numbers = std::vector<T>;
+constexpr Dtype dtype_of = sizeof(T) == 2   ? Dtype::bfloat16
+                           : sizeof(T) == 4 ? Dtype::float32
+                                            : Dtype::float64;
 
-std::unique_ptr<void, decltype(&std::free)> scratch(index bytes) {
-  const std::size_t size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
-  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, size), &std::free);
-  std::memset(memory.get(), 0xff, size);  // NaN: what is read before it is written shows
-  return memory;
+using Shape = std::vector<index>;
+
+std::size_t count_of(const Shape& shape) {
+  std::size_t count = 1;
+  for (const index size : shape) count *= static_cast<std::size_t>(size);
+  return count;
+}
+
+// A tensor that owns memory of exactly its size; of no dimension: there is none.
+template <class T>
+struct Tensor {
+  Shape shape;
+  std::vector<T> numbers;
+
+  View view(const char* name, Dtype dtype = dtype_of<T>) {
+    if (shape.empty()) return View(name);
+    if (shape.size() == 1) return {name, numbers.data(), dtype, {shape[0]}};
+    if (shape.size() == 2) return {name, numbers.data(), dtype, {shape[0], shape[1]}};
+    return {name, numbers.data(), dtype, {shape[0], shape[1], shape[2]}};
+  }
+};
+
+// How a problem is run.
+struct Way {
+  Partition partition;
+  int threads;
+  bool training = true, held = false;  // held: with packed weights
+};
+
+struct Options {
+  int layers = 1, directions = 1;
+  bool states = false;   // initial states, resets, biases, and the cell states of every step
+  bool lengths = false;  // rows of different lengths
+};
+
+template <class T>
+using Results = std::vector<std::vector<T>>;
+
+template <class T>
+class Problem {
+ public:
+  Problem(int cell, Sizes n, Options options) : n_(n), options_(options) {
+    const bool has_c = cell_info(cell).cell_state;
+    const bool projected = n.outputs < n.hidden, states = options.states;
+    stack_ = {cell,      options.layers, options.directions, false, false, states,
+              projected, false,          states && has_c};
+    const index numbers = options.layers * options.directions, width = options.directions * n.outputs;
+    x_ = random({n.steps, n.batch, n.inputs});
+    if (states) h0_ = random({numbers, n.batch, n.outputs});
+    if (states && has_c) c0_ = random({numbers, n.batch, n.hidden});
+    const index rows = cell_info(cell).weight_blocks * n.hidden;
+    for (index number = 0; number < numbers; ++number) {
+      weights_.push_back(random({rows, number < options.directions ? n.inputs : width}));
+      weights_.push_back(random({rows, n.outputs}));
+      for (int bias = 0; bias < (states ? 2 : 0); ++bias) weights_.push_back(random({rows}));
+      if (projected) weights_.push_back(random({n.outputs, n.hidden}));
+    }
+    if (options.lengths) sizes_.shape = {n.batch};
+    for (index b = 0; options.lengths && b < n.batch; ++b)
+      sizes_.numbers.push_back(static_cast<std::int64_t>(random_()) % (n.steps + 1));
+    if (states) reset_.shape = {n.steps, n.batch};
+    reset_.numbers.resize(states ? count_of(reset_.shape) : 0);
+    for (std::uint8_t& reset : reset_.numbers) reset = random_() % 4 == 0;
+    dy_ = random({n.steps, n.batch, width});
+    dh_n_ = random({numbers, n.batch, n.outputs});
+    if (has_c) dc_n_ = random({numbers, n.batch, n.hidden});
+    if (stack_.cell_states) dcell_states_ = random({n.steps, n.batch, options.directions * n.hidden});
+  }
+
+  Results<T> run(Way way) {
+    force(way.partition, true);
+    std::vector<View> flat;
+    for (Tensor<T>& weight : weights_)
+      flat.push_back(weight.view(stack_.weight_name(flat.size(), false)));
+    Call call(stack_, {x_.view("x"), h0_.view("h0"), c0_.view("c0"), all_weights(stack_, flat),
+                       sizes_.view("sizes", Dtype::int64), reset_.view("reset", Dtype::boolean)});
+    call.check_input();
+    call.check_weights();
+    call.check_states();
+    Tensor<T> y = unwritten(dy_), h_n = unwritten(dh_n_), c_n = unwritten(dc_n_);
+    Tensor<T> cell_states = unwritten(dcell_states_);
+    Tensor<std::uint8_t> saved;
+    if (way.training) {
+      saved.shape = {call.saved_bytes()};
+      saved.numbers.assign(count_of(saved.shape), 0xff);
+    }
+    const Outputs out{y.view("y"), h_n.view("h_n"), c_n.view("c_n"), cell_states.view("cell_states"),
+                      saved.view("saved", Dtype::uint8)};
+    out.check(call);
+    std::vector<std::unique_ptr<Memory>> packed;
+    if (way.held) packed = pack(call);
+    Panels panels;
+    for (const auto& memory : packed) panels.push_back(memory->data());
+    forward(call, out, way.held ? &panels : nullptr, way.threads);
+    Results<T> results{y.numbers, h_n.numbers, c_n.numbers, cell_states.numbers};
+    if (!way.training) return results;
+
+    Tensor<T> dx = unwritten(x_), dh0 = unwritten(h0_), dc0 = unwritten(c0_);
+    std::vector<Tensor<T>> dweights;
+    for (const Tensor<T>& weight : weights_) dweights.push_back(unwritten(weight));
+    std::vector<View> dflat;
+    for (Tensor<T>& dweight : dweights)
+      dflat.push_back(dweight.view(stack_.weight_name(dflat.size(), true)));
+    const GradientViews grads{
+        dy_.view("dy"), dh_n_.view("dh_n"), dc_n_.view("dc_n"), dcell_states_.view("dcell_states"),
+        dx.view("dx"),  dh0.view("dh0"),    dc0.view("dc0"),    all_weights(stack_, dflat)};
+    grads.check(call);
+    backward(call, out.y, out.saved, grads, way.threads);
+    for (const Tensor<T>* gradient : {&dx, &dh0, &dc0}) results.push_back(gradient->numbers);
+    for (const Tensor<T>& dweight : dweights) results.push_back(dweight.numbers);
+    return results;
+  }
+
+  std::string text() const {
+    const index figures[] = {n_.steps, n_.batch, n_.inputs, n_.hidden, n_.outputs};
+    std::string text = cell_info(stack_.cell).name;
+    for (int k = 0; k < 5; ++k) text += std::string(" ") + "TBIHR"[k] + std::to_string(figures[k]);
+    text += ", " + std::to_string(stack_.layers) + " layers, " + std::to_string(stack_.directions);
+    return text + " directions" + (options_.states ? ", states" : "") +
+           (options_.lengths ? ", lengths" : "");
+  }
+
+ private:
+  Tensor<T> random(Shape shape) {
+    std::normal_distribution<Real<T>> normal;
+    Tensor<T> tensor{shape, std::vector<T>(count_of(shape))};
+    for (T& number : tensor.numbers) number = narrow<T>(Real<T>(0.3) * normal(random_));
+    return tensor;
+  }
+
+  static Tensor<T> unwritten(const Tensor<T>& like) {
+    const T nan = narrow<T>(std::numeric_limits<Real<T>>::quiet_NaN());
+    return {like.shape, std::vector<T>(like.numbers.size(), nan)};
+  }
+
+  const Sizes n_;
+  const Options options_;
+  std::mt19937 random_{42};
+  Description stack_;
+  Tensor<T> x_, h0_, c0_;
+  std::vector<Tensor<T>> weights_;
+  Tensor<std::int64_t> sizes_;
+  Tensor<std::uint8_t> reset_;
+  Tensor<T> dy_, dh_n_, dc_n_, dcell_states_;
+};
+
+int problems = 0, failures = 0;
+
+// Whether all numbers have the same bits, and none is a NaN.
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  if (a.size() != b.size()) return false;
+  if (!a.empty() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) != 0) return false;
+  for (const T number : a)
+    if (widen(number) != widen(number)) return false;
+  return true;
 }
 
 template <class T>
-std::vector<Numbers<T>> run(int cell, Sizes n, int team_size, Split split, bool states, bool save,
-                            bool held = false) {
-  std::mt19937 random(42);
-  std::normal_distribution<Real<T>> normal;
-  const auto numbers = [&](index count) {
-    Numbers<T> v(static_cast<std::size_t>(count));
-    for (T& x : v) x = narrow<T>(Real<T>(0.3) * normal(random));
-    return v;
-  };
-  const CellInfo& info = table.info[cell];
-  const CellKernels<T>& kernel = table.of<T>(cell);
-  const index gates = info.weight_blocks * n.hidden, state = n.batch * n.hidden;
-  const index h_state = n.batch * n.outputs;
-  const bool projected = n.outputs < n.hidden;
-  const index rows = n.steps * n.batch;
-  Numbers<T> x = numbers(rows * n.inputs), h0 = numbers(h_state), c0 = numbers(state);
-  Numbers<T> w_ih = numbers(gates * n.inputs), w_hh = numbers(gates * n.outputs);
-  Numbers<T> b_ih = numbers(gates), b_hh = numbers(gates), w_hr = numbers(n.outputs * n.hidden);
-  Numbers<T> dy = numbers(rows * n.outputs), dh_n = numbers(h_state), dc_n = numbers(state);
-  const T nan = narrow<T>(std::numeric_limits<Real<T>>::quiet_NaN());
-  const auto poisoned = [&](std::size_t count) { return Numbers<T>(count, nan); };
-  Numbers<T> y = poisoned(dy.size()), h_n = poisoned(h0.size()), c_n(c0.size());
-  Numbers<Real<T>> saved(static_cast<std::size_t>(rows * kernel.saved_row(n.hidden)), widen(nan));
-  const bool c = info.cell_state;
-  Numbers<T> cells(static_cast<std::size_t>(rows * n.hidden));
-  std::vector<std::uint8_t> resets(static_cast<std::size_t>(rows));
-  for (std::uint8_t& reset : resets) reset = random() % 4 == 0;
-  Layer<T> layer{n.steps,
-                 n.batch,
-                 n.inputs,
-                 n.hidden,
-                 n.outputs,
-                 {},
-                 {states ? resets.data() : nullptr, n.batch, 1},
-                 {x.data(), n.batch * n.inputs, n.inputs},
-                 {states ? h0.data() : nullptr, n.outputs},
-                 {states && c ? c0.data() : nullptr, n.hidden},
-                 {w_ih.data(), n.inputs},
-                 {w_hh.data(), n.outputs},
-                 states ? b_ih.data() : nullptr,
-                 b_hh.data(),
-                 {projected ? w_hr.data() : nullptr, n.hidden},
-                 {y.data(), n.batch * n.outputs, n.outputs},
-                 {states && c ? cells.data() : nullptr, n.batch * n.hidden, n.hidden},
-                 {h_n.data(), n.outputs},
-                 {c ? c_n.data() : nullptr, n.hidden},
-                 save ? saved.data() : nullptr,
-                 nullptr};
-  const auto panels = scratch(held ? kernel.panels_size(layer) * index{sizeof(T)} : 0);
-  if (held) {
-    layer.panels = static_cast<T*>(panels.get());
-    kernel.pack(layer);
-  }
-  {
-    const auto memory = scratch(kernel.forward_scratch(layer));
-    run_team(team_size, split, [&](const Team& team) { kernel.forward(layer, team, memory.get()); });
-  }
-  std::vector<Numbers<T>> results{y, h_n, c_n, cells};
-  if (!save) return results;
-  Numbers<T> dx(x.size()), dh0 = poisoned(h0.size()), dc0(c0.size());
-  Numbers<T> dw_ih = poisoned(w_ih.size()), dw_hh = poisoned(w_hh.size());
-  Numbers<T> db_ih = poisoned(b_ih.size()), db_hh = poisoned(b_hh.size());
-  Numbers<T> dw_hr(w_hr.size());
-  const Gradients<T> grads{{dy.data(), n.batch * n.outputs, n.outputs},
-                           {states && c ? cells.data() : nullptr, n.batch * n.hidden, n.hidden},
-                           {dh_n.data(), n.outputs},
-                           {c ? dc_n.data() : nullptr, n.hidden},
-                           {dx.data(), n.batch * n.inputs, n.inputs},
-                           true,
-                           {dh0.data(), n.outputs},
-                           {c ? dc0.data() : nullptr, n.hidden},
-                           {dw_ih.data(), n.inputs},
-                           {dw_hh.data(), n.outputs},
-                           db_ih.data(),
-                           db_hh.data(),
-                           {projected ? dw_hr.data() : nullptr, n.hidden}};
-  const auto memory = scratch(kernel.backward_scratch(layer, grads));
-  run_team(team_size, split,
-           [&](const Team& team) { kernel.backward(layer, grads, team, memory.get()); });
-  for (const Numbers<T>& v : {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}) results.push_back(v);
-  return results;
-}
-
-// Three layers of n.hidden units, one after the other or each with a team that follows that of the one
-// it reads. Returns the outputs and the gradients of the weights and of the input.
-template <class T>
-std::vector<Numbers<T>> run_stack(int cell, Sizes n, int team_size, Split split, bool wavefront) {
-  constexpr int layers = 3;
-  std::mt19937 random(7);
-  std::normal_distribution<Real<T>> normal;
-  const CellInfo& info = table.info[cell];
-  const CellKernels<T>& kernel = table.of<T>(cell);
-  const index H = n.hidden, gates = info.weight_blocks * H, rows = n.steps * n.batch;
-  const auto numbers = [&](index count) {
-    Numbers<T> v(static_cast<std::size_t>(count));
-    for (T& x : v) x = narrow<T>(Real<T>(0.3) * normal(random));
-    return v;
-  };
-  const auto sequence = [&](auto& v) { return Sequence<T>{v.data(), n.batch * H, H}; };
-  const auto reading = [&](auto& v) { return Sequence<const T>{v.data(), n.batch * H, H}; };
-  // Between layers: outputs and, from the last layer down, gradients.
-  std::vector<Numbers<T>> y(layers + 1), dy(layers + 1), w_ih, w_hh, dw_ih, dw_hh;
-  std::vector<Numbers<Real<T>>> saved;
-  std::vector<Layer<T>> layer(layers);
-  std::vector<Gradients<T>> grads(layers);
-  for (auto& v : y) v.resize(static_cast<std::size_t>(rows * H));
-  for (auto& v : dy) v.resize(static_cast<std::size_t>(rows * H));
-  y[0] = numbers(rows * H);
-  dy[layers] = numbers(rows * H);
-  for (int k = 0; k < layers; ++k) {
-    w_ih.push_back(numbers(gates * H));
-    w_hh.push_back(numbers(gates * H));
-    saved.emplace_back(static_cast<std::size_t>(rows * kernel.saved_row(H)));
-  }
-  dw_ih = w_ih, dw_hh = w_hh;
-  for (std::size_t k = 0; k < layers; ++k) {
-    layer[k] = {n.steps, n.batch, H, H, H};
-    layer[k].x = reading(y[k]);
-    layer[k].y = sequence(y[k + 1]);
-    layer[k].w_ih = {w_ih[k].data(), H};
-    layer[k].w_hh = {w_hh[k].data(), H};
-    layer[k].saved = saved[k].data();
-    grads[k].y = reading(dy[k + 1]);
-    grads[k].x = sequence(dy[k]);
-    grads[k].w_ih = {dw_ih[k].data(), H};
-    grads[k].w_hh = {dw_hh[k].data(), H};
-  }
-  // Calls work(k, team, scratch) for the layers in the order 0, 1, 2 of `at`.
-  const auto each = [&](auto at, auto bytes, auto work) {
-    Barrier barrier[layers][barriers]{};
-    std::vector<Progress> progress(layers * static_cast<std::size_t>(team_size));
-    std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
-    std::vector<std::thread> threads;
-    for (int i = 0; i < layers; ++i) memory.push_back(scratch(bytes(at(i))));
-    for (int i = 0; i < layers; ++i) {
-      for (int rank = 0; rank < team_size; ++rank)
-        threads.emplace_back([&, i, rank] {
-          Team team{rank, team_size, split, barrier[i]};
-          if (wavefront && i > 0)
-            team.source = &progress[static_cast<std::size_t>((i - 1) * team_size)];
-          if (wavefront && i + 1 < layers)
-            team.own = &progress[static_cast<std::size_t>(i * team_size)];
-          work(at(i), team, memory[static_cast<std::size_t>(i)].get());
-        });
-      if (!wavefront) {
-        for (std::thread& thread : threads) thread.join();
-        threads.clear();
+void check(int cell, Sizes n, Options options, const std::vector<Way>& ways) {
+  Problem<T> problem(cell, n, options);
+  ++problems;
+  const Results<T> expected = problem.run({Partition::one, 1});
+  for (const Way& way : ways) {
+    const Results<T> found = problem.run(way);
+    for (std::size_t k = 0; k < found.size(); ++k)
+      if (!same(found[k], expected[k])) {
+        std::printf("%s: result %zu differs, partition %d, %d threads, %s%s\n", problem.text().c_str(),
+                    k, static_cast<int>(way.partition), way.threads,
+                    way.training ? "training" : "inference", way.held ? ", held weights" : "");
+        ++failures;
       }
-    }
-    for (std::thread& thread : threads) thread.join();
-  };
-  const auto up = [](int i) { return static_cast<std::size_t>(i); };
-  const auto down = [](int i) { return static_cast<std::size_t>(layers - 1 - i); };
-  each(
-      up, [&](std::size_t k) { return kernel.forward_scratch(layer[k]); },
-      [&](std::size_t k, const Team& team, void* memory) { kernel.forward(layer[k], team, memory); });
-  each(
-      down, [&](std::size_t k) { return kernel.backward_scratch(layer[k], grads[k]); },
-      [&](std::size_t k, const Team& team, void* memory) {
-        kernel.backward(layer[k], grads[k], team, memory);
-      });
-  std::vector<Numbers<T>> results;
-  for (const auto* all : {&y, &dy, &dw_ih, &dw_hh})
-    results.insert(results.end(), all->begin(), all->end());
-  return results;
-}
-
-template <class T>
-int check_stack(int cell, Sizes n) {
-  const auto expected = run_stack<T>(cell, n, 1, Split::rows, false);
-  int failures = 0;
-  const std::pair<int, Split> teams[] = {{1, Split::rows}, {2, Split::rows}, {2, Split::units}};
-  for (const auto& [team, split] : teams)
-    if (run_stack<T>(cell, n, team, split, true) != expected) {
-      std::printf("%s T=%td B=%td H=%td: a wavefront differs with teams of %d\n", table.info[cell].name,
-                  n.steps, n.batch, n.hidden, team);
-      ++failures;
-    }
-  return failures;
-}
-
-template <class T>
-int check(int cell, Sizes n) {
-  int failures = 0;
-  for (const bool states : {false, true}) {
-    const auto expected = run<T>(cell, n, 1, Split::rows, states, true);
-    const auto differ = [&](const std::vector<Numbers<T>>& found, int team, const char* what) {
-      for (std::size_t k = 0; k < found.size(); ++k)
-        if (found[k] != expected[k]) {
-          std::printf("%s T=%td B=%td I=%td H=%td R=%td: result %zu differs with %d threads by %s\n",
-                      table.info[cell].name, n.steps, n.batch, n.inputs, n.hidden, n.outputs, k, team,
-                      what);
-          ++failures;
-        }
-    };
-    differ(run<T>(cell, n, 1, Split::rows, states, false), 1, "rows, inference");
-    differ(run<T>(cell, n, 1, Split::rows, states, false, true), 1, "rows, held weights");
-    for (const int team : {2, 3}) {
-      differ(run<T>(cell, n, team, Split::rows, states, true), team, "rows");
-      differ(run<T>(cell, n, team, Split::units, states, true), team, "units");
-      differ(run<T>(cell, n, team, Split::units, states, false), team, "units, inference");
-      differ(run<T>(cell, n, team, Split::units, states, false, true), team, "units, held weights");
-    }
   }
-  return failures;
+}
+
+template <class T>
+void check_all(int cell, Sizes n) {
+  std::vector<Way> ways{{Partition::one, 1, false}, {Partition::one, 1, false, true}};
+  for (const int threads : {2, 3}) {
+    ways.push_back({Partition::rows, threads});
+    ways.push_back({Partition::units, threads});
+    ways.push_back({Partition::units, threads, false});
+    ways.push_back({Partition::units, threads, false, true});
+  }
+  for (const bool states : {false, true}) check<T>(cell, n, {.states = states}, ways);
+  if (n.batch == 0 || n.steps * n.batch >= 512) return;
+  check<T>(cell, n, {.states = true, .lengths = true}, ways);
+  if (n.steps < 4) return;
+  check<T>(cell, n, {.layers = 3, .states = true},
+           {{Partition::wavefront, 2}, {Partition::wavefront, 3}, {Partition::wavefront, 6}});
+  check<T>(cell, n, {.layers = 2, .directions = 2, .lengths = true},
+           {{Partition::directions, 2}, {Partition::directions, 3}, {Partition::rows, 2}});
+}
+
+void check_cell(int cell) {
+  const Sizes sizes[] = {{1, 1, 1, 1, 1},     {5, 3, 4, 3, 3},     {4, 2, 17, 65, 65},
+                         {3, 1, 3, 257, 257}, {6, 33, 5, 17, 17},  {3, 40, 33, 48, 48},
+                         {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
+                         {70, 9, 5, 18, 18},  {1, 2, 5, 37, 19},   {5, 3, 4, 20, 1},
+                         {3, 33, 5, 70, 65},  {2, 300, 7, 40, 16}, {70, 9, 5, 18, 17},
+                         {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32},  {1, 13, 21, 37, 37}};
+  for (const Sizes& n : sizes) {
+    if (n.outputs < n.hidden && !cell_info(cell).projects) continue;
+    if (kernels().float32.cells) check_all<float>(cell, n);
+    if (kernels().float64.cells) check_all<double>(cell, n);
+    if (kernels().bfloat16.cells) check_all<Bfloat16>(cell, n);
+  }
 }
 
 }  // namespace
@@ -261,29 +238,7 @@ int check(int cell, Sizes n) {
 
 int main() {
   using namespace rnnfast;
-  int failures = 0, calls = 0;
-  const Sizes sizes[] = {{1, 1, 1, 1, 1},     {5, 3, 4, 3, 3},     {4, 2, 17, 65, 65},
-                         {3, 1, 3, 257, 257}, {6, 33, 5, 17, 17},  {3, 40, 33, 48, 48},
-                         {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
-                         {70, 9, 5, 18, 18},  {1, 2, 5, 37, 19},   {5, 3, 4, 20, 1},
-                         {3, 33, 5, 70, 65},  {2, 300, 7, 40, 16}, {70, 9, 5, 18, 17},
-                         {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32},  {1, 13, 21, 37, 37}};
-  for (int cell = 0; cell < table.cells; ++cell)
-    for (const Sizes& n : sizes) {
-      if (n.outputs < n.hidden && !table.info[cell].projects) continue;
-      const bool stacked = n.steps > 3 && n.outputs == n.hidden && n.steps * n.batch < 512;
-      failures += check<Bfloat16>(cell, n);
-      ++calls;
-      if (stacked) failures += check_stack<Bfloat16>(cell, n);
-      if (!table.float32.cells) continue;  // an instruction set that has nothing of its own for them
-      failures += check<float>(cell, n);
-      ++calls;
-      if (stacked) failures += check_stack<float>(cell, n);
-#if !defined(__SANITIZE_THREAD__)  // who computes what does not depend on the type
-      failures += check<double>(cell, n);
-      ++calls;
-#endif
-    }
-  std::printf("%s: %d problems, %d failures\n", table.name, calls, failures);
+  for (int cell = 0; cell < kernels().cells; ++cell) check_cell(cell);
+  std::printf("%s: %d problems, %d failures\n", kernels().name, problems, failures);
   return failures != 0;
 }

@@ -1,0 +1,55 @@
+// The types of numbers that kernels compute in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rnnfast {
+
+using index = std::ptrdiff_t;
+
+// A bfloat16 in memory: the upper half of a float32.
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+// What numbers of a type are computed in: sums, gates and cell states are of this type.
+template <class T>
+struct RealOf {
+  using type = T;
+};
+template <>
+struct RealOf<Bfloat16> {
+  using type = float;
+};
+template <class T>
+using Real = typename RealOf<T>::type;
+
+// Forced inline: units of different instruction sets include this, and may share no copy.
+#if defined(__CUDACC__)
+#define RNNFAST_INLINE __device__ __forceinline__
+#else
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+#endif
+
+template <class T>
+RNNFAST_INLINE Real<T> widen(T x) {
+  return x;
+}
+RNNFAST_INLINE float widen(Bfloat16 x) {
+  return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
+}
+
+// Rounds to nearest, to even where two are as near.
+template <class T>
+RNNFAST_INLINE T narrow(Real<T> x) {
+  if constexpr (sizeof(T) == sizeof(Real<T>)) {
+    return x;
+  } else {
+    auto bits = __builtin_bit_cast(std::uint32_t, x);  // not const: nvcc 13.0 cannot read that
+    const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return {static_cast<std::uint16_t>(x == x ? rounded : bits >> 16 | 0x40)};
+  }
+}
+
+}  // namespace rnnfast

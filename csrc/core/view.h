@@ -1,0 +1,51 @@
+// What is known of a tensor in memory: its address, shape, strides and dtype. It owns nothing.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+namespace rnnfast {
+
+enum class Dtype { float32, float64, bfloat16, float16, int64, uint8, boolean, other };
+
+Dtype dtype_named(const std::string& name);  // as NumPy and torch name them
+
+class View {
+ public:
+  static constexpr int most_dims = 3;
+
+  // No tensor; one that is optional may be absent.
+  explicit View(const char* name) : name_(name) {}
+  // In memory without gaps. Its name stands in errors.
+  View(const char* name, void* data, Dtype dtype, std::initializer_list<std::int64_t> shape);
+
+  explicit operator bool() const { return present_; }
+  const char* name() const { return name_; }
+  Dtype dtype() const { return dtype_; }
+  std::string dtype_name() const;
+  int dims() const { return dims_; }
+  std::int64_t size(int dim) const { return shape_[dim]; }
+  std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
+  void* data() const { return data_; }
+  int device() const { return device_; }  // its number, among those of its place
+  std::string shape_text() const;
+  // Whether the other one has the same address, shape, strides and dtype.
+  bool is_at(const View& other) const;
+  // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
+  bool has_contiguous_rows() const;
+  // Throws std::invalid_argument where the shape is another one, or where rows are not contiguous
+  // though they must be.
+  void require_shape(std::initializer_list<std::int64_t> expected, bool contiguous = true) const;
+
+ protected:
+  const char* name_;
+  bool present_ = false;
+  void* data_ = nullptr;
+  Dtype dtype_ = Dtype::other;
+  std::string dtype_name_;  // where dtype_ does not say it
+  int dims_ = 0, device_ = 0;
+  std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
+};
+
+}  // namespace rnnfast

@@ -1,0 +1,81 @@
+// From views of tensors to the structs of layer.h, once their sizes are checked.
+#pragma once
+
+#include <initializer_list>
+
+#include "cpu/dispatch.h"
+#include "core/layer.h"
+#include "core/errors.h"
+#include "core/view.h"
+
+namespace rnnfast {
+
+// Whether kernels compute in it.
+constexpr bool is_number(Dtype dtype) {
+  return dtype == Dtype::float32 || dtype == Dtype::float64 || dtype == Dtype::bfloat16;
+}
+
+// Checks views against the sizes and the dtype that the first of them sets.
+class Checker {
+ public:
+  explicit Checker(const View& first) : first_(first) {
+    if (!is_number(first.dtype()))
+      throw WrongType(std::string(first.name()) + " has dtype " + first.dtype_name() +
+                      "; expected float32, float64 or bfloat16");
+  }
+
+  void shape(const View& view, std::initializer_list<index> expected) const {
+    if (!view) return;
+    if (view.dtype() != first_.dtype())
+      throw WrongType(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
+                      first_.name() + " has " + first_.dtype_name());
+    view.require_shape(expected);
+  }
+
+ private:
+  const View& first_;
+};
+
+inline const CellInfo& cell_info(int cell) {
+  if (cell < 0 || cell >= kernels().cells)
+    throw std::invalid_argument("cell " + std::to_string(cell) + " is not in the table of " +
+                                std::to_string(kernels().cells) + " cells");
+  return kernels().info[cell];
+}
+
+inline Dtype number_named(const std::string& name) {
+  const Dtype dtype = dtype_named(name);
+  if (!is_number(dtype))
+    throw std::invalid_argument("dtype is '" + name + "'; expected 'float32', 'float64' or 'bfloat16'");
+  return dtype;
+}
+
+// Calls f(a T) for the type of numbers that a dtype names, one that a Checker lets pass.
+template <class F>
+auto with_numbers(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float64:
+      return f(double{});
+    case Dtype::bfloat16:
+      return f(Bfloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+inline void require(const View& view) {
+  if (!view) throw WrongType(std::string(view.name()) + " must not be None");
+}
+
+template <class T>
+T* vector(const View& view) {
+  return static_cast<T*>(view.data());
+}
+
+template <class T>
+Matrix<T> matrix(const View& view) {
+  if (!view) return {};
+  return {static_cast<T*>(view.data()), view.stride(0)};
+}
+
+}  // namespace rnnfast

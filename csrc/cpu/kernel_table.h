@@ -1,0 +1,54 @@
+// The table that one instruction set exports.
+#pragma once
+
+#include "cells/info.h"
+#include "core/layer.h"
+#include "core/team.h"
+
+namespace rnnfast {
+
+template <class T>
+struct CellKernels {
+  index (*saved_row)(index hidden);           // numbers in Layer::saved for one row of x
+  index (*forward_scratch)(const Layer<T>&);  // bytes
+  void (*forward)(const Layer<T>&, const Team&, void* scratch);
+  index (*panels_size)(const Layer<T>&);    // numbers in Layer::panels
+  void (*pack)(const Layer<T>&);            // the weights into Layer::panels
+  int (*backward_groups)(const Layer<T>&);  // of rows, one after the other unless a team has pairs
+  index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
+  void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
+};
+
+// Of all cells; null where an instruction set has nothing of its own for a type of numbers.
+template <class T>
+struct NumberKernels {
+  const CellKernels<T>* cells;
+  // Runs independent multiply-adds in registers for `rounds` rounds; returns their operations.
+  double (*peak)(long rounds);
+};
+
+struct Kernels {
+  const char* name;
+  int vector_bytes;
+  int cells;
+  const CellInfo* info;
+  NumberKernels<float> float32;
+  NumberKernels<double> float64;
+  NumberKernels<Bfloat16> bfloat16;
+
+  template <class T>
+  const NumberKernels<T>& of() const {
+    if constexpr (sizeof(T) == 2)
+      return bfloat16;
+    else if constexpr (sizeof(T) == 4)
+      return float32;
+    else
+      return float64;
+  }
+  template <class T>
+  const CellKernels<T>& of(int cell) const {
+    return of<T>().cells[cell];
+  }
+};
+
+}  // namespace rnnfast

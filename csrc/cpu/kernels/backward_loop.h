@@ -1,0 +1,370 @@
+// The reversed time loop over any cell, for the rows of a batch that belong together, and the gradients
+// of inputs.
+//
+// A chunk of steps at a time, latest first: the loop leaves the gradients of the chunk's
+// pre-activations in d, [blocks][rows of the chunk][gates][lanes]. Read along its rows d is the left
+// side of the products that give the gradients of states and inputs. Where h is a projection, p holds
+// the gradients of its outputs in the same way.
+#pragma once
+
+#include "cpu/kernels/weight_gradients.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+// The weights, packed for products with the gradients of gates.
+template <class Cell, class T>
+struct BackwardPanels {
+  T *stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
+  Real<T>* zeros;                               // zeros_of(layer)
+
+  // One panel, for gradients of `blocks` blocks with `gates` gates each.
+  static constexpr index size(index blocks, int gates) { return blocks * gates * lanes<T> * lanes<T>; }
+};
+
+inline constexpr index l2_bytes = 640 * 1024;  // what the gradients of the weights may have of it
+
+template <class Cell, class T>
+class BackwardLoop {
+ public:
+  // `saved`: where the slots of the layer's rows are. From a null arena it only counts its memory.
+  BackwardLoop(const Layer<T>& layer, const Gradients<T>& grads, const SlotMemory<T>& saved,
+               const BackwardPanels<Cell, T>& panels, Arena& arena)
+      : layer_(layer),
+        grads_(grads),
+        panels_(panels),
+        blocks_(blocks_of<T>(layer.hidden)),
+        outputs_(blocks_of<T>(layer.outputs)),
+        rows_(most_rows(layer)),
+        weights_(layer, grads, rows_, arena) {
+    const index padded = blocks_ * L, state = layer.batch * padded;
+    chunk_ = {&layer_, blocks_, outputs_, rows_};
+    chunk_.d = arena.template take<T>(rows_ * padded * Cell::gates);
+    chunk_.p = arena.template take<T>(is_projected<Cell>(layer_) ? rows_ * outputs_ * L : 0);
+    chunk_.operand = arena.template take<T>(weights_.uses_operand(grads) ? rows_ * padded : 0);
+    chunk_.places = arena.template take<Place>(layer.ragged.order ? rows_ : 0);
+    dh_ = arena.template take<Real<T>>(layer.batch * outputs_ * L);
+    dc_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
+    dq_ = arena.template take<Real<T>>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
+    c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
+    state_ = {&layer_, panels.zeros, c0_, saved, States<Cell, T>::chunk_steps(layer, saved.batch)};
+  }
+
+  static index weight_bytes(const Layer<T>& layer) {
+    return Cell::gates * layer.hidden * (layer.inputs + layer.outputs) * index{sizeof(Real<T>)};
+  }
+
+  BackwardLoop(const BackwardLoop&) = delete;  // it points to itself
+
+  const WeightGradients<Cell, T>& weights() const { return weights_; }
+
+  // By all threads of the team, each with its rank.
+  void run(const Team& team) {
+    team_ = team;
+    const Part part = part_of(layer_, team_);
+    const Rows gathered = rows_once(layer_.batch, team_, part);
+    prepare(part);
+    wait(team_);
+    if (layer_.batch == 0) {  // the weight gradients are zero
+      Chunk<Cell, T> empty = chunk_;
+      empty.steps = {layer_.steps - 1, layer_.steps};
+      weights_.add(team_, empty, state_);
+      wait(team_);
+    }
+    for (index t1 = layer_.batch > 0 ? layer_.steps : 0; t1 > 0;) {
+      const Chunk<Cell, T> chunk = chunk_before(t1);
+      const index piece =
+          team_.in_wavefront() ? wavefront_steps(layer_.steps, layer_.batch) : chunk.steps.size();
+      for (index end = t1, begin; end > chunk.steps.begin; end = begin) {
+        begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
+        wait_for_source(team_, layer_.steps - begin);
+        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
+        find_places(chunk, {begin, end}, gathered);
+        if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
+        wait(team_);
+        if (grads_.x.data) input_gradients(chunk, {begin, end});
+        have_done(team_, layer_.steps - begin);
+      }
+      weights_.add(team_, chunk, state_);
+      wait(team_);
+      t1 = chunk.steps.begin;
+    }
+    if (grads_.h0.data) from_blocks(grads_.h0, dh_, layer_, layer_.outputs, part.rows, part.outputs);
+    if (grads_.c0.data) from_blocks(grads_.c0, dc_, layer_, layer_.hidden, part.rows, part.blocks);
+  }
+
+ private:
+  static constexpr int L = lanes<T>, per = per_word<T>;
+  static constexpr int last = Cell::stages - 1;
+
+  // Many rows make the weight gradients' loads and stores cheap; few stay in the L2 cache with them.
+  static index most_rows(const Layer<T>& layer) {
+    const index bytes = weight_bytes(layer), all = layer.steps * layer.batch;
+    index rows = bytes <= l2_bytes ? 128 : bytes <= 4 * l2_bytes ? 256 : 512;
+    if (rows < layer.batch) rows = layer.batch;
+    return rows < all ? rows : all;
+  }
+
+  // The chunk that ends at t1: as many steps as have at most rows_ rows together, and at least one.
+  Chunk<Cell, T> chunk_before(index t1) const {
+    index t0 = t1 - 1;
+    while (t0 > 0 && state_.before(t1) - state_.before(t0 - 1) <= rows_) --t0;
+    Chunk<Cell, T> chunk = chunk_;
+    chunk.steps = {t0, t1};
+    chunk.rows = state_.before(t1) - state_.before(t0);
+    return chunk;
+  }
+
+  // Where each row of some of a chunk's steps lies.
+  void find_places(const Chunk<Cell, T>& chunk, Range steps, Rows rows) {
+    if (!chunk.places) return;
+    const Ragged& ragged = layer_.ragged;
+    for (index t = steps.begin; t < steps.end; ++t) {
+      const Rows there = rows.present(state_.count(t));
+      for (index r = 0; r < there.size(); ++r) {
+        const index b = there[r];
+        chunk.places[chunk.place(t) + b] =
+            ragged.packed ? Place{0, ragged.packed[t] + ragged.order[b]} : Place{t, ragged.order[b]};
+      }
+    }
+  }
+
+  void prepare(Part part) {
+    to_blocks(dh_, grads_.h_n, layer_, layer_.outputs, part.rows, part.outputs);
+    if constexpr (Cell::cell_state >= 0) {
+      to_blocks(dc_, grads_.c_n, layer_, layer_.hidden, part.rows, part.blocks);
+      to_blocks(c0_, layer_.c0, layer_, layer_.hidden, part.rows, part.blocks);
+    }
+    if (team_.rank == 0) weights_.clear();
+  }
+
+  // `row`: where the rows of step t begin in the chunk.
+  void step(index t, index row, Part part) {
+    const Rows rows = part.rows.present(state_.count(t));
+    if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
+    if (is_projected<Cell>(layer_)) {
+      output_gradients(t, row, rows, part.outputs);
+      product(chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all, panels_.projection, t, rows,
+              part.blocks, dq_, true);
+    }
+    apply_all<last>(t, row, rows, part.blocks);
+    if constexpr (last > 0) {
+      gate_product<last>(t, row, rows, part.blocks, dq_, true);
+      apply_all<last - 1>(t, row, rows, part.blocks);
+      static_assert(last <= 1);
+    }
+    if (t > 0 || grads_.h0.data)
+      gate_product<0>(t, row, rows, part.outputs, dh_, is_projected<Cell>(layer_));
+    if (layer_.resets.data) cut(t, rows, part);
+  }
+
+  // The gradients of the cell states that the caller was given.
+  void add_cell_gradients(index t, Rows rows, Range blocks) {
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
+      const T* from = state_.row(grads_.cell_states, t, b);
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        Real<T>* to = dc_ + (block * layer_.batch + b) * L;
+        store(to, load(static_cast<const Real<T>*>(to)) +
+                      load_some(from + block * L, layer_.hidden - block * L));
+      }
+    }
+  }
+
+  // No gradient reaches the states before a reset.
+  void cut(index t, Rows rows, Part part) {
+    const auto clear = [&](Real<T>* of, Range blocks, index b) {
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        store(of + (block * layer_.batch + b) * L, Vector<T>{});
+    };
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
+      if (!state_.resets(t, b)) continue;
+      clear(dh_, part.outputs, b);
+      if (Cell::cell_state >= 0) clear(dc_, part.blocks, b);
+    }
+  }
+
+  // The gradients of the step's projected outputs.
+  void output_gradients(index t, index place, Rows rows, Range blocks) {
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
+      const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        const index left = layer_.outputs - block * L;
+        Vector<T> v = load(static_cast<const Real<T>*>(dh_) + (block * layer_.batch + b) * L);
+        if (dy) v += load_some(dy + block * L, left);
+        store(chunk_.p_at(block, place + b), left < L ? first_lanes<T>(v, left) : v);
+      }
+    }
+  }
+
+  template <int s>
+  void apply_all(index t, index place, Rows rows, Range blocks) {
+    for (index first = 0; first < rows.size(); first += group) {
+      const Rows own = rows.group_from(first);
+      const index count = own.size();
+      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, own);
+      for (index block = blocks.begin; block < blocks.end; ++block) {
+        const index at = block * layer_.batch * L;
+        const Local local{block * step.block,
+                          dh_ + at,
+                          Cell::cell_state < 0 ? nullptr : dc_ + at,
+                          dq_ ? dq_ + at : nullptr,
+                          chunk_.d_at(block, place),
+                          chunk_.operand ? chunk_.operand_at(place) : nullptr,
+                          blocks_ * L,
+                          block,
+                          layer_.hidden - block * L,
+                          grads_.y.data != nullptr,
+                          is_projected<Cell>(layer_)};
+        index row = 0;
+        for (; row + 2 <= count; row += 2) apply<s, Pack<Vector<T>>>(step, local, row);
+        for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);
+      }
+    }
+  }
+
+  // What apply needs of this object, for one block: by value, since the compiler must assume that any
+  // store of numbers changes the object.
+  struct Local {
+    index slots;  // those of the block, from those of block 0 on
+    Real<T>*dh, *dc, *dq;
+    T *d, *operand;
+    index padded, block, units;
+    bool has_dy, is_projected;
+  };
+
+  // The cell's formula for one row, or for two (V a Pack).
+  template <int s, class V>
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local of,
+                                   index row) {
+    constexpr index d_size = Cell::gates * L;
+    const index unit = of.block * L;
+    const auto read = [&](const auto* from, index size) {
+      return gather<V>([&](int r) { return load(from + step.b[row + r] * size); });
+    };
+    const auto write = [&](auto* to, index size, V x) {
+      scatter(x, [&](int r, Vector<T> part) { store(to + step.b[row + r] * size, part); });
+    };
+    V v[Cell::slots], dv[Cell::gates];
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::slots; ++slot)
+      v[slot] = gather<V>([&](int r) {
+        return load(static_cast<const Real<T>*>(step.slots[row + r]) + of.slots + slot * L);
+      });
+    V h = splat<V>(0);
+    if constexpr (!Cell::projects)
+      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
+    const V c =
+        gather<V>([&](int r) { return load(step.c[row + r].data + of.block * step.c[row + r].block); });
+    const bool whole = !(Cell::projects && of.is_projected);  // dh has the width of the cell
+    V dh = splat<V>(0), dc = splat<V>(0), grad;
+    if (whole) dh = read(of.dh, L);
+    if constexpr (Cell::cell_state >= 0) dc = read(of.dc, L);
+    // Other threads may be reading the rest, which the last stage wrote.
+    constexpr Window written = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
+    if constexpr (s == last) {
+      grad = whole ? dh : read(of.dq, L);
+      if (whole && of.has_dy)
+        grad = grad + gather<V>([&](int r) { return load_some(step.y[row + r] + unit, of.units); });
+      dh = splat<V>(0);
+#pragma GCC unroll 8
+      for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = splat<V>(0);
+    } else {
+      grad = read(of.dq, L);
+#pragma GCC unroll 8
+      for (int slot = written.begin; slot < written.end; ++slot)
+        dv[slot] = read(of.d + slot * L, d_size);
+    }
+    if constexpr (s == last && (last > 0 || Cell::projects))
+      if (of.operand) write(of.operand + unit, of.padded, Cell::operand(v, h));
+    Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
+    if (whole) write(of.dh, L, dh);
+    if constexpr (Cell::cell_state >= 0) write(of.dc, L, dc);
+#pragma GCC unroll 8
+    for (int slot = written.begin; slot < written.end; ++slot)
+      scatter(dv[slot], [&](int r, Vector<T> x) {
+        // Padding must stay zero: an infinite input would make it NaN, and the products spread it.
+        store(of.d + step.b[row + r] * d_size + slot * L,
+              of.units < L ? first_lanes<T>(x, of.units) : x);
+      });
+  }
+
+  // The gradients of stage s's gates times its weights.
+  template <int s>
+  void gate_product(index t, index first, Rows rows, Range blocks, Real<T>* to, bool from_zero) {
+    product(chunk_.d_at(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s],
+            panels_.stage[s], t, rows, blocks, to, from_zero);
+  }
+
+  // Along a row of gradients: `count` blocks, block_stride apart, of the lanes of a window's slots.
+  static constexpr Depth along(index count, index block_stride, Window window) {
+    return {count, block_stride, window.width() * L / per, per};
+  }
+
+  // to = or += gradients times weights. The gradients: `count` blocks, block_stride apart, of rows of
+  // as many slots as a row has.
+  void product(const T* from, index block_stride, index count, Window window, const T* weights, index t,
+               Rows rows, Range blocks, Real<T>* to, bool from_zero) {
+    if (team_.split == Split::units) wait(team_);
+    const index row_size = block_stride / rows_;
+    const index panel = panels_.size(count, window.width());
+    const Extent extent{along(count, block_stride, window), panel, L * per, layer_.batch * L, 0};
+    for_each_tile<T, 1>(
+        rows.size(), blocks, t % 2 == 1, [&](index row, int R, index block, int, auto tile) {
+          const T* a[accumulators];
+          Real<T>* c[accumulators];
+          for (int r = 0; r < R; ++r) {
+            const index b = rows[row + r];
+            a[r] = from + b * row_size + window.begin * L;
+            c[r] = to + (block * layer_.batch + b) * L;
+          }
+          tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
+        });
+  }
+
+  // Of some of a chunk's steps.
+  void input_gradients(const Chunk<Cell, T>& chunk, Range steps) {
+    const index a = chunk.place(steps.begin), b = chunk.place(steps.end - 1), first = a < b ? a : b;
+    Range rows = share(state_.before(steps.end) - state_.before(steps.begin), team_.size, team_.rank);
+    rows = {first + rows.begin, first + rows.end};
+    const index panel = panels_.size(blocks_, Cell::input.width());
+    const Extent extent{along(blocks_, rows_ * Cell::gates * L, Cell::input), panel, L * per, L, 0};
+    const Range columns{0, blocks_of<T>(layer_.inputs)};
+    for_each_tile<T, 1>(rows.size(), columns, false,
+                        [&](index row, int R, index block, int N, auto tile) {
+                          const T* a[accumulators];
+                          Real<T>* c[accumulators];
+                          alignas(64) Real<T> result[accumulators * L];
+                          for (int r = 0; r < R; ++r) {
+                            a[r] = chunk.d_at(0, rows.begin + row + r) + Cell::input.begin * L;
+                            c[r] = result + r * N * L;
+                          }
+                          tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
+                          for (int r = 0; r < R; ++r) {
+                            T* to = chunk.row_of(grads_.x, rows.begin + row + r) + block * L;
+                            for (int n = 0; n < N; ++n, to += L) {
+                              const index count = layer_.inputs - (block + n) * L;
+                              Vector<T> v = load(static_cast<const Real<T>*>(c[r]) + n * L);
+                              if (grads_.x_accumulate)
+                                v = rounded<T>(v) + load_some(static_cast<const T*>(to), count);
+                              store_some(to, v, count);
+                            }
+                          }
+                        });
+  }
+
+  Layer<T> layer_;
+  Gradients<T> grads_;
+  BackwardPanels<Cell, T> panels_;
+  Team team_;
+  index blocks_, outputs_;  // of the hidden units, and of h
+  index rows_;              // the most that a chunk has
+  WeightGradients<Cell, T> weights_;
+  Chunk<Cell, T> chunk_;    // of no steps yet
+  Real<T>*dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of what a second product multiplied
+  Real<T>* c0_;
+  States<Cell, T> state_;
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

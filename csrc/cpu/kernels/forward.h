@@ -1,0 +1,445 @@
+// The time loop over any cell, forward.
+//
+// A chunk of steps at a time, or in a wavefront a piece of one: its input products go straight into the
+// slots of its steps, then each step adds its recurrent products to them and applies the cell's
+// formula, tile by tile. Every pre-activation is bias, then input products, then recurrent products,
+// each in the order of k. Where h is a projection one more product turns what the formula gave into the
+// step's output.
+#pragma once
+
+#include "cpu/kernels/states.h"
+#include "cpu/kernels/unpacked.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+// One product of the forward pass: rows times the transposed matrix w of `units` rows a gate (or of
+// that many rows, where it has no gates) and `depth` columns.
+template <class T>
+struct Product {
+  Window window;
+  Matrix<const T> w;
+  index units, depth;
+  T* panels;  // [blocks][k][gates of the window][lanes], see gemm.h
+
+  // Packed: before the first step. Lazy: by the thread that alone reads them, when it first does, a few
+  // blocks at a time, which are in the cache then. Weights that are read once are not worth a packed
+  // copy of them all. Streamed: as lazy, and overwritten by the next few. Unpacked: not even that, for
+  // a few rows and a step or two.
+  enum class Use { packed, lazy, streamed, unpacked } use;
+
+  index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
+  Extent extent(index c_panel, index init_panel) const {
+    return {contiguous<T>(depth), panel(), window.width() * lanes<T> * per_word<T>, c_panel,
+            init_panel};
+  }
+  index units_of(index block) const {
+    const index left = units - block * lanes<T>;
+    return left < lanes<T> ? left : lanes<T>;
+  }
+};
+
+template <class Cell, class T>
+class Forward {
+ public:
+  // From a null base it only counts the scratch memory.
+  Forward(const Layer<T>& layer, const Team& team, void* base)
+      : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
+    const index chunk = States<Cell, T>::chunk_steps(layer, layer.batch), padded = blocks_ * L;
+    Arena arena(base), held(layer.panels);
+    const auto product = [&](Window window, Matrix<const T> w, index units, index depth, index times,
+                             index rows) {
+      Product<T> p{window, w, units, depth, nullptr, use(times, rows)};
+      p.panels = (layer.panels ? held : arena).template take<T>(blocks_of<T>(units) * p.panel());
+      return p;
+    };
+    piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
+    if (piece_ > chunk) piece_ = chunk;
+    input_ = product(Cell::input, layer.w_ih, layer.hidden, layer.inputs,
+                     (layer.steps + piece_ - 1) / piece_, piece_ * layer.batch);
+    for (int s = 0; s < Cell::stages; ++s)
+      stage_[s] = product(Cell::recurrent[s], layer.w_hh, layer.hidden, operand_width(layer, s),
+                          layer.steps, layer.batch);
+    if (is_projected<Cell>(layer_))
+      projection_ =
+          product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
+    bias_ = arena.template take<Real<T>>(padded * Cell::gates);
+    operand_ = arena.template take<T>(
+        Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
+    whole_x_ =
+        arena.template take<T>(is_whole(layer.inputs) ? 0 : chunk * layer.batch * whole(layer.inputs));
+    whole_h_ = arena.template take<T>(is_whole(layer.outputs) ? 0 : layer.batch * whole(layer.outputs));
+    c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
+    zeros_ = arena.template take<Real<T>>(zeros_of(layer));
+    const bool saves = layer.saved;
+    Real<T>* const slots = arena.template take<Real<T>>(
+        saves ? 0 : 2 * chunk * layer.batch * saved_row<Cell, T>(layer.hidden));
+    state_ = {&layer_,
+              zeros_,
+              c0_,
+              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, {}, saves},
+              chunk};
+    scratch_ = arena.used();
+  }
+
+  index scratch() const { return scratch_; }
+
+  // The packed weights of all products, which a caller may hold from call to call.
+  index panels_size() const {
+    Arena counted(nullptr);
+    for_products([&](auto, const Product<T>& product, index blocks) {
+      counted.template take<T>(blocks * product.panel());
+    });
+    return counted.used() / index{sizeof(T)};
+  }
+  void pack_panels() const {
+    for_products([](auto of, const Product<T>& product, index blocks) {
+      pack<decltype(of)>(product, {0, blocks});
+    });
+  }
+
+  void run() {
+    const FlushDenormals guard;
+    if (layer_.batch == 0) return;
+    const Part part = part_of(layer_, team_);
+    prepare(part);
+    wait(team_);
+    for (index t0 = 0; t0 < layer_.steps; t0 += state_.chunk) {
+      const index t1 = t0 + state_.chunk < layer_.steps ? t0 + state_.chunk : layer_.steps;
+      for (index begin = t0; begin < t1; begin += piece_) {
+        const Range piece{begin, begin + piece_ < t1 ? begin + piece_ : t1};
+        wait_for_source(team_, piece.end);
+        project_inputs(piece, part);
+        for (index t = piece.begin; t < piece.end; ++t) step(t, part);
+        have_done(team_, piece.end);
+      }
+    }
+  }
+
+ private:
+  static constexpr int L = lanes<T>;
+  using Use = typename Product<T>::Use;
+
+  // What other threads computed of a step, where a team shares its units.
+  void wait_for_units() const {
+    if (team_.split == Split::units) wait(team_);
+  }
+
+  void step(index t, Part part) {
+    if (t > 0) wait_for_units();
+    stage<0>(t, part);
+    if constexpr (Cell::stages > 1) {
+      wait_for_units();
+      stage<1>(t, part);
+    }
+    static_assert(Cell::stages <= 2);
+    if (is_projected<Cell>(layer_)) {
+      wait_for_units();
+      project_outputs(t, part);
+    }
+    if (Cell::cell_state >= 0 && layer_.cell_states.data) write_cell_states(t, part);
+    if (t + 1 == layer_.steps || state_.count(t + 1) < state_.count(t)) write_final_states(t, part);
+  }
+
+  void prepare(Part part) {
+    // Each thread prepares some blocks: its own ones where it alone needs them.
+    if (!layer_.panels)
+      for_products([&](auto of, const Product<T>& product, index all) {
+        if (product.use == Use::packed) pack<decltype(of)>(product, share(all, team_.size, team_.rank));
+      });
+    const Range blocks = share(blocks_, team_.size, team_.rank);
+    for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
+    if constexpr (Cell::cell_state >= 0)
+      to_blocks(c0_, layer_.c0, layer_, layer_.hidden, part.rows, part.blocks);
+    if (team_.rank == 0)
+      for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
+  }
+
+  // Calls f(Cell or Plain, product, its blocks).
+  template <class F>
+  void for_products(F f) const {
+    f(Cell{}, input_, blocks_);
+    for (const Product<T>& stage : stage_) f(Cell{}, stage, blocks_);
+    if (is_projected<Cell>(layer_)) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
+  }
+
+  // Of a product with so many rows, so many times.
+  Use use(index times, index rows) const {
+    if (layer_.panels) return Use::packed;
+    const index turns = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
+    if (turns <= most_turns_unpacked) return Use::unpacked;
+    const bool own_blocks = team_.split == Split::units || team_.size == 1;
+    return !own_blocks ? Use::packed : times == 1 ? Use::streamed : Use::lazy;
+  }
+
+  template <class Of>
+  static void pack(const Product<T>& product, Range blocks, index shift = 0) {
+    for (index block = blocks.begin; block < blocks.end; ++block)
+      pack_forward<Of>(product.panels + (block - shift) * product.panel(), product.w, product.units,
+                       product.depth, product.window, block * L, product.units_of(block));
+  }
+
+  void sum_biases(index block) {
+    const index units = input_.units_of(block);
+    for (int slot = 0; slot < Cell::gates; ++slot) {
+      const index offset = Cell::weight_block[slot] * layer_.hidden + block * L;
+      bool recurrent = false;
+      for (Window w : Cell::recurrent) recurrent = recurrent || w.has(slot);
+      Vector<T> sum{};
+      if (layer_.b_ih && Cell::input.has(slot)) sum += load_some(layer_.b_ih + offset, units);
+      if (layer_.b_hh && recurrent) sum += load_some(layer_.b_hh + offset, units);
+      store(bias_ + (block * Cell::gates + slot) * L, sum);
+    }
+  }
+
+  // Calls f(first row, rows, first block, blocks, tile) for tiles that cover the rows and the blocks,
+  // as for_each_tile does; a tile is called as those of gemm.h.
+  template <class Of, int P, class F>
+  static void for_tiles(const Product<T>& product, index rows, Range blocks, bool descending, F f) {
+    if (product.use != Use::unpacked) {
+      for_each_tile<T, P>(rows, blocks, descending,
+                          [&](index row, int R, index block, int N, TileFunction<T> tile) {
+                            f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0, 0});
+                          });
+    } else {
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        for (index row = 0; row < rows; row += unpacked_tile_rows) {
+          const int R =
+              rows - row < unpacked_tile_rows ? static_cast<int>(rows - row) : unpacked_tile_rows;
+          f(row, R, block, 1,
+            Tile<Of, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
+                           product.window.begin});
+        }
+    }
+  }
+
+  // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: for all
+  // of them at once, or where they are packed just before for a few at a time. `first`: whether this is
+  // the product's first use.
+  template <class Of, int P, class F>
+  static void for_panels(const Product<T>& product, Range blocks, bool first, F f) {
+    const bool streamed = product.use == Use::streamed;
+    if (!streamed && !(first && product.use == Use::lazy)) return f(blocks, product.panels);
+    for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
+      const index end = block + most_panels<P>;
+      const Range few{block, end < blocks.end ? end : blocks.end};
+      const index shift = streamed ? block - blocks.begin : 0;  // all in the place of the first
+      pack<Of>(product, few, shift);
+      f(few, product.panels - shift * product.panel());
+    }
+  }
+
+  void project_inputs(Range steps, Part part) {
+    constexpr int P = Cell::input.width();
+    const index block_stride = state_.slots(steps.begin).block;
+    const Extent extent = input_.extent(block_stride, Cell::gates * L);
+    if (whole_x_) copy_whole_x(steps, part);
+    const bool starts = steps.begin == 0;
+    for_panels<Cell, P>(input_, part.blocks, starts, [&](Range blocks, const T* panels) {
+      const T* x[group];
+      Real<T>* slots[group];
+      index rows = 0;
+      const auto project = [&] {
+        for_tiles<Cell, P>(input_, rows, blocks, false,
+                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                             Real<T>* c[accumulators];
+                             for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
+                             start_from_bias(c, R, block_stride, block, N);
+                             for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
+                             tile(x + row, panels + block * extent.panel, c,
+                                  bias_ + (block * Cell::gates + Cell::input.begin) * L, extent);
+                           });
+        rows = 0;
+      };
+      for (index t = steps.begin; t < steps.end; ++t) {
+        const Slots<Cell, T> step = state_.slots(t);
+        const Rows there = part.rows.present(state_.count(t));
+        for (index r = 0; r < there.size(); ++r) {
+          x[rows] = x_row(steps, t, there[r]);
+          slots[rows] = step.at(0, there[r]);
+          if (++rows == group) project();
+        }
+      }
+      project();
+    });
+  }
+
+  // Words must not reach past a row. Rows of an odd number of bfloat16 are copied, with a zero after
+  // them.
+  static constexpr index whole(index width) { return words<T>(width) * per_word<T>; }
+  static constexpr bool is_whole(index width) { return whole(width) == width; }
+  static void copy_whole(T* to, const T* from, index width) {
+    for (index k = 0; k < width; ++k) to[k] = from[k];
+    to[width] = T{};
+  }
+
+  Rows copied(Part part, index t) const {
+    return rows_once(layer_.batch, team_, part).present(state_.count(t));
+  }
+  T* whole_x(Range steps, index t, index b) const {
+    return whole_x_ + ((t - steps.begin) * layer_.batch + b) * whole(layer_.inputs);
+  }
+  const T* x_row(Range steps, index t, index b) const {
+    return whole_x_ ? whole_x(steps, t, b) : state_.row(layer_.x, t, b);
+  }
+  void copy_whole_x(Range steps, Part part) {
+    wait_for_units();  // others may still read those of the steps before
+    for (index t = steps.begin; t < steps.end; ++t) {
+      const Rows rows = copied(part, t);
+      for (index r = 0; r < rows.size(); ++r)
+        copy_whole(whole_x(steps, t, rows[r]), state_.row(layer_.x, t, rows[r]), layer_.inputs);
+    }
+    wait_for_units();
+  }
+  void copy_whole_h(index t, Part part) {
+    const Rows rows = copied(part, t);
+    for (index r = 0; r < rows.size(); ++r)
+      copy_whole(whole_h_ + rows[r] * whole(layer_.outputs), state_.h(t, rows[r]), layer_.outputs);
+    wait_for_units();
+  }
+
+  // Gates that the input does not feed.
+  void start_from_bias(Real<T>* const* slots, int R, index block_stride, index block, int N) {
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      if (!Cell::input.has(slot))
+        for (int n = 0; n < N; ++n)
+          for (int r = 0; r < R; ++r)
+            store(slots[r] + n * block_stride + slot * L,
+                  load(static_cast<const Real<T>*>(bias_) + ((block + n) * Cell::gates + slot) * L));
+  }
+
+  template <int s>
+  void stage(index t, Part part) {
+    constexpr Window window = Cell::recurrent[s];
+    constexpr int P = window.width();
+    const index padded = blocks_ * L;
+    const Rows there = part.rows.present(state_.count(t));
+    if (s == 0 && whole_h_) copy_whole_h(t, part);
+    for (index first = 0; first < there.size(); first += group) {
+      const Rows rows = there.group_from(first);
+      const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, rows);
+      const Extent extent = stage_[s].extent(step.block, 0);
+      const T* a[group];
+      for (index r = 0; r < rows.size(); ++r)
+        a[r] = s > 0      ? operand_ + step.b[r] * padded
+               : whole_h_ ? whole_h_ + step.b[r] * whole(layer_.outputs)
+                          : step.h[r];
+      const bool starts = t == 0 && first == 0;
+      for_panels<Cell, P>(stage_[s], part.blocks, starts, [&](Range blocks, const T* panels) {
+        for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
+                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                             Real<T>* c[accumulators];
+                             for (int r = 0; r < R; ++r)
+                               c[r] = step.slots[row + r] + block * step.block + window.begin * L;
+                             tile(a + row, panels + block * extent.panel, c, nullptr, extent);
+                             for (int n = 0; n < N; ++n) apply_to<s>(step, block + n, row, row + R);
+                           });
+      });
+    }
+  }
+
+  // The cell's formula for one block of rows [begin, end) of the group.
+  template <int s>
+  void apply_to(const RowsOfStep<Cell, T, T>& step, index block, index begin, index end) {
+    const index units = layer_.hidden - block * L;
+    const index padded = blocks_ * L;
+    T* const operand = operand_;
+    index row = begin;
+    for (; row + 2 <= end; row += 2)
+      apply<s, Pack<Vector<T>>>(step, operand, padded, block, units, row);
+    for (; row < end; ++row) apply<s, Vector<T>>(step, operand, padded, block, units, row);
+  }
+
+  // For one row, or for two (V a Pack).
+  template <int s, class V>
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index padded,
+                                   index block, index units, index row) {
+    const index unit = block * L, offset = block * step.block;
+    V v[Cell::slots];
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      v[slot] = gather<V>([&](int r) {
+        return load(static_cast<const Real<T>*>(step.slots[row + r]) + offset + slot * L);
+      });
+    V h = splat<V>(0);
+    if constexpr (!Cell::projects)
+      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, units); });
+    const V c =
+        gather<V>([&](int r) { return load(step.c[row + r].data + block * step.c[row + r].block); });
+    const V out = Cell::template forward<s>(v, h, c);
+#pragma GCC unroll 8
+    for (int slot = 0; slot < Cell::slots; ++slot)
+      scatter(v[slot], [&](int r, Vector<T> x) { store(step.slots[row + r] + offset + slot * L, x); });
+    scatter(out, [&](int r, Vector<T> x) {
+      if ((s + 1 < Cell::stages || Cell::projects) && operand)
+        store(operand + step.b[row + r] * padded + unit, x);
+      else
+        store_some(step.y[row + r] + unit, x, units);
+    });
+  }
+
+  void project_outputs(index t, Part part) {
+    const Extent extent = projection_.extent(L, 0);
+    const Rows there = part.rows.present(state_.count(t));
+    for (index first = 0; first < there.size(); first += group) {
+      const Rows rows = there.group_from(first);
+      const T* a[group];
+      for (index r = 0; r < rows.size(); ++r) a[r] = operand_ + rows[r] * blocks_ * L;
+      const bool starts = t == 0 && first == 0;
+      for_panels<Plain, 1>(projection_, part.outputs, starts, [&](Range blocks, const T* panels) {
+        for_tiles<Plain, 1>(projection_, rows.size(), blocks, t % 2 == 1,
+                            [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
+                              Real<T>* c[accumulators];
+                              alignas(64) Real<T> result[accumulators * L];
+                              for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
+                              tile(a + row, panels + block * extent.panel, c, zeros_, extent);
+                              for (int r = 0; r < R; ++r)
+                                for (int n = 0; n < N; ++n)
+                                  store_some(state_.row(layer_.y, t, rows[row + r]) + (block + n) * L,
+                                             load(static_cast<const Real<T>*>(c[r]) + n * L),
+                                             projection_.units_of(block + n));
+                            });
+      });
+    }
+  }
+
+  void write_cell_states(index t, Part part) {
+    const Rows there = part.rows.present(state_.count(t));
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index r = 0; r < there.size(); ++r)
+      for (index block = part.blocks.begin; block < part.blocks.end; ++block)
+        store_some(state_.row(layer_.cell_states, t, there[r]) + block * L,
+                   load(slots.at(block, there[r]) + Cell::cell_state * L), layer_.hidden - block * L);
+  }
+
+  // From the last step that each row has; a row that inference no longer holds was written then.
+  void write_final_states(index t, Part part) {
+    const Rows left = part.rows.present(t + 1 < layer_.steps ? state_.count(t + 1) : 0);
+    const Rows there = part.rows.present(state_.count(t));
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index r = left.size(); r < there.size(); ++r) {
+      const index b = there[r], place = layer_.ragged.place(b);
+      for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
+        const T* y = state_.row(layer_.y, t, b) + k;
+        store_some(layer_.h_n.data + place * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
+                   layer_.outputs - k);
+      }
+      for (index block = part.blocks.begin; layer_.c_n.data && block < part.blocks.end; ++block)
+        store_some(layer_.c_n.data + place * layer_.c_n.row + block * L,
+                   load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
+    }
+  }
+
+  const Layer<T> layer_;
+  const Team team_;
+  const index blocks_;
+  index piece_;  // the steps whose inputs are multiplied at once: those of a chunk, or fewer
+  index scratch_;
+  Product<T> input_, stage_[Cell::stages], projection_;
+  Real<T>* bias_;          // [blocks][gates][lanes]
+  T* operand_;             // [B][blocks][lanes], what a second stage or the projection multiplies
+  T *whole_x_, *whole_h_;  // [rows of a chunk][I], [B][R], where those end in half a word: padded
+  Real<T>*c0_, *zeros_;
+  States<Cell, T> state_;
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,109 @@
+// Compiled once for each instruction set; exports one table. Everything else stays in the namespace of
+// the instruction set (RNNFAST_TARGET), so that the linker can never share code between them.
+#include "cpu/kernel_table.h"
+
+#include "cpu/kernels/backward.h"
+#include "cpu/kernels/forward.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+namespace {
+
+template <class Cell, class T>
+index forward_scratch(const Layer<T>& layer) {
+  return Forward<Cell, T>(layer, {}, nullptr).scratch();
+}
+
+template <class Cell, class T>
+void forward(const Layer<T>& layer, const Team& team, void* scratch) {
+  Forward<Cell, T>(layer, team, scratch).run();
+}
+
+template <class Cell, class T>
+index panels_size(const Layer<T>& layer) {
+  return Forward<Cell, T>(layer, {}, nullptr).panels_size();
+}
+
+template <class Cell, class T>
+void pack(const Layer<T>& layer) {
+  Forward<Cell, T>(layer, Team{0, 1, Split::rows, nullptr}, nullptr).pack_panels();
+}
+
+template <class Cell, class T>
+int backward_groups(const Layer<T>& layer) {
+  return Backward<Cell, T>::groups(layer);
+}
+
+template <class Cell, class T>
+index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
+  return Backward<Cell, T>(layer, grads, nullptr).scratch();
+}
+
+template <class Cell, class T>
+void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* scratch) {
+  Backward<Cell, T>(layer, grads, scratch).run(team);
+}
+
+template <class T, class... Cell>
+const CellKernels<T>* kernels_of(CellList<Cell...>) {
+  static constexpr CellKernels<T> table[] = {
+      {&saved_row<Cell, T>, &forward_scratch<Cell, T>, &forward<Cell, T>, &panels_size<Cell, T>,
+       &pack<Cell, T>, &backward_groups<Cell, T>, &backward_scratch<Cell, T>, &backward<Cell, T>}...};
+  return table;
+}
+
+template <class... Cell>
+const CellInfo* info_of(CellList<Cell...>) {
+  static constexpr CellInfo table[] = {{Cell::name, Cell::weight_blocks, Cell::stages,
+                                        Cell::cell_state >= 0, Cell::projects, Cell::onnx}...};
+  return table;
+}
+
+template <class T>
+double peak(long rounds) {
+  using V = Vector<T>;
+  constexpr int chains = accumulators / 2;
+  V acc[chains];
+  T number[lanes<T> * per_word<T>];
+  for (T& x : number) x = narrow<T>(Real<T>(1e-3));
+  Words<T> a = load_words<T>(number), b = a;
+  for (int i = 0; i < chains; ++i) acc[i] = splat<V>(Real<T>(i));
+  for (long n = 0; n < rounds; ++n) {
+    __asm__ volatile("" : "+m"(a), "+m"(b));  // keeps the loop from being folded
+    const Words<T> x = a, y = b;
+#pragma GCC unroll 32
+    for (int repeat = 0; repeat < 16; ++repeat)
+#pragma GCC unroll 32
+      for (int i = 0; i < chains; ++i) acc[i] = multiply_add<T>(x, y, acc[i]);
+  }
+  for (int i = 1; i < chains; ++i) acc[0] += acc[i];
+  __asm__ volatile("" : : "m"(acc[0]));
+  return 2.0 * 16 * chains * lanes<T> * per_word<T> * static_cast<double>(rounds);
+}
+
+// RNNFAST_NUMBERS is a sum of those types that are built; an instruction set leaves the others to the
+// ones before it.
+#if !defined(RNNFAST_NUMBERS)
+#define RNNFAST_NUMBERS 7
+#endif
+enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4 };
+
+template <class T, NumberBit bit>
+constexpr NumberKernels<T> numbers() {
+  if constexpr (RNNFAST_NUMBERS & bit)
+    return {kernels_of<T>(Cells{}), &peak<T>};
+  else
+    return {};
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {RNNFAST_ISA_NAME,
+                         RNNFAST_VECTOR_BYTES,
+                         Cells::size,
+                         info_of(Cells{}),
+                         numbers<float, float32_bit>(),
+                         numbers<double, float64_bit>(),
+                         numbers<Bfloat16, bfloat16_bit>()};
+
+}  // namespace rnnfast::RNNFAST_TARGET

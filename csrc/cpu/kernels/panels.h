@@ -1,0 +1,89 @@
+// Two vectors that a cell's formula treats as one number. Its operations interleave: a chain of
+// dependent ones, as exp is, fills the processor's schedulers and leaves its pipes idle if it runs
+// alone.
+#pragma once
+
+#include "cpu/kernels/vec.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+template <class V>
+struct Pack {
+  V a, b;
+};
+
+template <class V>
+struct Traits<Pack<V>> {
+  using scalar = scalar_of<V>;
+  using bits = Pack<bits_of<V>>;
+  static constexpr int vectors = 2;
+};
+
+template <class V>
+RNNFAST_INLINE Pack<V> operator+(Pack<V> x, Pack<V> y) {
+  return {x.a + y.a, x.b + y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator-(Pack<V> x, Pack<V> y) {
+  return {x.a - y.a, x.b - y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator-(Pack<V> x) {
+  return {-x.a, -x.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator*(Pack<V> x, Pack<V> y) {
+  return {x.a * y.a, x.b * y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator/(Pack<V> x, Pack<V> y) {
+  return {x.a / y.a, x.b / y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator<<(Pack<V> x, int n) {
+  return {x.a << n, x.b << n};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator&(Pack<V> x, Pack<V> y) {
+  return {x.a & y.a, x.b & y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> operator^(Pack<V> x, Pack<V> y) {
+  return {x.a ^ y.a, x.b ^ y.b};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> fma(Pack<V> x, Pack<V> y, Pack<V> z) {
+  return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> at_least(Pack<V> x, Pack<V> low) {
+  return {at_least(x.a, low.a), at_least(x.b, low.b)};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> at_most(Pack<V> x, Pack<V> high) {
+  return {at_most(x.a, high.a), at_most(x.b, high.b)};
+}
+template <class V>
+RNNFAST_INLINE Pack<V> where_less(Pack<V> a, Pack<V> b, Pack<V> x, Pack<V> y) {
+  return {where_less(a.a, b.a, x.a, y.a), where_less(a.b, b.b, x.b, y.b)};
+}
+
+// A number from f(0), f(1), one vector each; and f(0, first), f(1, second) of its vectors.
+template <class V, class F>
+RNNFAST_INLINE V gather(F f) {
+  if constexpr (Traits<V>::vectors == 2)
+    return {f(0), f(1)};
+  else
+    return f(0);
+}
+template <class V, class F>
+RNNFAST_INLINE void scatter(V v, F f) {
+  if constexpr (Traits<V>::vectors == 2) {
+    f(0, v.a);
+    f(1, v.b);
+  } else {
+    f(0, v);
+  }
+}
+
+}  // namespace rnnfast::RNNFAST_TARGET

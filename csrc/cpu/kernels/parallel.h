@@ -1,0 +1,113 @@
+// Who computes what. A call's threads form a Team; every output element belongs to exactly one of them,
+// and which one never changes its value.
+#pragma once
+
+#include <sched.h>
+
+#include "core/team.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace rnnfast::RNNFAST_TARGET {
+
+struct Range {
+  index begin, end;
+  constexpr index size() const { return end - begin; }
+};
+
+// Part `part` of [0, n) in `parts` nearly equal parts.
+constexpr Range share(index n, int parts, int part) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Returns when ready() holds. It spins, since a sleeping thread pays a time slice to wake where the
+// cores are busy, but gives its core up where the one it waits for may need it.
+template <class Ready>
+RNNFAST_INLINE void spin_until(Ready ready) {
+  constexpr int spins_before_yield = 2000;
+  for (int spins = 0; !ready(); ++spins) {
+    if (spins < spins_before_yield)
+      pause();
+    else
+      sched_yield();
+  }
+}
+
+// Returns when the whole team has arrived; what any member wrote before is then seen by all.
+inline void wait(const Team& team) {
+  if (team.size == 1) return;
+  Barrier& b = *team.barrier;
+  const int generation = __atomic_load_n(&b.generation, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&b.waiting, 1, __ATOMIC_ACQ_REL) == team.size) {
+    __atomic_store_n(&b.waiting, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&b.generation, generation + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  spin_until([&] { return __atomic_load_n(&b.generation, __ATOMIC_ACQUIRE) != generation; });
+}
+
+// Returns when all of the team that this one reads from have done `steps` of their steps; what they
+// wrote before is then seen.
+inline void wait_for_source(const Team& team, index steps) {
+  if (!team.source) return;
+  for (int k = 0; k < team.size; ++k)
+    spin_until([&] { return __atomic_load_n(&team.source[k].steps, __ATOMIC_ACQUIRE) >= steps; });
+}
+
+// Says that this member has done `steps` of its steps.
+inline void have_done(const Team& team, index steps) {
+  if (team.own) __atomic_store_n(&team.own[team.rank].steps, steps, __ATOMIC_RELEASE);
+}
+
+// Flushes denormals to zero while it lives: decaying states otherwise make some CPUs tens of times
+// slower. The caller's setting is restored.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));  // FZ
+  }
+  ~FlushDenormals() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  unsigned long long saved_;
+#endif
+};
+
+// Hands out aligned pieces of one allocation, null for none; from a null base it only counts them.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(index count) {
+    const index offset = used_;
+    used_ += (count * static_cast<index>(sizeof(T)) + alignment - 1) / alignment * alignment;
+    return base_ && count > 0 ? reinterpret_cast<T*>(base_ + offset) : nullptr;
+  }
+  index used() const { return used_; }
+
+ private:
+  static constexpr index alignment = 64;
+  char* base_;
+  index used_ = 0;
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,304 @@
+// The one building block: rows times a packed panel, c[r] += sum over k of a[r][k] * b[k], and the
+// packing. The input projection, the recurrence, the backward recurrence, input gradients and weight
+// gradients are all this product (Georganas et al., arXiv 1906.06440).
+//
+// A panel holds P vectors for every k: [k][P][lanes]. Consecutive panels are consecutive blocks of
+// output columns. For a layer's forward weights the P vectors of a block are the gates of `lanes`
+// hidden units, so that a tile of c holds all gates of its units.
+//
+// Of bfloat16 k counts words of two neighbours, in rows and in panels ([k][P][lanes][2]); the result
+// and what it starts from are in float32. All strides are in numbers.
+#pragma once
+
+#include "cpu/kernels/panels.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/kernels/vec.h"
+
+#include "cells/math.h"  // after the number types they are written on
+#include "cells/cells.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+// How many accumulators fit the registers, beside the operands.
+#if RNNFAST_VECTOR_REGISTERS >= 32
+inline constexpr int accumulators = 24;
+#else
+inline constexpr int accumulators = 12;
+#endif
+
+// The contraction index k runs over outer * inner; a row's word is at outer and inner strides.
+struct Depth {
+  index outer, outer_stride, inner, inner_stride;
+};
+
+template <class T>
+constexpr Depth contiguous(index n) {
+  return {1, 0, words<T>(n), per_word<T>};
+}
+
+template <class T>
+struct Panels {
+  const T* data;
+  index panel;  // from one panel to the next
+  index step;   // from one k to the next: P vectors, or more where a panel is part of a wider one
+};
+
+// What all tiles of a product have in common. By reference: on the stack of every call it cost a
+// stalled load, 2 percent of a training step.
+struct Extent {
+  Depth depth;
+  index panel, step;          // of the panels, as there
+  index c_panel, init_panel;  // from the result in one panel to that in the next, and in init
+};
+
+// A sum is added up in slices, each from zero, and then the slices: rounding errors grow with the
+// square root of the longest chain, and one chain of 1024 is worse than what BLAS libraries do.
+// Longer for bfloat16, whose own rounding outweighs that of any such chain.
+template <class T>
+inline constexpr index slice = is_bfloat16<T> ? 256
+                               : fused        ? 64
+                                              : 32;
+
+// Each of R rows (addresses in a) times N panels of P vectors from b on. Row r's result in panel n is
+// at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from
+// c. Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
+template <class T, int R, int N, int P>
+void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init, const Extent& extent) {
+  using V = Vector<T>;
+  constexpr int L = lanes<T>;
+  const T* row[R];
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r) row[r] = a[r];
+  const Depth depth = extent.depth;
+  const index b_panel = extent.panel, step = extent.step, c_panel = extent.c_panel;
+  // Slices run along the inner index where there is one outer step, otherwise over whole outer steps.
+  const bool along_inner = depth.outer == 1;
+  const index whole = along_inner ? depth.inner : depth.outer;
+  index part = along_inner ? slice<T> : slice<T> / (depth.inner + 1) + 1;
+  if (part > whole) part = whole;
+  index begin = 0;
+  do {
+    const index end = begin + part < whole ? begin + part : whole;
+    V acc[R][N][P];
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 32
+      for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) acc[r][n][p] = V{};
+    const index outer_end = along_inner ? 1 : end, inner_begin = along_inner ? begin : 0;
+    const index inner_end = along_inner ? end : depth.inner;
+    for (index outer = along_inner ? 0 : begin; outer < outer_end; ++outer) {
+      index offset = outer * depth.outer_stride + inner_begin * depth.inner_stride;
+      for (index inner = inner_begin; inner < inner_end; ++inner) {
+        Words<T> w[N][P];
+#pragma GCC unroll 32
+        for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p) w[n][p] = load_words(b + n * b_panel + p * L * per_word<T>);
+#pragma GCC unroll 32
+        for (int r = 0; r < R; ++r) {
+          const Words<T> x = repeat_word(row[r] + offset);
+#pragma GCC unroll 32
+          for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p) acc[r][n][p] = multiply_add<T>(x, w[n][p], acc[r][n][p]);
+        }
+        offset += depth.inner_stride;
+        b += step;
+      }
+    }
+    const bool from_init = init && begin == 0;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r) {
+      const Real<T>* from = from_init ? init : c[r];
+      const index from_panel = from_init ? extent.init_panel : c_panel;
+#pragma GCC unroll 32
+      for (int n = 0; n < N; ++n)
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p)
+          store(c[r] + n * c_panel + p * L, load(from + n * from_panel + p * L) + acc[r][n][p]);
+    }
+    begin = end;
+  } while (begin < whole);
+}
+
+template <class T>
+using TileFunction = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*,
+                              const Extent&);
+
+// Panels taken at once: wide tiles keep the arithmetic ahead of the loads, and give a few rows enough
+// independent accumulators.
+template <int P>
+inline constexpr int most_panels = P == 1 ? 4 : 2;
+template <int P, int N>
+inline constexpr int most_rows = P == 1 ? accumulators / 4 : accumulators / (N * P);
+
+template <class T, int P, int N, int... R>
+TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr TileFunction<T> table[] = {&tile<T, R + 1, N, P>...};
+  return table[rows - 1];
+}
+
+// Calls f(first row, rows, first panel, panels, tile function) for tiles that cover `rows` rows and the
+// panels in `panels`; all rows of a group of panels before the next group. The rows are shared evenly
+// among the tiles of a group. Where every step reads the same panels, `descending` in turn: what the
+// step before read last is still in the cache, of panels too large for it.
+template <class T, int P, class F>
+RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f) {
+  if (rows <= 0) return;
+  while (panels.size() > 0) {
+    const index left = panels.size();
+    auto group = [&]<int N>(std::integral_constant<int, N>) {
+      constexpr int most = most_rows<P, N>;
+      const index tiles = (rows + most - 1) / most;
+      const index panel = descending ? panels.end - N : panels.begin;
+      for (index i = 0; i < tiles; ++i) {
+        const index begin = rows * i / tiles;
+        const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
+        f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
+      }
+      if (descending)
+        panels.end -= N;
+      else
+        panels.begin += N;
+    };
+    if constexpr (P == 1) {
+      if (left >= 4)
+        group(std::integral_constant<int, 4>{});
+      else if (left >= 2)
+        group(std::integral_constant<int, 2>{});
+      else
+        group(std::integral_constant<int, 1>{});
+    } else {
+      // With enough rows one panel fills the registers; two would only shorten the rows.
+      if (left >= 2 && (P == 2 || rows <= most_rows<P, 2>))
+        group(std::integral_constant<int, 2>{});
+      else
+        group(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+// A matrix without gates, in the terms of the packing below.
+struct Plain {
+  static constexpr int weight_block[] = {0};
+  static constexpr Window all{0, 1};
+};
+
+// --- packing ---------------------------------------------------------------------------------------
+
+// The weights of a unit, of a matrix that has `hidden` rows for each gate.
+template <class Cell, class T>
+T* unit_row(Matrix<T> w, index hidden, int slot, index unit) {
+  return w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
+}
+
+// Those that are read after one gate of a block of units: the next gate's, or the next block's.
+template <class Cell, class T>
+const T* next_rows(Matrix<const T> w, index hidden, Window window, int slot, index unit) {
+  return slot + 1 < window.end ? unit_row<Cell>(w, hidden, slot + 1, unit)
+                               : unit_row<Cell>(w, hidden, window.begin, unit + lanes<T>);
+}
+
+// As much as one turn of pack_forward reads, in the order of memory: of rows to come, which the
+// processor cannot foresee, all of it while as much is packed.
+template <class T>
+RNNFAST_INLINE void prefetch_tile(const T* p) {
+  constexpr index line = 64 / sizeof(T);
+#pragma GCC unroll 16
+  for (index k = 0; k < lanes<T> * lanes<T> * per_word<T>; k += line) prefetch(p + k);
+}
+
+// One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit` of
+// `hidden`, all k < depth. What lies past the units and past the depth is zero.
+template <class Cell, class T>
+void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
+                  index units) {
+  constexpr int L = lanes<T>, per = per_word<T>;
+  const index step = window.width() * L * per;
+  for (int slot = window.begin; slot < window.end; ++slot, to += L * per) {
+    const T* const from = unit_row<Cell>(w, hidden, slot, unit);
+    const T* const next = next_rows<Cell>(w, hidden, window, slot, unit);
+    index k = 0;
+    for (; k + L * per <= depth; k += L * per) {
+      prefetch_tile(next + k * L);
+      Words<T> v[L];
+#pragma GCC unroll 16
+      for (int u = 0; u < L; ++u) v[u] = u < units ? load_words(from + u * w.row + k) : Words<T>{};
+      transpose(v);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) store_words(to + (k / per + j) * step, v[j]);
+    }
+    for (; k < words<T>(depth) * per; ++k)
+      for (int u = 0; u < L; ++u)
+        to[k / per * step + u * per + k % per] = u < units && k < depth ? from[u * w.row + k] : T{};
+  }
+}
+
+// The inverse, for gradients: a panel of the full window, [k][gates][lanes], to torch's layout.
+template <class Cell, class T>
+void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth, Window window,
+                    index unit, index units) {
+  constexpr int L = lanes<T>;
+  const index step = window.width() * L;
+  for (int slot = window.begin; slot < window.end; ++slot, from += L) {
+    T* to = unit_row<Cell>(w, hidden, slot, unit);
+    index k = 0;
+    for (; k + L <= depth; k += L) {
+      Vector<T> v[L];
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) v[j] = load(from + (k + j) * step);
+      transpose(v);
+      for (index u = 0; u < units; ++u) store(to + u * w.row + k, v[u]);
+    }
+    for (; k < depth; ++k)
+      for (index u = 0; u < units; ++u) to[u * w.row + k] = narrow<T>(from[k * step + u]);
+  }
+}
+
+// One panel of `columns` columns from `column`, for products with the gradients of the gates: k runs
+// over (block of units, slot of the window, lane), as those gradients are stored. Lanes past the
+// matrix are zero.
+template <class Cell, class T>
+void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
+  constexpr int L = lanes<T>, per = per_word<T>;
+  for (index unit = 0; unit < hidden; unit += L)
+    for (int slot = window.begin; slot < window.end; ++slot)
+      for (index u = unit; u < unit + L; u += per, to += L * per) {
+        const auto row = [&](index n) {
+          const T* from = unit_row<Cell>(w, hidden, slot, n) + column;
+          prefetch(from + L * w.row);  // one line of every row: no order that processors foresee
+          return n < hidden ? load_some(from, columns) : Vector<T>{};
+        };
+        if constexpr (per == 2)
+          store_words(to, pair(narrow(row(u)), narrow(row(u + 1))));
+        else
+          store(to, row(u));
+      }
+}
+
+// Pairs rows [begin, end), of `numbers` numbers each, so that words run along them: word k of row pair
+// p, at to[(p * numbers + k) * 2], is number k of rows 2 p and 2 p + 1. A missing last row is zero.
+// `row` gives a row's address.
+template <class Row>
+void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
+  constexpr int L = lanes<Bfloat16>;
+  for (index p = pairs.begin; p < pairs.end; ++p) {
+    const Bfloat16 *a = row(2 * p), *b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
+    Bfloat16* out = to + p * numbers * 2;
+    index k = 0;
+    for (; k + L <= numbers; k += L) {
+      Halves low, high{};
+      __builtin_memcpy(&low, a + k, sizeof low);
+      if (b) __builtin_memcpy(&high, b + k, sizeof high);
+      store_words(out + k * 2, pair(low, high));
+    }
+    for (; k < numbers; ++k) {
+      out[k * 2] = a[k];
+      out[k * 2 + 1] = b ? b[k] : Bfloat16{};
+    }
+  }
+}
+
+}  // namespace rnnfast::RNNFAST_TARGET

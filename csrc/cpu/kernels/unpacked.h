@@ -1,0 +1,102 @@
+// The product of gemm.h for a few rows and weights that are read only once or twice, as a single step's
+// are: each vector of weights is turned in registers and used at once, since to write it to a panel and
+// read it again would cost more than the product. The sequence of operations of every element is that
+// of tile().
+#pragma once
+
+#include "cpu/kernels/product.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+inline constexpr int unpacked_tile_rows = 8;     // for which a vector is turned
+inline constexpr index most_turns_unpacked = 2;  // with more it is faster to pack
+
+// One gate of a block of units, whose first row of weights is at w; `next` are those to read after it;
+// init as in tile(). S slices of the
+// sum side by side: a row or two alone have too few independent ones. All gates side by side would do
+// as well, but read 64 rows of weights in turns, which is more than processors prefetch.
+template <class T, int R, int S>
+void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index depth, index units,
+                   Real<T>* const* c, const Real<T>* init) {
+  constexpr int L = lanes<T>, per = per_word<T>;
+  const index all = words<T>(depth);
+  for (index from = 0; from == 0 || from < all; from += S * slice<T>) {
+    const index length = all - from < slice<T> ? all - from : slice<T>;
+    Vector<T> acc[R][S] = {};
+    for (index begin = 0; begin < length; begin += L) {
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) {
+        const index k = from + s * slice<T> + begin, count = all - k < L ? all - k : L;
+        if (count <= 0) break;
+        const T* rows = w.data + k * per;
+        prefetch_tile(next + k * per * L);
+        Words<T> v[L];
+        if (units >= L && (k + L) * per <= depth) {
+#pragma GCC unroll 16
+          for (int u = 0; u < L; ++u) v[u] = load_words(rows + u * w.row);
+        } else {
+          for (int u = 0; u < L; ++u)
+            v[u] = u < units ? load_some_words(rows + u * w.row, depth - k * per) : Words<T>{};
+        }
+        transpose(v);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) {
+          if (j >= count) break;
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r)
+            acc[r][s] = multiply_add<T>(repeat_word(a[r] + (k + j) * per), v[j], acc[r][s]);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) {
+      if (s > 0 && from + s * slice<T> >= all) break;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        store(c[r], load(from == 0 && s == 0 && init ? init : c[r]) + acc[r][s]);
+    }
+  }
+}
+
+// All gates of a window, one after the other.
+template <class Cell, class T, int P, int R>
+void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
+                   index unit, index units, Real<T>* const* c, const Real<T>* init) {
+  constexpr int L = lanes<T>, slices = R <= 2 ? 2 : 1;
+  Real<T>* gate[R];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
+    unpacked_gate<T, R, slices>(a, {unit_row<Cell>(w, hidden, begin + p, unit), w.row},
+                                next_rows<Cell>(w, hidden, {begin, begin + P}, begin + p, unit), depth,
+                                units, gate, init ? init + p * L : nullptr);
+  }
+}
+
+// Either kind of tile, with the arguments of tile().
+template <class Cell, class T, int P>
+struct Tile {
+  TileFunction<T> packed;  // null: the other
+  int rows;
+  Matrix<const T> w;
+  index hidden, depth, unit;
+  int begin;  // of the window
+
+  void operator()(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
+                  const Extent& extent) const {
+    if (packed)
+      packed(a, b, c, init, extent);
+    else
+      run(a, c, init, std::make_integer_sequence<int, unpacked_tile_rows>{});
+  }
+
+  template <int... R>
+  void run(const T* const* a, Real<T>* const* c, const Real<T>* init,
+           std::integer_sequence<int, R...>) const {
+    ((rows == R + 1
+          ? unpacked_tile<Cell, T, P, R + 1>(a, w, hidden, depth, begin, unit, hidden - unit, c, init)
+          : void()),
+     ...);
+  }
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

@@ -1,0 +1,283 @@
+// The gradients of the weights: sums over time and batch, "features times panel" where the features are
+// x, h or what a second product multiplied, and the gradients of the gates, read down their rows, are
+// the panels. Sums run in one fixed order, the latest chunk first, whatever the threads.
+#pragma once
+
+#include "cpu/kernels/states.h"
+
+namespace rnnfast::RNNFAST_TARGET {
+
+// Where a row of a chunk lies: in padded sequences row b of step t, in packed sequences row b.
+struct Place {
+  index t, b;
+};
+
+// What the reversed loop leaves of a chunk of steps. The rows of a step follow one another. Those of
+// ragged steps are in the order in which a packed sequence has them.
+template <class Cell, class T>
+struct Chunk {
+  static constexpr int L = lanes<T>;
+
+  const Layer<T>* layer;
+  index blocks, outputs;    // blocks of the hidden units, and of h
+  index most;               // rows
+  T* d = nullptr;           // [blocks][most][gates][lanes], the gradients of the pre-activations
+  T* p = nullptr;           // [outputs][most][lanes], of the outputs of a projection
+  T* operand = nullptr;     // [most][blocks][lanes], what a second product multiplied
+  Place* places = nullptr;  // [most], of rows that are not in order of memory
+  Range steps{};
+  index rows = 0;
+
+  T* d_at(index block, index row) const { return d + (block * most + row) * Cell::gates * L; }
+  T* p_at(index block, index row) const { return p + (block * most + row) * L; }
+  T* operand_at(index row) const { return operand + row * blocks * L; }
+
+  // The first row of a ragged chunk in a packed sequence.
+  index first_row() const {
+    const index a = layer->ragged.first[steps.begin], b = layer->ragged.first[steps.end - 1];
+    return a < b ? a : b;
+  }
+  // Where the rows of step t begin.
+  index place(index t) const {
+    if (layer->ragged.first) return layer->ragged.first[t] - first_row();
+    return (t - steps.begin) * layer->batch;
+  }
+  // A row of a sequence over x's rows.
+  template <class U>
+  U* row_of(Sequence<U> sequence, index row) const {
+    if (places) return sequence.data + places[row].t * sequence.step + places[row].b * sequence.row;
+    if (layer->ragged.packed) return sequence.data + (first_row() + row) * sequence.row;
+    return sequence.data + (steps.begin + row / layer->batch) * sequence.step +
+           row % layer->batch * sequence.row;
+  }
+};
+
+template <class Cell, class T>
+class WeightGradients {
+ public:
+  // From a null arena it only counts its memory.
+  WeightGradients(const Layer<T>& layer, const Gradients<T>& grads, index most_rows, Arena& arena)
+      : layer_(layer),
+        grads_(grads),
+        blocks_(blocks_of<T>(layer.hidden)),
+        outputs_(blocks_of<T>(layer.outputs)),
+        most_(most_rows) {
+    const index padded = blocks_ * L;
+    const bool w_ih = grads.w_ih.data, w_hh = grads.w_hh.data, w_hr = grads.w_hr.data;
+    for (int s = 0; s < Cell::stages; ++s)
+      dw_hh_[s] = arena.template take<Real<T>>(
+          w_hh ? padded * Cell::recurrent[s].width() * operand_width(layer, s) : 0);
+    dw_hr_ = arena.template take<Real<T>>(w_hr ? outputs_ * L * layer.hidden : 0);
+    dw_ih_ = arena.template take<Real<T>>(w_ih ? padded * Cell::input.width() * layer.inputs : 0);
+    db_ = arena.template take<Real<T>>(padded * Cell::gates);
+    if constexpr (in_pairs) {
+      const auto take = [&](bool wanted, index width) {
+        return arena.template take<T>(wanted ? paired(most_) * width : 0);
+      };
+      h_rows_ = arena.template take<const T*>(w_hh ? most_ : 0);
+      x_ = take(w_ih, layer.inputs);
+      h_ = take(w_hh, layer.outputs);
+      operand_ = take(uses_operand(grads), padded);
+      d_ = take(w_ih || w_hh, padded * Cell::gates);
+      p_ = take(w_hr, outputs_ * L);
+    } else {
+      const bool scattered = layer.ragged.count || layer.resets.data;
+      h_ = arena.template take<T>(w_hh && scattered ? most_ * layer.outputs : 0);
+      x_ = arena.template take<T>(w_ih && layer.ragged.order ? most_ * layer.inputs : 0);
+    }
+  }
+
+  // Whether what a second product multiplied is of use here.
+  static bool uses_operand(const Gradients<T>& grads) {
+    return (Cell::stages > 1 && grads.w_hh.data) || grads.w_hr.data;
+  }
+
+  // The sums over all rows: [blocks][features][gates of the window][lanes]; db [blocks][gates][lanes].
+  Real<T>* dw_ih() const { return dw_ih_; }
+  Real<T>* dw_hh(int s) const { return dw_hh_[s]; }
+  Real<T>* dw_hr() const { return dw_hr_; }
+  Real<T>* db() const { return db_; }
+
+  void clear() {
+    for (index k = 0; k < blocks_ * Cell::gates * L; ++k) db_[k] = 0;
+  }
+
+  // Finds x and h before each of the chunk's rows among `rows` of the batch, where they are scattered.
+  void gather(const Chunk<Cell, T>& chunk, const States<Cell, T>& states, Rows rows) {
+    const auto copy = [](T* to, index row, index width, const T* from) {
+      if (to) __builtin_memcpy(to + row * width, from, static_cast<std::size_t>(width) * sizeof(T));
+    };
+    if (!(in_pairs ? h_rows_ != nullptr : h_ || x_)) return;
+    for (index t = chunk.steps.begin; t < chunk.steps.end; ++t) {
+      const Rows there = rows.present(states.count(t));
+      for (index r = 0; r < there.size(); ++r) {
+        const index b = there[r], row = chunk.place(t) + b;
+        if constexpr (in_pairs) {
+          h_rows_[row] = states.h(t, b);
+        } else {
+          copy(h_, row, layer_.outputs, states.h(t, b));
+          copy(x_, row, layer_.inputs, states.row(layer_.x, t, b));
+        }
+      }
+    }
+  }
+
+  // By all threads of the team, after a barrier.
+  void add(const Team& team, const Chunk<Cell, T>& chunk, const States<Cell, T>& states) {
+    if constexpr (in_pairs) pair_chunk(team, chunk);
+    const bool first = chunk.steps.end == layer_.steps;
+    if (grads_.w_ih.data)
+      sum<Cell::input.width()>(team, dw_ih_, first, features_of_x(chunk), gates(chunk, Cell::input),
+                               blocks_);
+    if (grads_.w_hh.data) {
+      add_recurrent(team, chunk, states, first);
+      if constexpr (last > 0)
+        sum<Cell::recurrent[last].width()>(team, dw_hh_[last], first, features_of_operand(chunk),
+                                           gates(chunk, Cell::recurrent[last]), blocks_);
+    }
+    if (grads_.w_hr.data)
+      sum<1>(team, dw_hr_, first, features_of_operand(chunk),
+             in_pairs ? Panels<T>{p_, paired(most_) * L, L * per} : Panels<T>{chunk.p, most_ * L, L},
+             outputs_);
+    if (grads_.b_ih || grads_.b_hh) {
+      const Range blocks = share(blocks_, team.size, team.rank);
+      for (index block = blocks.begin; block < blocks.end; ++block)
+        sum_rows(db_ + block * Cell::gates * L, chunk.d_at(block, 0), chunk.rows);
+    }
+  }
+
+ private:
+  static constexpr int L = lanes<T>, per = per_word<T>, last = Cell::stages - 1;
+  // Of bfloat16, words run along the sum: two rows of features and of panels are copied into one of
+  // pairs (pair_rows).
+  static constexpr bool in_pairs = per == 2;
+
+  static constexpr index paired(index rows) { return words<T>(rows) * per; }
+
+  // `count` of them; feature k of the summed rows is at data + k * per and from there as `depth` says.
+  struct Features {
+    const T* data;
+    index count;
+    Depth depth;
+  };
+
+  // Rows that follow one another, or pairs of them.
+  Features dense(const T* data, index count, index rows, index stride) const {
+    return {data, count, {1, 0, words<T>(rows), stride * per}};
+  }
+
+  Features features_of_x(const Chunk<Cell, T>& chunk) const {
+    if constexpr (in_pairs) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
+    if (x_) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
+    if (layer_.ragged.packed)
+      return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
+    return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
+            over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
+  }
+
+  Features features_of_operand(const Chunk<Cell, T>& chunk) const {
+    return dense(in_pairs ? operand_ : chunk.operand, layer_.hidden, chunk.rows, blocks_ * L);
+  }
+
+  Depth over(index steps, index step, index row) const {
+    return layer_.batch == 1 ? Depth{1, 0, steps, step} : Depth{steps, step, layer_.batch, row};
+  }
+
+  // The gradients of a window's gates, without the chunk's first `row` rows.
+  Panels<T> gates(const Chunk<Cell, T>& chunk, Window window, index row = 0) const {
+    if constexpr (in_pairs)
+      return {d_ + window.begin * L * per, paired(most_) * Cell::gates * L, Cell::gates * L * per};
+    return {chunk.d_at(0, row) + window.begin * L, most_ * Cell::gates * L, Cell::gates * L};
+  }
+
+  // W_hh of the first stage: h is read from y where its rows follow one another there.
+  void add_recurrent(const Team& team, const Chunk<Cell, T>& chunk, const States<Cell, T>& states,
+                     bool first) {
+    constexpr Window window = Cell::recurrent[0];
+    const auto times = [&](bool starts, const Features& h, index row) {
+      sum<window.width()>(team, dw_hh_[0], starts, h, gates(chunk, window, row), blocks_);
+    };
+    if (h_) return times(first, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
+    const Range steps = chunk.steps;
+    const index begin = steps.begin > 0 ? steps.begin : 1;
+    if (begin < steps.end)
+      times(first,
+            {states.row(layer_.y, begin - 1, 0), layer_.outputs,
+             over(steps.end - begin, layer_.y.step, layer_.y.row)},
+            (begin - steps.begin) * layer_.batch);
+    if (steps.begin == 0)
+      times(first && begin >= steps.end,
+            dense(states.h(0, 0), layer_.outputs, layer_.batch, layer_.h0.data ? layer_.h0.row : 0), 0);
+  }
+
+  void pair_chunk(const Team& team, const Chunk<Cell, T>& chunk) {
+    const index rows = chunk.rows, padded = blocks_ * L;
+    const Range own = share(words<T>(rows), team.size, team.rank);
+    if (x_) pair_rows(x_, layer_.inputs, own, rows, [&](index r) { return chunk.row_of(layer_.x, r); });
+    if (h_) pair_rows(h_, layer_.outputs, own, rows, [&](index r) { return h_rows_[r]; });
+    if (operand_) pair_rows(operand_, padded, own, rows, [&](index r) { return chunk.operand_at(r); });
+    for (index block = 0; d_ && block < blocks_; ++block)
+      pair_rows(d_ + block * paired(most_) * Cell::gates * L, Cell::gates * L, own, rows,
+                [&](index r) { return chunk.d_at(block, r); });
+    for (index block = 0; p_ && block < outputs_; ++block)
+      pair_rows(p_ + block * paired(most_) * L, L, own, rows,
+                [&](index r) { return chunk.p_at(block, r); });
+    wait(team);
+  }
+
+  // to += the sum of all rows, in slices as in the products; all gates at once.
+  static void sum_rows(Real<T>* to, const T* from, index rows) {
+    for (index r = 0; r < rows;) {
+      const index end = r + slice<T> < rows ? r + slice<T> : rows;
+      Vector<T> total[Cell::gates] = {};
+      for (; r < end; ++r)
+#pragma GCC unroll 8
+        for (int slot = 0; slot < Cell::gates; ++slot)
+          total[slot] += load(from + (r * Cell::gates + slot) * L);
+#pragma GCC unroll 8
+      for (int slot = 0; slot < Cell::gates; ++slot)
+        store(to + slot * L, load(static_cast<const Real<T>*>(to) + slot * L) + total[slot]);
+    }
+  }
+
+  // to[block][feature][P][lanes] += the sum over the rows k of features[k] * panels[k].
+  template <int P>
+  void sum(const Team& team, Real<T>* to, bool first, const Features& features, Panels<T> panels,
+           index all_blocks) {
+    const index count = features.count;
+    const Depth depth = features.depth;
+    const bool by_blocks = all_blocks >= 4 * team.size || all_blocks % team.size == 0;
+    const Range blocks = by_blocks ? share(all_blocks, team.size, team.rank) : Range{0, all_blocks};
+    const Range own = by_blocks ? Range{0, count} : share(count, team.size, team.rank);
+    // A tile cuts its sum into slices between steps, or within one: many rows are a sum of their own.
+    const index sums = depth.inner > slice<T> ? depth.outer : 1;
+    const Depth each{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
+    const Extent extent{each, panels.panel, panels.step, count * P * L, 0};
+    for_each_tile<T, P>(own.size(), blocks, false, [&](index row, int R, index block, int, auto tile) {
+      const T* a[accumulators];
+      Real<T>* c[accumulators];
+      for (int r = 0; r < R; ++r) {
+        a[r] = features.data + (own.begin + row + r) * per;
+        c[r] = to + (block * count + own.begin + row + r) * P * L;
+      }
+      const T* b = panels.data + block * panels.panel;
+      for (index n = 0; n < sums; ++n, b += depth.inner * panels.step) {
+        tile(a, b, c, first && n == 0 ? zeros : nullptr, extent);
+        for (int r = 0; r < R; ++r) a[r] += depth.outer_stride;
+      }
+    });
+  }
+
+  static constexpr Real<T> zeros[4 * L] = {};  // where a sum starts
+
+  const Layer<T> layer_;
+  const Gradients<T> grads_;
+  const index blocks_, outputs_, most_;
+  Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
+  const T** h_rows_ = nullptr;  // in pairs: where h before each row of the chunk is
+  T* h_;                        // h before each row, copied: ragged, with resets, or in pairs
+  T* x_ = nullptr;              // x, copied: its rows are not in order of memory, or in pairs
+  T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
+};
+
+}  // namespace rnnfast::RNNFAST_TARGET

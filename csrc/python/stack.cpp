@@ -1,0 +1,354 @@
+#include "python/stack.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "python/tensor.h"
+
+namespace py = pybind11;
+
+namespace rnnfast {
+namespace {
+
+// Methods of torch.Tensor; to find them costs half as much as to run them.
+struct Methods {
+  explicit Methods(const py::tuple& types)
+      : is_neg(py::object(types[0].attr("is_neg")).release().ptr()),
+        new_empty(py::object(types[0].attr("new_empty")).release().ptr()) {}
+  static const Methods& of(const py::tuple& types) {
+    static const Methods methods(types);
+    return methods;
+  }
+  PyObject *const is_neg, *const new_empty;
+};
+
+py::object called(PyObject* function, PyObject* const* arguments, std::size_t count) {
+  PyObject* result = PyObject_Vectorcall(function, arguments, count, nullptr);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// Whether a tensor is of one of these exact types, and its memory does not hold the negatives of its
+// values, as the imaginary part of a conjugate does. (Zeros without memory have no address to read.)
+bool is_plain(py::handle object, const py::tuple& types) {
+  const auto is_type = [&](py::handle type) {
+    return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type.ptr();
+  };
+  PyObject* const argument = object.ptr();
+  return std::any_of(types.begin(), types.end(), is_type) &&
+         called(Methods::of(types).is_neg, &argument, 1).ptr() != Py_True;
+}
+
+bool is_list_or_tuple(py::handle object) {
+  return PyTuple_CheckExact(object.ptr()) || PyList_CheckExact(object.ptr());
+}
+
+// Like x in all but shape, uninitialised.
+py::object new_like(const Methods& methods, py::handle x, std::initializer_list<index> shape) {
+  py::object sizes[3];
+  PyObject* arguments[4] = {x.ptr()};
+  std::size_t count = 0;
+  for (index size : shape) {
+    sizes[count] = py::int_(size);
+    arguments[count + 1] = sizes[count].ptr();
+    ++count;
+  }
+  return called(methods.new_empty, arguments, count + 1);
+}
+
+py::object new_sequence(const Methods& methods, const Call& call, py::handle x, index features) {
+  if (call.is_packed || call.is_step) return new_like(methods, x, {call.rows, features});
+  return call.s.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
+                            : new_like(methods, x, {call.steps, call.batch, features});
+}
+
+py::object new_states(const Methods& methods, const Call& call, py::handle x, index features) {
+  return call.is_step ? new_like(methods, x, {call.batch, features})
+                      : new_like(methods, x, {call.numbers, call.batch, features});
+}
+
+// The tensors of a flat list of weights, or of their gradients.
+std::vector<Tensor> weight_tensors(const Description& stack, const py::list& list, bool gradients) {
+  std::vector<Tensor> tensors;
+  tensors.reserve(list.size());
+  for (std::size_t at = 0; at < list.size(); ++at)
+    tensors.emplace_back(list[at], stack.weight_name(at, gradients), gradients);
+  return tensors;
+}
+
+// Keeps the memory of what a call reads.
+struct InputTensors {
+  InputTensors(const Description& description, const Inputs& inputs)
+      : stack(description),
+        x(inputs.x, "x", false),
+        h0(inputs.h0, "h0", false),
+        c0(inputs.c0, "c0", false),
+        weights(weight_tensors(stack, inputs.weights, false)),
+        sizes(inputs.sizes, "sizes", false),
+        reset(inputs.reset, "reset", false) {}
+
+  Call::Tensors views() const { return {x, h0, c0, all_weights(stack, weights), sizes, reset}; }
+
+  const Description& stack;
+  Tensor x, h0, c0;
+  std::vector<Tensor> weights;
+  Tensor sizes, reset;
+};
+
+// The same of what it writes.
+struct OutputTensors {
+  explicit OutputTensors(const Written& written)
+      : y(written.y, "y", true),
+        h_n(written.h_n, "h_n", true),
+        c_n(written.c_n, "c_n", true),
+        cell_states(written.cell_states, "cell_states", true),
+        saved(written.saved, "saved", true) {}
+
+  Outputs views() const { return {y, h_n, c_n, cell_states, saved}; }
+
+  Tensor y, h_n, c_n, cell_states, saved;
+};
+
+struct GradientTensors {
+  GradientTensors(const Description& description, const GradientsOfOutputs& given,
+                  const GradientsOfInputs& wanted)
+      : stack(description),
+        dy(given.y, "dy", false),
+        dh_n(given.h_n, "dh_n", false),
+        dc_n(given.c_n, "dc_n", false),
+        dcell_states(given.cell_states, "dcell_states", false),
+        dx(wanted.x, "dx", true),
+        dh0(wanted.h0, "dh0", true),
+        dc0(wanted.c0, "dc0", true),
+        weights(weight_tensors(stack, wanted.weights, true)) {}
+
+  GradientViews views() const {
+    return {dy, dh_n, dc_n, dcell_states, dx, dh0, dc0, all_weights(stack, weights)};
+  }
+
+  const Description& stack;
+  Tensor dy, dh_n, dc_n, dcell_states, dx, dh0, dc0;
+  std::vector<Tensor> weights;
+};
+
+void run(const Call& call, const OutputTensors& outputs, const Packed* packed, int threads) {
+  const Outputs out = outputs.views();
+  out.check(call);
+  Panels panels;
+  if (packed) panels = packed->panels();
+  std::optional<py::gil_scoped_release> release;
+  if (call.is_long()) release.emplace();
+  rnnfast::forward(call, out, packed ? &panels : nullptr, threads);
+}
+
+}  // namespace
+
+Stack::Stack(const Description& description) : description_(description) { description.check(); }
+
+void Stack::forward(int threads, const Inputs& inputs, const Written& outputs) const {
+  const InputTensors tensors(description_, inputs);
+  Call call(description_, tensors.views());
+  call.check_input();
+  call.check_weights();
+  call.check_states();
+  run(call, OutputTensors(outputs), nullptr, threads);
+}
+
+// Of a call; without y where the kernels do not take the arguments.
+struct Stack::Results {
+  py::object y, h_n, c_n, cell_states, saved;
+};
+
+struct Stack::Form {
+  int dims;
+  index features;
+};
+
+Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs& inputs,
+                              const Form* form, py::handle save, const Packed* packed) const {
+  for (py::handle object : {inputs.x, inputs.h0, inputs.c0, inputs.reset})
+    if (!object.is_none() && !is_plain(object, types)) return {};
+  for (py::handle object : inputs.weights)
+    if (!is_plain(object, types)) return {};
+  std::optional<InputTensors> tensors;
+  std::optional<Call> call;
+  try {
+    tensors.emplace(description_, inputs);
+    call.emplace(description_, tensors->views());
+    call->check_input();
+  } catch (const std::invalid_argument&) {
+    return {};
+  } catch (const py::builtin_exception&) {
+    return {};
+  } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
+    return {};
+  }
+  if (form && (call->x.dims() != form->dims || call->inputs != form->features)) return {};
+  if (!call->has_like_weights()) return {};
+  call->check_weights();
+  try {
+    call->check_states();
+  } catch (const std::invalid_argument&) {
+    return {};
+  }
+  if (packed && !fits(*packed, *call))
+    throw std::invalid_argument("the packed weights are those of another stack");
+  const bool has_c = call->info.cell_state;
+  const Methods& methods = Methods::of(types);
+  const py::object none = py::none();
+  const py::handle x = inputs.x;
+  Results made{new_sequence(methods, *call, x, call->width), none, none, none, none};
+  if (!call->is_step) made.h_n = new_states(methods, *call, x, call->outputs);
+  if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
+  if (description_.cell_states)
+    made.cell_states = new_sequence(methods, *call, x, call->s.directions * call->hidden);
+  if (!save.is_none()) {
+    Saved memory;
+    try {
+      memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
+    } catch (const std::bad_alloc&) {  // torch's exception, after which programs try a smaller batch
+      throw std::runtime_error("can't allocate memory: what backward needs of " +
+                               std::to_string(call->rows) + " rows of " + std::to_string(call->hidden) +
+                               " hidden units");
+    }
+    made.saved = save(py::cast(std::move(memory)));
+  }
+  const Written written{made.y, made.h_n, made.c_n, made.cell_states, made.saved};
+  run(*call, OutputTensors(written), packed, threads);
+  return made;
+}
+
+py::object Stack::call(const py::tuple& types, int threads, const Inputs& inputs, py::handle save,
+                       const Packed* packed) const {
+  const auto [y, h_n, c_n, cell_states, saved] = results(types, threads, inputs, nullptr, save, packed);
+  if (!y) return py::none();
+  return py::make_tuple(y, h_n, c_n, cell_states, saved);
+}
+
+py::object Stack::call_module(const py::tuple& types, int threads, const ModuleInputs& inputs,
+                              const Packed* packed) const {
+  const py::none none;
+  const auto& [x, hx, parameters, names, sizes, reset, dims, features] = inputs;
+  if (!is_list_or_tuple(names)) return none;
+  const bool has_c = cell_info(description_.cell).cell_state;
+  py::object h0 = py::reinterpret_borrow<py::object>(hx), c0 = none;
+  if (has_c && !hx.is_none()) {
+    if (!is_list_or_tuple(hx) || PySequence_Fast_GET_SIZE(hx.ptr()) != 2) return none;
+    h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx.ptr(), 0));
+    c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx.ptr(), 1));
+    if (h0.is_none() || c0.is_none()) return none;
+  }
+  py::list weights;
+  for (Py_ssize_t at = 0; at < PySequence_Fast_GET_SIZE(names.ptr()); ++at) {
+    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), at));
+    PyObject* weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+    if (!weight && PyErr_Occurred()) throw py::error_already_set();
+    if (!weight) return none;
+    weights.append(py::handle(weight));
+  }
+  const Form form{dims, PyNumber_AsSsize_t(features.ptr(), nullptr)};
+  if (PyErr_Occurred()) {  // no integer
+    PyErr_Clear();
+    return none;
+  }
+  const auto [y, h_n, c_n, cell_states, saved] =
+      results(types, threads, {x, h0, c0, std::move(weights), sizes, reset}, &form, none, packed);
+  if (!y) return none;
+  const bool is_cell = h_n.is_none();
+  if (is_cell && !has_c) return y;
+  if (is_cell || !has_c) return py::make_tuple(y, has_c ? c_n : h_n);
+  const py::object states = py::make_tuple(h_n, c_n);
+  if (description_.cell_states) return py::make_tuple(y, states, cell_states);
+  return py::make_tuple(y, states);
+}
+
+Panels Packed::panels() const {
+  Panels panels;
+  for (const auto& memory : memory_) panels.push_back(memory->data());
+  return panels;
+}
+
+bool Packed::is_of(const py::list& weights) const {
+  if (weights.size() != weights_.size() || isa_ != kernels().name) return false;
+  try {
+    for (std::size_t at = 0; at < weights.size(); ++at) {
+      const py::object packed = weights_[at];
+      if (packed.is_none()) continue;
+      if (!Tensor(weights[at], "", false).is_at(Tensor(packed, "", false))) return false;
+    }
+  } catch (const std::invalid_argument&) {
+    return false;
+  } catch (const py::builtin_exception&) {
+    return false;
+  } catch (py::error_already_set&) {  // no strided memory
+    return false;
+  }
+  return true;
+}
+
+bool Stack::fits(const Packed& packed, const Call& call) const {
+  const Description& of = packed.of_;
+  return packed.isa_ == kernels().name && of.cell == description_.cell &&
+         of.layers == description_.layers && of.directions == description_.directions &&
+         of.projected == description_.projected && packed.dtype_ == call.x.dtype() &&
+         packed.inputs_ == call.inputs && packed.hidden_ == call.hidden &&
+         packed.outputs_ == call.outputs;
+}
+
+void Stack::backward(int threads, const Inputs& inputs, py::handle y, py::handle saved,
+                     const GradientsOfOutputs& given, const GradientsOfInputs& wanted) const {
+  const InputTensors tensors(description_, inputs);
+  Call call(description_, tensors.views());
+  call.check_input();
+  call.check_weights();
+  call.check_states();
+  const OutputTensors left({y, Py_None, Py_None, Py_None, saved});
+  left.views().check(call);
+  require(left.saved);
+  const GradientTensors gradients(description_, given, wanted);
+  const GradientViews grads = gradients.views();
+  grads.check(call);
+  const py::gil_scoped_release release;
+  rnnfast::backward(call, left.y, left.saved, grads, threads);
+}
+
+std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const {
+  const InputTensors tensors(description_, {x, Py_None, Py_None, weights, Py_None, Py_None});
+  Call call(description_, tensors.views());
+  call.check_input();
+  call.check_weights();
+  auto packed = std::make_unique<Packed>();
+  for (std::size_t at = 0; at < weights.size(); ++at)
+    packed->weights_.append(tensors.weights[at].dims() == 1 ? py::object(py::none())
+                                                            : py::object(weights[at]));
+  packed->isa_ = kernels().name;
+  packed->of_ = description_;
+  packed->dtype_ = call.x.dtype();
+  packed->inputs_ = call.inputs;
+  packed->hidden_ = call.hidden;
+  packed->outputs_ = call.outputs;
+  packed->memory_ = rnnfast::pack(call);
+  return packed;
+}
+
+namespace {
+
+constexpr bool is_large(std::size_t bytes) { return bytes >> 24; }  // about a millisecond
+
+}  // namespace
+
+void FreeSaved::operator()(Memory* memory) const {
+  std::optional<py::gil_scoped_release> release;
+  if (is_large(memory->size())) release.emplace();
+  delete memory;
+}
+
+Saved Stack::new_saved(Dtype dtype, index rows, index hidden, index outputs) const {
+  const auto bytes = saved_bytes(description_, dtype, rows, hidden, outputs);
+  if (!bytes) throw std::invalid_argument("new_saved: an argument is out of range");
+  std::optional<py::gil_scoped_release> release;
+  if (is_large(*bytes)) release.emplace();  // kept blocks that are too small are freed
+  return Saved(new Memory(*bytes));
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,50 @@
+// A Python object's memory: a torch tensor or anything with the buffer protocol, such as a NumPy array;
+// where it must be in a GPU's memory, only a torch tensor. torch tensors are read through the DLPack C
+// exchange API (dlpack.h 1.2, "DLPackExchangeAPI"), which costs nanoseconds, or by their Python methods
+// where torch is too old to have it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+
+#include "core/errors.h"
+#include "core/layer.h"
+#include "core/view.h"
+
+namespace rnnfast {
+
+// Throws std::invalid_argument for an object whose memory cannot be used. None is no tensor.
+class Tensor : public View {
+ public:
+  Tensor(pybind11::handle object, const char* name, bool writable, Place place = Place::cpu);
+  Tensor(Tensor&&) = default;
+
+ private:
+  bool read_exchange_api(pybind11::handle object, Place place);
+  bool read_torch_methods(pybind11::handle object, Place place);
+  void read_buffer(pybind11::handle object, bool writable);
+  [[noreturn]] void refuse(const std::string& why) const;
+
+  struct Release {
+    void operator()(Py_buffer* buffer) const {
+      PyBuffer_Release(buffer);
+      delete buffer;
+    }
+  };
+  std::unique_ptr<Py_buffer, Release> buffer_;  // null for torch tensors
+};
+
+// Has Python see WrongType as a TypeError. (pybind11 makes std::invalid_argument a ValueError.)
+inline void translate_errors() {
+  pybind11::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const WrongType& wrong) {
+      PyErr_SetString(PyExc_TypeError, wrong.what());
+    }
+  });
+}
+
+}  // namespace rnnfast
