@@ -49,12 +49,7 @@ class Stack:
         self,
         types: tuple[type, ...],
         threads: int,
-        x: Any,
-        hx: Any,
-        parameters: dict[str, Any],
-        names: Sequence[str],
-        sizes: Memory | None,
-        reset: Memory | None,
+        inputs: tuple[Any, ...],  # x, hx, parameters, names, sizes, reset
         dims: int,
         features: Any,
         packed: Packed | None,

@@ -323,15 +323,16 @@ def test_arguments_of_the_extension(name):
     """The method is of the C API, and checks by itself what it is given."""
     stack = _C.Stack(cell=2, bias=False)
     given = [wrong if name == key else right for key, (right, wrong) in ARGUMENTS.items()]
+    given = [*given[:2], tuple(given[2:8]), *given[8:]]
     if name in ("types", "threads", "dims", "parameters", "packed"):
-        with pytest.raises(TypeError, match="incompatible arguments"):
+        with pytest.raises(TypeError, match=r"incompatible|must be a dict, got list"):
             stack.call_module(*given)
     elif name in ("sizes", "x", "features", "names"):
         assert stack.call_module(*given) is None
     else:
         y, (_, c_n) = stack.call_module(*given)
         assert (y.shape, c_n.shape) == ((1, 2, 4), (1, 2, 4))
-    with pytest.raises(TypeError, match="got 10, expected 11"):
+    with pytest.raises(TypeError, match="got 5, expected 6"):
         stack.call_module(*given[:-1])
     with pytest.raises(TypeError, match="call_module"):
         _C.Stack.call_module(*given)

@@ -31,7 +31,7 @@ View::View(const char* name, void* data, Dtype dtype, std::initializer_list<std:
 }
 
 std::string View::dtype_name() const {
-  return dtype_ == Dtype::other ? dtype_name_ : names[static_cast<int>(dtype_)];
+  return dtype_ == Dtype::other ? other_dtype_ : names[static_cast<int>(dtype_)];
 }
 
 bool View::is_at(const View& other) const {

@@ -11,6 +11,7 @@ enum class Dtype { float32, float64, bfloat16, float16, int64, uint8, boolean, o
 
 Dtype dtype_named(const std::string& name);  // as NumPy and torch name them
 
+// It is copied freely, so it is only numbers and pointers.
 class View {
  public:
   static constexpr int most_dims = 3;
@@ -43,7 +44,7 @@ class View {
   bool present_ = false;
   void* data_ = nullptr;
   Dtype dtype_ = Dtype::other;
-  std::string dtype_name_;  // where dtype_ does not say it
+  char other_dtype_[32]{};  // its name, where dtype_ does not say it
   int dims_ = 0, device_ = 0;
   std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
 };

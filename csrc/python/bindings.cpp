@@ -169,17 +169,20 @@ py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
 }
 
 py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 11);
+  Arguments a(given, count, 6);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const py::handle x = a.next(), hx = a.next();
-  auto parameters = a.next_as<py::dict>();
-  const py::handle names = a.next(), sizes = a.next(), reset = a.next();
+  const auto [x, hx, parameters, names, sizes, reset] = entries<6>(a.next_as<py::tuple>(), "inputs");
+  if (!PyDict_Check(parameters.ptr()))
+    throw py::type_error("parameters must be a dict, got " +
+                         std::string(Py_TYPE(parameters.ptr())->tp_name));
   const int dims = a.next_as<int>();
   const py::handle features = a.next();
   const Packed* const packed = a.next_packed();
-  return stack.call_module(types, threads,
-                           {x, hx, std::move(parameters), names, sizes, reset, dims, features}, packed);
+  return stack.call_module(
+      types, threads,
+      {x, hx, py::reinterpret_borrow<py::dict>(parameters), names, sizes, reset, dims, features},
+      packed);
 }
 
 py::object is_of(const Packed& packed, PyObject* const* given, Py_ssize_t count) {

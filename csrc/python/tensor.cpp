@@ -94,6 +94,10 @@ Tensor::Tensor(py::handle object, const char* name, bool writable, Place place) 
     if (writable && shape_[dim] > 1 && strides_[dim] == 0) refuse("its elements share memory");
 }
 
+void Tensor::set_other_dtype(const std::string& name) {
+  name.copy(other_dtype_, sizeof other_dtype_ - 1);
+}
+
 void Tensor::refuse(const std::string& why) const {
   throw std::invalid_argument(std::string(name_) + " cannot be used: " + why);
 }
@@ -117,7 +121,7 @@ bool Tensor::read_exchange_api(py::handle object, Place place) {
   if (t.code == dlpack::code_int && t.bits == 64) dtype_ = Dtype::int64;
   if (t.code == dlpack::code_uint && t.bits == 8) dtype_ = Dtype::uint8;
   if (t.code == dlpack::code_bool && t.bits == 8) dtype_ = Dtype::boolean;
-  if (dtype_ == Dtype::other) dtype_name_ = name_of(t);
+  if (dtype_ == Dtype::other) set_other_dtype(name_of(t));
   return true;
 }
 
@@ -137,9 +141,10 @@ bool Tensor::read_torch_methods(py::handle object, Place place) {
     shape_[dim] = shape[dim];
     strides_[dim] = strides[dim];
   }
-  dtype_name_ = py::str(object.attr("dtype")).cast<std::string>();
-  if (dtype_name_.rfind("torch.", 0) == 0) dtype_name_ = dtype_name_.substr(6);
-  dtype_ = dtype_named(dtype_name_);
+  auto dtype = py::str(object.attr("dtype")).cast<std::string>();
+  if (dtype.rfind("torch.", 0) == 0) dtype = dtype.substr(6);
+  dtype_ = dtype_named(dtype);
+  set_other_dtype(dtype);
   return true;
 }
 
@@ -154,21 +159,17 @@ void Tensor::read_buffer(py::handle object, bool writable) {
   data_ = view.buf;
   dims_ = view.ndim;
   const std::string format = view.format ? view.format : "B";
-  const std::string bits = std::to_string(8 * view.itemsize);
   if (format == "e" || format == "f" || format == "d") {
     dtype_ = float_of_bytes(view.itemsize);
-    dtype_name_ = "float" + bits;
   } else if (format.size() == 1 && std::string("bhilq").find(format) != std::string::npos) {
     dtype_ = view.itemsize == 8 ? Dtype::int64 : Dtype::other;
-    dtype_name_ = "int" + bits;
+    set_other_dtype("int" + std::to_string(8 * view.itemsize));
   } else if (format == "?") {
     dtype_ = Dtype::boolean;
-    dtype_name_ = "bool";
   } else if (format == "B") {
     dtype_ = Dtype::uint8;
-    dtype_name_ = "uint8";
   } else {
-    dtype_name_ = "buffer format " + format;
+    set_other_dtype("buffer format " + format);
   }
   for (int dim = 0; dim < dims_; ++dim) {
     shape_[dim] = view.shape[dim];

@@ -25,6 +25,7 @@ class Tensor : public View {
   bool read_exchange_api(pybind11::handle object, Place place);
   bool read_torch_methods(pybind11::handle object, Place place);
   void read_buffer(pybind11::handle object, bool writable);
+  void set_other_dtype(const std::string& name);
   [[noreturn]] void refuse(const std::string& why) const;
 
   struct Release {

@@ -51,10 +51,6 @@ class Fused(torch.nn.Module):
     ) -> StackConfig:
         raise NotImplementedError
 
-    def _names(self) -> Sequence[str]:
-        """The names of the weights, in torch's order."""
-        raise NotImplementedError
-
     @property
     def _has_c(self) -> bool:
         return CELLS[self._cell()].has_c
@@ -71,16 +67,19 @@ class Fused(torch.nn.Module):
         self,
         input: Tensor,
         hx: Any,
+        names: Sequence[str],
         lengths: Tensor | None = None,
         reset: Any = None,
         cell_states: bool = False,
     ) -> Any:
-        """The usual call, at the least cost; None, having done nothing, where it is another."""
+        """The usual call, at the least cost; None, having done nothing, where it is another.
+
+        ``names`` are those of the weights, in torch's order.
+        """
         config = self._config(cell_states, stack_config)
         if cell_states and not config.has_c:
             return None
-        names, parameters = self._names(), self._parameters
-        features: Any = self.input_size
+        parameters, features = self._parameters, self.input_size
         if not torch.is_grad_enabled():
             held = packed_weights.HELD
             packed = packed_weights.packed(self, config, names) if held else None

@@ -31,7 +31,7 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         """As torch's ``forward``."""
         usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if usual and self.hidden_size > 0:
-            outputs = self._forward_directly(input, hx)
+            outputs = self._forward_directly(input, hx, self._names())
             if outputs is not None:
                 return outputs
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None

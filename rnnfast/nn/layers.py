@@ -74,7 +74,8 @@ class Recurrent(Fused, torch.nn.RNNBase):
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
         usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if usual and not (self.training and self.num_layers > 1 and self.dropout > 0):
-            outputs = self._forward_directly(input, hx, lengths, reset, return_cell_states)
+            names = self._flat_weights_names
+            outputs = self._forward_directly(input, hx, names, lengths, reset, return_cell_states)
             if outputs is not None:
                 return outputs
         if return_cell_states and not self._has_c:
@@ -123,9 +124,6 @@ class Recurrent(Fused, torch.nn.RNNBase):
             outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)
         return outputs
 
-    def _names(self) -> list[str]:
-        return self._flat_weights_names
-
     def _weights(self) -> list[Any]:
         if checks.traced():
             return [getattr(self, name) for name in self._flat_weights_names]
@@ -134,9 +132,15 @@ class Recurrent(Fused, torch.nn.RNNBase):
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
     ) -> StackConfig:
-        directions, projected = 2 if self.bidirectional else 1, self.proj_size > 0
-        sizes = (self.num_layers, directions, self.bias, projected, self.batch_first)
-        return make(self._cell(), *sizes, cell_states)
+        return make(
+            self._cell(),
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.bias,
+            self.proj_size > 0,
+            self.batch_first,
+            cell_states,
+        )
 
     def _forward_padded(
         self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cell_states: bool

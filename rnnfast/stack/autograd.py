@@ -21,10 +21,10 @@ def stack(config: StackConfig, inputs: Inputs, packed: Any = None) -> Outputs | 
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         if not checks.PLAIN.issuperset(map(type, inputs.weights)):
             return None
-        if any(t is not None and t.requires_grad for t in inputs.tensors):
-            x, h0, c0, weights, sizes, reset = inputs
+        tensors = inputs.tensors
+        if any(t is not None and t.requires_grad for t in tensors):
             try:
-                return Outputs(*_Stack.apply(config, sizes, reset, x, h0, c0, *weights))  # type: ignore[no-untyped-call]
+                return Outputs(*_Stack.apply(config, inputs, *tensors))  # type: ignore[no-untyped-call]
             except _NotCoveredError:
                 return None
     return ops.forward(config, inputs, packed=packed)
@@ -35,18 +35,15 @@ class _Stack(torch.autograd.Function):
     def forward(
         ctx: Any,
         config: StackConfig,
-        sizes: Tensor | None,
-        reset: Tensor | None,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        *weights: Tensor,
+        inputs: Inputs,
+        *tensors: Tensor | None,  # inputs.tensors: those among the arguments have gradients
     ) -> tuple[Tensor | None, ...]:
-        found = ops.forward(config, Inputs(x, h0, c0, list(weights), sizes, reset), save=True)
+        found = ops.forward(config, inputs, save=True)
         if found is None:
             raise _NotCoveredError
         y, h_n, c_n, cell_states, saved = found
         ctx.config = config
+        sizes = inputs.sizes
         ctx.sizes = None if sizes is None else sizes.clone()  # the caller may reuse the memory
         ctx.set_materialize_grads(False)
         # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
@@ -55,14 +52,14 @@ class _Stack(torch.autograd.Function):
         counter = y.detach()
         counter.set_()  # type: ignore[call-overload]
         ctx.y_counter, ctx.y_version = counter, counter._version
-        ctx.save_for_backward(x, h0, c0, saved, y.data, reset, *weights)
+        ctx.save_for_backward(inputs.reset, saved, y.data, *tensors)
         return y, h_n, c_n, cell_states
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         config: StackConfig = ctx.config
-        x, h0, c0, saved, y, reset, *weights = ctx.saved_tensors
-        wanted, others = ctx.needs_input_grad[3:], (None,) * 3
+        reset, saved, y, x, h0, c0, *weights = ctx.saved_tensors
+        wanted, others = ctx.needs_input_grad[2:], (None,) * 2
         if all(g is None for g in grads):
             return (*others, *(None for _ in wanted))
         inputs = Inputs(x, h0, c0, weights, ctx.sizes, reset)

@@ -126,7 +126,7 @@ def call_module(
         return None
     threads = torch.get_num_threads()
     try:
-        return stack.call_module(PLAIN_TYPES, threads, *inputs, dims, features, packed)
+        return stack.call_module(PLAIN_TYPES, threads, inputs, dims, features, packed)
     except ValueError as error:
         raise RuntimeError(str(error)) from None
 
