@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
+import cuda_on_cpu
 from rnnfast import _C
 
 # The same examples at every run: a failure here is a failure everywhere.
@@ -79,3 +81,14 @@ def python():
         return process
 
     return run
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The emulated extension, built once for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp().parent / "cuda_on_cpu"
+    with FileLock(f"{folder}.lock"):
+        library = folder / "_cuda.so"
+        if not library.is_file():
+            library = cuda_on_cpu.build(folder)
+    return cuda_on_cpu.load(library)

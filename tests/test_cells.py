@@ -14,7 +14,7 @@ from reference import CELLS
 from rnnfast import _C
 from rnnfast.stack import cell_table, formulas
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 DTYPES = ["float32", "float64"]
 
@@ -57,6 +57,7 @@ def test_the_table_is_what_the_reference_says(cell):
     assert _C.cells()[row.number]["name"] == cell
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_shape
@@ -66,6 +67,7 @@ def test_arrays(cell, dtype, shape, reverse):
     problems.check(problems.by_arrays(problem), problem)
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_shape
@@ -74,6 +76,7 @@ def test_layer_module(cell, dtype, shape):
     problems.check(problems.by_module(problem), problem)
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_shape
@@ -82,6 +85,7 @@ def test_cell_module(cell, dtype, shape):
     problems.check(problems.by_cell_module(problem), problem)
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("shape", [(1500, 1, 1, 33), (70, 40, 3, 70)], ids=str)
 def test_long_sequences(cell, shape):
@@ -95,6 +99,7 @@ def test_long_sequences(cell, shape):
         assert unsaved.y.tobytes() == problems.by_arrays(twin)["y"].tobytes()
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("shape", [(20, 32, 64, 64), (9, 33, 17, 65), (10, 16, 257, 257)])
 def test_typical_error_is_near_torchs(cell, shape):
@@ -112,6 +117,7 @@ def test_typical_error_is_near_torchs(cell, shape):
     assert not wrong, "; ".join(wrong)
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("solve", [problems.by_arrays, problems.by_module, problems.by_cell_module])
@@ -121,6 +127,7 @@ def test_without_bias(cell, dtype, solve, shape):
     problems.check(solve(problem), problem)
 
 
+@numerics
 @every_cell
 @every_dtype
 def test_one_bias_only(cell, dtype):
@@ -135,6 +142,7 @@ def test_one_bias_only(cell, dtype):
         np.testing.assert_array_equal(got.y, want.y)
 
 
+@numerics
 @every_cell
 @every_dtype
 def test_states_default_to_zero(cell, dtype):
@@ -150,6 +158,7 @@ def test_states_default_to_zero(cell, dtype):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
 
 
+@numerics
 @every_cell
 def test_absent_cotangents_are_zero(cell):
     problem = Problem(cell, 4, 3, 5, 17, "float64")
@@ -164,6 +173,7 @@ def test_absent_cotangents_are_zero(cell):
     assert all(not getattr(nothing, name).any() for name in problem.inputs())
 
 
+@numerics
 @every_cell
 def test_final_states(cell):
     """h_n is the last output in the order of time, the first when reversed; c_n only in LSTM."""
@@ -306,6 +316,7 @@ TENSOR_LAYOUTS = {
 }
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("layout", TENSOR_LAYOUTS)
@@ -315,6 +326,7 @@ def test_tensor_layouts(cell, dtype, layout):
     problems.same_bits(got, problems.by_module(problem))
 
 
+@numerics
 @every_cell
 @every_dtype
 def test_expanded_tensors(cell, dtype):
@@ -340,6 +352,7 @@ GRADIENT_LAYOUTS = {
 }
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("layout", GRADIENT_LAYOUTS)
 def test_gradient_layouts(cell, layout):

@@ -9,9 +9,9 @@ from torch.library import opcheck
 
 import rnnfast
 from reference import CELLS
-from twins import flatten, make, states
+from twins import OF_EACH_CLASS, flatten, make, states
 
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell", OF_EACH_CLASS)
 every_suffix = pytest.mark.parametrize("suffix", ["", "Cell"])
 
 OPTIONS = {

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import rnnfast
 from reference import CELLS
 from test_compile import recorded, same
-from twins import flatten, make, states
+from twins import OF_EACH_CLASS, flatten, make, states
 
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell", OF_EACH_CLASS)
 every_order = pytest.mark.parametrize("in_order", [False, True], ids=["unsorted", "sorted"])
 every_way = pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 

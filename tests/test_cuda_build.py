@@ -199,6 +199,7 @@ def test_without_cuda_auto_goes_on_and_on_is_an_error(broken, cmake, version, tm
     assert compile_commands(tmp_path) == commands
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile with")
 def test_auto_finds_this_machines_compiler(cmake, tmp_path):
     """By whatever CMake: those before 3.26 know no C++20 in CUDA themselves."""

@@ -35,6 +35,11 @@ def test_rnnfast(item):
 @every_item
 def test_the_page(item):
     assert ROWS[item.what][1:] == ("yes", item.note)
+
+
+@pytest.mark.slow
+@every_item
+def test_the_page_of_torch(item):
     if item.unsafe:
         assert ROWS[item.what][0] == item.unsafe
     elif torch.__version__.split("+")[0] in PAGE:

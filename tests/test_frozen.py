@@ -14,7 +14,7 @@ from rnnfast import _C
 from rnnfast.stack import packed_weights
 from twins import flatten, make, states
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -31,6 +31,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("options", STACKS, ids=str)
@@ -49,6 +50,7 @@ def test_the_same_bits(cell, dtype, options, shape):
     assert same(outputs(module, x), want)
 
 
+@numerics
 @every_cell
 def test_cells(cell):
     module = make(rnnfast, cell, 5, 37, suffix="Cell")
@@ -59,6 +61,7 @@ def test_cells(cell):
         assert packed_weights.HELD[module].copy is not None
 
 
+@numerics
 def test_projections():
     module = make(rnnfast, "lstm", 5, 37, 2, proj_size=19)
     x = torch.randn(4, 3, 5)
@@ -112,6 +115,7 @@ def test_copies_and_pickles_inside():
             assert other not in packed_weights.HELD
 
 
+@numerics
 def test_other_ways_to_run_stay_right():
     """torch.nn's own modules, parametrizations, weights made in inference mode, other dtypes."""
     plain, x = torch.nn.LSTM(5, 17), torch.randn(1, 2, 5)

@@ -15,7 +15,7 @@ import tolerances
 from problems import Problem
 from reference import CELLS
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
@@ -61,6 +61,7 @@ CONFIGURATIONS = {
 }
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_gradcheck_of_layers(cell, configuration):
@@ -72,6 +73,7 @@ def test_gradcheck_of_layers(cell, configuration):
     assert gradcheck(as_function(cell, module), inputs, fast_mode=module.num_layers > 1)
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck_of_cell_modules(cell, bias):
@@ -113,6 +115,7 @@ def inner(a, b):
 SHAPES = [(5, 3, 17, 65), (20, 1, 130, 130), (7, 33, 65, 17)]
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -138,6 +141,7 @@ def test_backward_is_the_adjoint_of_the_true_derivative(cell, shape, reverse):
     assert right == pytest.approx(left, rel=1e-12 * len(order) * 10, abs=1e-11)
 
 
+@numerics
 @pytest.mark.parametrize("cell", [name for name in CELLS if name != "rnn_relu"])  # has corners
 @pytest.mark.parametrize("shape", SHAPES)
 def test_backward_is_the_adjoint_of_our_forward(cell, shape):
@@ -158,6 +162,7 @@ def test_backward_is_the_adjoint_of_our_forward(cell, shape):
     assert right == pytest.approx(inner(d, jv), rel=tolerances.CENTRAL_RTOL)
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("suffix", ["", "Cell"])
 def test_only_those_that_ask(cell, suffix):
@@ -197,6 +202,7 @@ def test_no_graph_where_nothing_asks(cell):
         assert module(x)[0].is_inference()
 
 
+@numerics
 @every_cell
 def test_each_output_alone(cell):
     """A loss on only y, only h_n or only c_n: the absent gradients count as zero."""
@@ -219,6 +225,7 @@ def test_each_output_alone(cell):
             )
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_twice_the_same_bits(cell, dtype):

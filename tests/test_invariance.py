@@ -13,7 +13,7 @@ import rnnfast
 from problems import Problem, same_bits
 from reference import CELLS
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -31,6 +31,7 @@ SHAPES = [
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}B{}I{}H{}".format(*s))
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_shape
@@ -43,6 +44,7 @@ def test_threads(cell, dtype, shape, reverse):
         same_bits(problems.by_arrays(problem, threads=threads), one)
 
 
+@numerics
 @every_cell
 @every_shape
 def test_threads_of_torch(cell, shape):
@@ -54,6 +56,7 @@ def test_threads_of_torch(cell, shape):
         same_bits(problems.by_module(problem), want)
 
 
+@numerics
 @every_cell
 def test_threads_in_stacks(cell):
     """Layers and directions may run side by side: the same bits, outputs and gradients."""
@@ -69,6 +72,7 @@ def test_threads_in_stacks(cell):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("size", [(3, 5), (17, 33), (130, 130)], ids=str)
@@ -96,6 +100,7 @@ def test_first_rows_of_a_batch(cell, dtype, size):
         same_bits(solve(rows), {name: value[..., rows, :] for name, value in whole.items()})
 
 
+@numerics
 @every_cell
 @every_dtype
 def test_other_rows_do_not_matter(cell, dtype):
@@ -111,6 +116,7 @@ def test_other_rows_do_not_matter(cell, dtype):
         assert got[:2].tobytes() == want[:2].tobytes()
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize(
@@ -141,6 +147,7 @@ def pair(cell, *sizes, **options):
     return layer, single
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("grad", [True, False])
 def test_steps_of_modules(cell, grad):
@@ -158,6 +165,7 @@ def test_steps_of_modules(cell, grad):
             assert torch.equal(inner[0] if has_c else inner, whole[t])
 
 
+@numerics
 @every_cell
 def test_saving_changes_nothing(cell):
     """Training and inference compute the same bits."""
@@ -168,6 +176,7 @@ def test_saving_changes_nothing(cell):
         assert a.h_n.tobytes() == b.h_n.tobytes()
 
 
+@numerics
 @every_cell
 def test_batch_first_is_a_stride(cell):
     sizes, options = (17, 65, 2), dict(CELLS[cell].options)
@@ -186,6 +195,7 @@ def test_batch_first_is_a_stride(cell):
         assert torch.equal(a, b)
 
 
+@numerics
 @every_cell
 @every_dtype
 def test_layers_and_directions_are_compositions(cell, dtype):
@@ -211,6 +221,7 @@ def test_layers_and_directions_are_compositions(cell, dtype):
     assert h.detach().numpy().tobytes() == np.stack(h_n).tobytes()
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_runs_repeat(cell, shape):
@@ -221,6 +232,7 @@ def test_runs_repeat(cell, shape):
         same_bits(problems.by_arrays(problem, threads=2), first)
 
 
+@numerics
 @every_cell
 def test_calls_from_several_threads(cell):
     """The GIL is released: calls at the same time must share no scratch memory."""
@@ -234,6 +246,7 @@ def test_calls_from_several_threads(cell):
             same_bits(a, b)
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("threads", [1, 2])

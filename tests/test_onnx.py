@@ -13,14 +13,14 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from reference import CELLS
-from twins import LAYERS, flatten, make, states
+from twins import LAYERS, OF_EACH_CLASS, flatten, make, states
 
 pytestmark = [
     # Of torch's own exporters, about themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::torch.jit.TracerWarning"),
 ]
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell", OF_EACH_CLASS)
 
 OPTIONS = {
     "layer": {},

@@ -13,7 +13,7 @@ import rnnfast
 from reference import CELLS
 from twins import CLOSE, LAYERS, flatten, make, states, twins
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_layer = pytest.mark.parametrize("cell", LAYERS)
@@ -66,6 +66,7 @@ def gradients(module, outputs, x, state):
     return torch.autograd.grad(loss, [x, *flatten(state), *module.parameters()])
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_stack
@@ -96,6 +97,7 @@ def test_against_the_formula(cell, dtype, options, lengths):
         torch.testing.assert_close(got, want.to(dtype), **tolerance)
 
 
+@numerics
 @every_layer
 @every_stack
 def test_against_torch(cell, options):
@@ -114,6 +116,7 @@ def test_against_torch(cell, options):
     assert ours(in_order)[0].sorted_indices is theirs(in_order)[0].sorted_indices is None
 
 
+@numerics
 @every_cell
 @every_dtype
 @every_stack
@@ -137,6 +140,7 @@ def test_bits_of_a_row_alone(cell, dtype, options, lengths):
         assert torch.equal(got, want)
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("options", STACKS[:2], ids=str)
 def test_bits_of_any_number_of_threads(cell, options):
@@ -154,6 +158,7 @@ def test_bits_of_any_number_of_threads(cell, options):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
+@numerics
 @every_cell
 def test_gradcheck(cell):
     module = make(rnnfast, cell, 3, 4, 2, bidirectional=True, dtype=torch.float64)

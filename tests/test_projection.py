@@ -15,8 +15,8 @@ from test_packed import LENGTHS, run_packed, run_rows
 from test_packed import gradients as gradients_of
 from twins import CLOSE, assert_twins_agree, flatten, make, twins
 
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 pytestmark = [
-    pytest.mark.numerics,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
@@ -46,6 +46,7 @@ def problem_of(shape, dtype="float32", **options):
     return Problem("lstm", steps, batch, inputs, hidden, dtype, R=outputs, **options)
 
 
+@numerics
 @every_shape
 @every_dtype
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
@@ -54,6 +55,7 @@ def test_arrays(shape, dtype, reverse):
     problems.check(problems.by_arrays(problem), problem)
 
 
+@numerics
 @every_shape
 @pytest.mark.parametrize("bias", [True, False])
 def test_modules(shape, bias):
@@ -61,6 +63,7 @@ def test_modules(shape, bias):
     problems.check(problems.by_module(problem), problem)
 
 
+@numerics
 @every_shape
 @every_dtype
 def test_threads(shape, dtype):
@@ -70,6 +73,7 @@ def test_threads(shape, dtype):
         same_bits(problems.by_arrays(problem, threads=threads), one)
 
 
+@numerics
 @pytest.mark.parametrize("sizes", [(5, 17, 7), (33, 65, 33), (130, 257, 130)], ids=str)
 def test_rows_alone_and_together(sizes):
     arrays = problem_of((3, 40, *sizes)).inputs()
@@ -81,6 +85,7 @@ def test_rows_alone_and_together(sizes):
             assert getattr(part, name).tobytes() == getattr(whole, name)[..., rows, :].tobytes()
 
 
+@numerics
 @pytest.mark.parametrize("batch", [1, 9])
 def test_streamed_in_chunks_of_every_length(batch):
     module = make(rnnfast, "lstm", 5, 37, proj_size=19)
@@ -102,6 +107,7 @@ STACKS = [
 ]
 
 
+@numerics
 @pytest.mark.parametrize("options", STACKS, ids=str)
 @pytest.mark.parametrize("hx", [False, True], ids=["", "hx"])
 def test_stacks_agree_with_torch(options, hx):
@@ -122,6 +128,7 @@ def test_unbatched():
     assert_twins_agree(ours, theirs, torch.randn(4, 5), state)
 
 
+@numerics
 @pytest.mark.parametrize("options", STACKS[:2], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda n: f"{len(n)}rows{max(n)}steps")
 def test_packed(options, lengths):
@@ -144,6 +151,7 @@ def test_packed(options, lengths):
         torch.testing.assert_close(got, want, **CLOSE[torch.float64])
 
 
+@numerics
 def test_gradients_of_every_order():
     module = make(rnnfast, "lstm", 2, 4, proj_size=3, bidirectional=True, dtype=torch.float64)
     names = [name for name, _ in module.named_parameters()]
@@ -158,6 +166,7 @@ def test_gradients_of_every_order():
     assert gradgradcheck(function, inputs, fast_mode=True)
 
 
+@numerics
 @pytest.mark.parametrize("wanted", ["x", "h0", "c0", "w_ih", "w_hh", "b_ih", "w_hr"])
 def test_one_gradient_alone_is_the_same(wanted):
     arrays = problem_of((7, 9, 17, 37, 19)).inputs()
@@ -185,6 +194,7 @@ def test_accelerate_takes_them():
     torch.testing.assert_close(model(x)[0], want, **CLOSE[torch.float32])
 
 
+@numerics
 def test_an_infinite_input_stays_in_its_row():
     arrays = problem_of((5, 9, 3, 37, 19)).inputs()
     want = rnnfast.arrays.forward("lstm", **arrays, save=True)

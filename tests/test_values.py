@@ -13,13 +13,14 @@ from problems import Problem
 from reference import CELLS
 from twins import LAYERS, flatten, make, states, twins
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
 every_layer = pytest.mark.parametrize("cell", LAYERS)
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
+@numerics
 @every_layer
 @every_dtype
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e4, -1e4, 1e30])
@@ -44,6 +45,7 @@ def test_propagates_as_torchs(cell, dtype, poison, where):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * scale, equal_nan=True)
 
 
+@numerics
 @every_layer
 @every_dtype
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e4, 1e30])
@@ -64,6 +66,7 @@ def test_gradients_propagate_as_torchs(cell, dtype, poison):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * scale)
 
 
+@numerics
 @every_cell
 @every_dtype
 @pytest.mark.parametrize("scale", [1e4, 1e30])
@@ -80,6 +83,7 @@ def test_saturates_without_nan(cell, dtype, scale):
     assert grad.isfinite().all()
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_functions_over_their_whole_range(cell, dtype):
@@ -117,6 +121,7 @@ def tanh_of(numbers):
     return rnnfast.arrays.forward("rnn_tanh", x, w_ih, np.zeros_like(w_ih)).y.reshape(-1)
 
 
+@numerics
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh_to_the_last_place(dtype):
     """From the tiny to the saturated: in float32 every 61st number, in float64 random ones."""
@@ -135,6 +140,7 @@ def test_tanh_to_the_last_place(dtype):
         assert tolerances.last_places(tanh_of(x), np.tanh(x.astype(wide))) <= tolerances.TANH
 
 
+@numerics
 def test_gradients_through_saturated_units():
     """A row's gradient has 1 - tanh^2 for a factor, which is all that tanh's last places leave."""
     ours, theirs = twins("rnn_tanh", 33, 1)
@@ -155,6 +161,7 @@ def test_gradients_through_saturated_units():
     assert error.square().mean().sqrt() <= tolerances.SATURATED * torchs.square().mean().sqrt()
 
 
+@numerics
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh_of_special_values(dtype):
     """One unit a row: no NaN of a row reaches another."""
@@ -168,6 +175,7 @@ def test_tanh_of_special_values(dtype):
         np.testing.assert_array_equal(y.reshape(-1), sign * want)
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_denormal_inputs(cell, dtype):
@@ -187,6 +195,7 @@ def flushes():
     return tiny * float("1.0") == 0.0, bool(((many * 1.0) == 0).any())
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("threads", [1, 2])
 def test_environment_of_the_caller_is_unchanged(cell, threads):
@@ -224,6 +233,7 @@ def far_apart(tmp_path):
         path.unlink()
 
 
+@numerics
 @every_cell
 @pytest.mark.parametrize("name", ["x", "h0", "w_ih", "w_hh"])
 def test_beyond_two_to_the_31(cell, name, far_apart):

@@ -5,12 +5,20 @@ from __future__ import annotations
 import warnings
 from functools import cache
 
+import pytest
 import torch
 
 import rnnfast
 from reference import CELLS
 
 LAYERS = [name for name, cell in CELLS.items() if cell.in_torch]
+
+# What a compiler or an exporter makes of a cell depends on its entry in the table alone. So `make test`
+# compiles one cell of each class, and `.ci/run` all of them.
+OF_EACH_CLASS = [
+    pytest.param(name, marks=() if name in ("rnn_tanh", "lstm", "gru") else pytest.mark.slow)
+    for name in CELLS
+]
 
 # torch.nn itself differs from the float64 truth by about as much
 CLOSE = {
