@@ -1,20 +1,26 @@
 # make demo    what rnnfast is for, on this machine, in under three minutes
 # make test    every test
 # Both make their own environment first, and need only Python 3.10+, a C++20 compiler and make.
+# `make test TORCH=2.14.1` runs them with another version of PyTorch, in an environment beside.
 # `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, in a new environment.
 
 PYTHON ?= python3
-VENV ?= .venv
+# Pinned: an unpinned one may bring gigabytes of CUDA packages.
+TORCH ?= 2.13.0
+VENV ?= $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench bench-suite clean
+.PHONY: demo test test-slow lint format bench bench-suite clean
 
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
 
-# On all processors; the sanitizers' builds at the end are the longest tests.
 test: $(VENV)/testable
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The tests that build for minutes: each `pip install` in a fresh environment, sanitizers, CUDA's kernels.
+test-slow: $(VENV)/testable
+	$(BIN)/pytest -m slow -n auto --dist loadgroup -v -rs
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench
@@ -39,7 +45,7 @@ format: $(VENV)/linters
 $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group build --group demo
+	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)' --group build --group demo
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	for file in build/*/compile_commands.json; do ln -sf $$file .; done  # where editors look for it
 	touch $@

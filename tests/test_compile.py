@@ -184,6 +184,24 @@ def test_whichever_is_imported_first(python, first):
     )
 
 
+PATCHED = """
+import torch, rnnfast, torch._dynamo
+from torch.jit import _recursive
+from torch._dynamo.variables.builder import VariableBuilder
+from torch.onnx._internal.exporter import _registration
+rnnfast.GRU(5, 17)
+functions = torch.fx.Tracer.is_leaf_module, _recursive.create_script_module, VariableBuilder.wrap_module
+known = [op.fx_target for op in _registration._torchlib_registry.get_torchlib_ops()]
+patched = [f.__module__.startswith("rnnfast") for f in functions]
+print(*patched, torch.ops.rnnfast.stack.default in known)
+"""
+
+
+@pytest.mark.parametrize("setting", ["", "off"])
+def test_one_switch_leaves_torchs_compilers_alone(python, setting):
+    assert python(PATCHED, RNNFAST_COMPILERS=setting).stdout.split() == [str(not setting)] * 4
+
+
 def test_bad_input_is_refused():
     compiled = torch.compile(rnnfast.GRU(5, 17), backend="eager")
     with pytest.raises(RuntimeError, match="Expected 5, got 6"):

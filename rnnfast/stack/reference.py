@@ -15,41 +15,33 @@ from torch.nn import functional as F
 from .config import Inputs, Outputs, StackConfig
 from .formulas import FORMULAS
 
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
 
 def step(
-    cell: str,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hr: Tensor | None,
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, weights: Weights
 ) -> tuple[Tensor, Tensor | None]:
-    """One step: ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``."""
+    """One step: ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``.
+
+    ``weights`` are w_ih, w_hh, b_ih, b_hh and w_hr.
+    """
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
     a = F.linear(x, w_ih, b_ih)
     h, c = FORMULAS[cell](a, h, c, w_hh, b_hh)
     return h if w_hr is None else F.linear(h, w_hr), c
 
 
 def layer(
-    cell: str,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor | None,
-    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
-    reverse: bool,
-    sizes: Tensor | None,
-    reset: Tensor | None,
-    every_c: bool,
+    config: StackConfig, inputs: Inputs, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
     """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
-    ``sizes`` are those of :class:`Inputs`: where ``x`` is packed, so are all sequences.
-    ``reset [T, B]`` says before which steps a row's states are zero. The last result is c after every
-    step, ``[T, B, H]``, where ``every_c`` asks for it and there is a cell state.
+    ``inputs`` are time-major, with the states ``[B, R]`` and ``[B, H]`` and the weights of this
+    direction. Where ``x`` is packed, so are all sequences. The last result is c after every step,
+    ``[T, B, H]``, where ``config`` asks for it and there is a cell state.
     """
+    x, h, c, weights, sizes, reset = inputs
+    assert h is not None
     packed = sizes is not None and x.dim() == 2
     past: Tensor | None = None  # [T, B, 1]: which steps lie past a row's end
     if sizes is not None and not packed:
@@ -77,14 +69,13 @@ def layer(
     cells: list[Tensor] = []
     for x_t, cut, ended in reversed(whole) if reverse else whole:
         n = x_t.size(0)
-        h_t, c_t = step(
-            cell, x_t, before(h, n, cut), None if c is None else before(c, n, cut), *weights
-        )
+        c_before = None if c is None else before(c, n, cut)
+        h_t, c_t = step(config.cell, x_t, before(h, n, cut), c_before, (*weights,))
         h = after(h_t, h, ended)
         y.append(output(h_t, ended))
         if c is not None and c_t is not None:
             c = after(c_t, c, ended)
-            cells += [output(c_t, ended)] if every_c else []
+            cells += [output(c_t, ended)] if config.cell_states else []
     if reverse:
         y, cells = y[::-1], cells[::-1]
     join = torch.cat if packed else torch.stack
@@ -117,17 +108,15 @@ def stack(config: StackConfig, inputs: Inputs) -> Outputs:
         c_halves: list[Tensor] = []
         for d in range(config.directions):
             number = k * config.directions + d
-            half, h, c, c_half = layer(
-                config.cell,
+            one = Inputs(
                 y,
                 state(h0, number, outputs),
                 state(c0, number, hidden) if has_c else None,
                 config.weights(weights, number),
-                d == 1,
                 sizes,
                 reset,
-                config.cell_states,
             )
+            half, h, c, c_half = layer(config, one, d == 1)
             halves.append(half)
             h_n.append(h)
             if c is not None:
