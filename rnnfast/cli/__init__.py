@@ -19,7 +19,7 @@ COMMANDS = {
     "bench": "time rnnfast beside torch.nn",
     "demo": "check, then train a small language model with torch.nn and with rnnfast",
 }
-EXTRAS = ("torch", "rich", "matplotlib")
+EXTRAS = ("torch", "rich", "matplotlib", "psutil")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

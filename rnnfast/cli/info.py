@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy
 
@@ -59,7 +57,7 @@ def facts() -> Mapping[str, str]:
         "cores": f"{usable_cores()} usable",
         "threads": f"{_C.max_threads()} by default",
         "OpenMP": text(build.get("openmp", "unknown")),
-        "OpenMP runtimes mapped": "\n".join(openmp_runtimes()) or "unknown",
+        "OpenMP runtimes mapped": "\n".join(openmp_runtimes()) or "unknown without threadpoolctl",
         "torch": torch_version(),
         "CUDA": cuda_tiers(),
         "numpy": numpy.__version__,
@@ -117,18 +115,19 @@ def usable_cores() -> int:
 
 def cpu_model() -> str:
     try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        import cpuinfo
+    except ImportError:
         return platform.processor() or platform.machine()
-    match = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
-    return match.group(1) if match else platform.processor() or platform.machine()
+    found = cpuinfo.get_cpu_info()
+    kind = [f"{key} {found[key]}" for key in ("family", "model") if key in found]
+    return str(found.get("brand_raw", platform.machine())) + (f" ({', '.join(kind)})" if kind else "")
 
 
 def openmp_runtimes() -> list[str]:
-    """Paths of the OpenMP runtimes mapped into this process; empty where /proc does not say."""
+    """Paths of the OpenMP runtimes in this process; empty where nothing here can say it."""
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        import threadpoolctl
+    except ImportError:
         return []
-    names = re.findall(r"(/.*/lib(?:gomp|iomp5|omp)\b[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
-    return sorted(set(names))
+    found = threadpoolctl.threadpool_info()
+    return sorted({one["filepath"] for one in found if one["user_api"] == "openmp"})

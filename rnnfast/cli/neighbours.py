@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+
+import psutil
 
 WORTH_SAYING = 0.1  # cores
 
 
 class Neighbours:
-    """Watches from its creation on; silent where /proc/stat does not exist."""
+    """Watches from its creation on; silent where the system does not say which cores are ours."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), busy_seconds(), time.process_time()
@@ -36,16 +37,10 @@ class Neighbours:
 
 def busy_seconds() -> float | None:
     """Of the cores this process may use, by anyone, stolen time included."""
-    if not hasattr(os, "sched_getaffinity"):
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):
         return None
-    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    try:
-        rows = Path("/proc/stat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    ticks = 0
-    for name, *counts in (row.split() for row in rows if row.startswith("cpu")):
-        if name in ours:
-            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, counts[:8])
-            ticks += user + nice + system + irq + softirq + steal
-    return ticks / os.sysconf("SC_CLK_TCK")
+    cores = psutil.cpu_times(percpu=True)
+    times = [cores[number] for number in process.cpu_affinity() if number < len(cores)]
+    busy = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(core, kind, 0.0) for core in times for kind in busy))
