@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import platform
 import re
 import shutil
@@ -97,6 +98,44 @@ def test_stub_has_the_arguments_of_the_module():
             real = ast.parse(f"def {re.sub(r'<[^>]*>', 'None', text)}: ...").body[0]
             counts = [len(f.args.posonlyargs + f.args.args) for f in (node, real)]
             assert counts[0] == counts[1], node.name
+
+
+HEADERS = ["gru", "lstm", "lstm_coupled", "rnn"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_header_of_a_cell_can_be_read_alone(header, compiler, tmp_path):
+    """By an editor, which knows no instruction set."""
+    source = tmp_path / "alone.cpp"
+    source.write_text(f'#include "cells/{header}.h"\n')
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", ROOT / "csrc"]
+    subprocess.run([compiler, *flags, source], check=True)
+
+
+def test_no_other_headers_of_cells():
+    others = {"cells", "contract", "info", "math", "scalar"}
+    assert {path.stem for path in (ROOT / "csrc/cells").glob("*.h")} == {*HEADERS, *others}
+
+
+FORMULA = """
+#include "cells/gru.h"
+#include <cstdio>
+using namespace rnnfast::alone;
+int main() {
+  double s[Gru::slots] = {0.3, -0.2, 0.5, 0.1};
+  std::printf("%.15f", Gru::forward<0>(s, 0.7, 0.0));
+}
+"""
+
+
+def test_a_formula_can_be_tried_alone(compiler, tmp_path):
+    source, program = tmp_path / "formula.cpp", tmp_path / "formula"
+    source.write_text(FORMULA)
+    subprocess.run([compiler, "-std=c++20", "-I", ROOT / "csrc", source, "-o", program], check=True)
+    found = float(subprocess.run([program], check=True, capture_output=True, text=True).stdout)
+    r, z = 1 / (1 + math.exp(0.2)), 1 / (1 + math.exp(-0.5))
+    n = math.tanh(0.3 + r * 0.1)
+    assert abs(found - ((1 - z) * n + z * 0.7)) < 1e-14
 
 
 def test_typed():

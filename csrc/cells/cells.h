@@ -32,18 +32,6 @@
 // (rnnfast/stack/formulas.py). `onnx` is the operator of ONNX that computes the cell (info.h).
 #pragma once
 
-#include "cells/info.h"
-
-namespace rnnfast::RNNFAST_TARGET {
-
-struct Window {
-  int begin, end;
-  constexpr int width() const { return end - begin; }
-  constexpr bool has(int slot) const { return begin <= slot && slot < end; }
-};
-
-}  // namespace rnnfast::RNNFAST_TARGET
-
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/lstm_coupled.h"

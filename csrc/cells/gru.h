@@ -6,6 +6,8 @@
 //   n = tanh(a_n + u_n),     u_r, u_z from h, u_n from r h
 #pragma once
 
+#include "cells/contract.h"
+
 namespace rnnfast::RNNFAST_TARGET {
 
 struct Gru {

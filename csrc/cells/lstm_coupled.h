@@ -5,6 +5,8 @@
 // With a projection (Sak et al. 2014, arXiv 1402.1128) h' = W_hr (o tanh(c')).
 #pragma once
 
+#include "cells/contract.h"
+
 namespace rnnfast::RNNFAST_TARGET {
 
 struct LstmCoupled {

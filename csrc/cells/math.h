@@ -65,7 +65,8 @@ struct Exp {
   V scale, m;  // exp(x) = scale * (1 + m)
 };
 
-// For lowest <= x <= overflow; there the scale becomes infinite.
+// Tried: the range reduction of exp2, 0.3 percent of a training step, not worth a second set of
+// coefficients. For lowest <= x <= overflow; there the scale becomes infinite.
 template <class V>
 RNNFAST_INLINE Exp<V> exp_parts(V x) {
   using C = Constants<scalar_of<V>>;
@@ -79,7 +80,8 @@ RNNFAST_INLINE Exp<V> exp_parts(V x) {
   return {scale, fma(q, r * r, r)};
 }
 
-// Exactly 0 and 1 where the true value rounds to them.
+// Tried: the reciprocal estimate with a Newton step in the place of the division, 9 percent slower (Zen
+// 5). Exactly 0 and 1 where the true value rounds to them.
 template <class V>
 RNNFAST_INLINE V sigmoid(V x) {
   using C = Constants<scalar_of<V>>;

@@ -2,6 +2,8 @@
 //   h' = f(W_ih x + b_ih + W_hh h + b_hh),   f = tanh or ReLU
 #pragma once
 
+#include "cells/contract.h"
+
 namespace rnnfast::RNNFAST_TARGET {
 
 template <class Activation>

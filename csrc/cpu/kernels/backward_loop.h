@@ -137,6 +137,7 @@ class BackwardLoop {
     if (team_.rank == 0) weights_.clear();
   }
 
+  // Tried: prefetching the slots of the step before, no change: bandwidth bounds it.
   // `row`: where the rows of step t begin in the chunk.
   void step(index t, index row, Part part) {
     const Rows rows = part.rows.present(state_.count(t));
@@ -323,6 +324,7 @@ class BackwardLoop {
         });
   }
 
+  // Tried: gradients straight from the tile to the caller's memory, without the copy: no change.
   // Of some of a chunk's steps.
   void input_gradients(const Chunk<Cell, T>& chunk, Range steps) {
     const index a = chunk.place(steps.begin), b = chunk.place(steps.end - 1), first = a < b ? a : b;

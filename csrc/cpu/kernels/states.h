@@ -64,6 +64,10 @@ struct Slots {
   }
 };
 
+// Tried: slots row by row rather than block by block, so that threads share no lines: no change for
+// small batches, 5 percent slower for large ones. Stores past the caches (non-temporal): no change at
+// T=50, slower at B=8.
+//
 // The memory of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]. The layer may
 // have only some of the rows.
 template <class T>
