@@ -20,14 +20,9 @@ class Stack:
         self,
         *,
         cell: int,  # its number in the table of cells
-        layers: int = 1,
-        directions: int = 1,
         single: bool = False,
         reverse: bool = False,
-        bias: bool = True,
-        projected: bool = False,
-        batch_first: bool = False,
-        cell_states: bool = False,
+        **config: Any,  # the other fields of stack.config.StackConfig
     ) -> None: ...
     def forward(
         self,
