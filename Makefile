@@ -18,9 +18,10 @@ demo: $(VENV)/installed
 test: $(VENV)/testable
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The tests that build for minutes: each `pip install` in a fresh environment, sanitizers, CUDA's kernels.
+# The tests that build for minutes: each `pip install` in a fresh environment, sanitizers, CUDA's kernels. By
+# file, since the tests of one share what they build.
 test-slow: $(VENV)/testable
-	$(BIN)/pytest -m slow -n auto --dist loadgroup -v -rs
+	$(BIN)/pytest -m slow -n auto --dist loadfile -v -rs --durations=30
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench

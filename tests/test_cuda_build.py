@@ -86,7 +86,6 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("nvcc")
 def test_kernels_spill_nothing(built):
     """Each cell, forward and backward, with five kinds of numbers, on two architectures."""
     _, said = built
@@ -104,7 +103,6 @@ def test_kernels_spill_nothing(built):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("nvcc")
 def test_module_loads_where_there_is_no_device(built, python):
     """Its runtime is inside, and neither libtorch nor cuDNN is linked."""
     library, _ = built

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# One worker's, which builds once for all.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc")

@@ -297,7 +297,8 @@ void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
       if (b) __builtin_memcpy(&high, b + k, sizeof high);
       store_words(out + k * 2, pair(low, high));
     }
-    for (; k < numbers; ++k) {
+    // Fewer than L are left. Without this bound GCC warns, for aarch64, of a loop of 2^63 turns.
+    for (int left = L; k < numbers && left > 0; ++k, --left) {
       out[k * 2] = a[k];
       out[k * 2 + 1] = b ? b[k] : Bfloat16{};
     }
