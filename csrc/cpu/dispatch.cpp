@@ -77,7 +77,11 @@ const Kernels& named(const std::string& name, const std::string& asked) {
 
 const Kernels& chosen_at_start() {
   const char* name = std::getenv("RNNFAST_ISA");
-  return name && *name ? named(name, "RNNFAST_ISA=") : tables().back();
+  if (name && *name) return named(name, "RNNFAST_ISA=");
+  if (tables().empty())
+    throw std::invalid_argument("this machine can run none of the instruction sets that were built: " +
+                                joined(built_isas()));
+  return tables().back();
 }
 
 std::atomic<const Kernels*>& in_use() {
