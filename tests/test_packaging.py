@@ -113,7 +113,7 @@ def test_the_header_of_a_cell_can_be_read_alone(header, compiler, tmp_path):
 
 
 def test_no_other_headers_of_cells():
-    others = {"cells", "contract", "info", "math", "scalar"}
+    others = {"cells", "contract", "info", "math", "number", "scalar"}
     assert {path.stem for path in (ROOT / "csrc/cells").glob("*.h")} == {*HEADERS, *others}
 
 

@@ -2,7 +2,7 @@
 // cell's header is read alone.
 #pragma once
 
-#include "core/numbers.h"
+#include "cells/number.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -21,11 +21,6 @@ using scalar_of = V;
 template <class V>
 using bits_of = typename Traits<V>::bits;
 
-template <class To, class From>
-RNNFAST_INLINE To bit_cast(From v) {
-  return __builtin_bit_cast(To, v);
-}
-
 template <class V>
 RNNFAST_INLINE V splat(V x) {
   return x;
@@ -33,21 +28,5 @@ RNNFAST_INLINE V splat(V x) {
 
 RNNFAST_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 RNNFAST_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
-
-// A NaN stays a NaN.
-template <class V>
-RNNFAST_INLINE V at_least(V x, V low) {
-  return x < low ? low : x;
-}
-template <class V>
-RNNFAST_INLINE V at_most(V x, V high) {
-  return x > high ? high : x;
-}
-
-// x where a < b, elsewhere y.
-template <class V>
-RNNFAST_INLINE V where_less(V a, V b, V x, V y) {
-  return a < b ? x : y;
-}
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -281,8 +281,8 @@ struct Call {
 
   // The cell states of the last layer, of both directions side by side.
   template <class T>
-  Sequence<T> cell_states_of(const View& all_of, int k, int direction) const {
-    Sequence<T> all = k == s.layers - 1 ? sequence<T>(all_of) : Sequence<T>{};
+  Sequence<T> cell_states_of(const View& cell_states, int k, int direction) const {
+    Sequence<T> all = k == s.layers - 1 ? sequence<T>(cell_states) : Sequence<T>{};
     if (all.data) all.data += direction * hidden;
     return directed(all, direction);
   }

@@ -79,7 +79,7 @@ Memory::Memory(std::size_t bytes, std::size_t waste) : bytes_(bytes) {
   if (!block.data) {
     if (bytes > SIZE_MAX - line) throw std::bad_alloc();
     block.room = (bytes / line + 1) * line;
-    // Tried: huge pages (madvise), no change.
+    // Tried: huge pages (madvise) change nothing.
     block.data = std::aligned_alloc(line, block.room);
     if (!block.data) {
       release_memory();

@@ -41,9 +41,9 @@ Used last_used() { return {last_partition.load(relaxed), last_threads.load(relax
 // To count the processors is a system call, too much for every small step.
 int usable(int threads) {
   thread_local unsigned calls = 0;
-  thread_local int processors = 0;
-  if (calls++ % 64 == 0) processors = rnnfast::processors();
-  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * processors : processors));
+  thread_local int there = 0;
+  if (calls++ % 64 == 0) there = processors();
+  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * there : there));
 }
 
 // Seconds for one call, one thread against rows against units, from rough figures of current cores

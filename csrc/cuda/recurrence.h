@@ -33,8 +33,8 @@ struct Recurrence {
   const T* b_hh;               // [G * H]; null means zeros
   Matrix<const T> h0, c0;      // [B, H]; null means zeros
   Sequence<T> y;               // [T, B, H]
-  Sequence<Real<T>>
-      cell_states;     // [T, B, H], of cells with a cell state; null: not wanted, inference only
+  // [T, B, H], of cells with a cell state; null: not wanted, inference only.
+  Sequence<Real<T>> cell_states;
   Sequence<T> gates;   // [T, B, S * H], in the order of slots; null: inference
   Matrix<T> h_n, c_n;  // [B, H]; null: not wanted
 

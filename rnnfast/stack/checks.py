@@ -1,6 +1,4 @@
-"""What the kernels cover. Everything else, bad input included, is left to torch's own code, which then
-gives its own answer or raises its own exception.
-"""
+"""Whether a call is plain or a transform is at work, and what memory the kernels can read."""
 
 from __future__ import annotations
 

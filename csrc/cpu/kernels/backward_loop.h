@@ -137,8 +137,9 @@ class BackwardLoop {
     if (team_.rank == 0) weights_.clear();
   }
 
-  // Tried: prefetching the slots of the step before, no change: bandwidth bounds it.
   // `row`: where the rows of step t begin in the chunk.
+  //
+  // Tried: to prefetch the slots of the step before changes nothing, since bandwidth is the limit.
   void step(index t, index row, Part part) {
     const Rows rows = part.rows.present(state_.count(t));
     if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
@@ -324,8 +325,9 @@ class BackwardLoop {
         });
   }
 
-  // Tried: gradients straight from the tile to the caller's memory, without the copy: no change.
-  // Of some of a chunk's steps.
+  // The gradients of the inputs of some of a chunk's steps.
+  //
+  // Tried: to write them straight from the tile, without the copy through a buffer, changes nothing.
   void input_gradients(const Chunk<Cell, T>& chunk, Range steps) {
     const index a = chunk.place(steps.begin), b = chunk.place(steps.end - 1), first = a < b ? a : b;
     Range rows = share(state_.before(steps.end) - state_.before(steps.begin), team_.size, team_.rank);

@@ -64,12 +64,12 @@ struct Slots {
   }
 };
 
-// Tried: slots row by row rather than block by block, so that threads share no lines: no change for
-// small batches, 5 percent slower for large ones. Stores past the caches (non-temporal): no change at
-// T=50, slower at B=8.
-//
 // The memory of the slots, chunk by chunk: [blocks][rows of the chunk][slots][lanes]. The layer may
 // have only some of the rows.
+//
+// Tried: slots row by row rather than block by block, so that threads share no cache lines, cost
+// nothing for small batches and 5 percent for large ones. Tried: stores past the caches (non-temporal)
+// change nothing at T=50 and are slower at B=8.
 template <class T>
 struct SlotMemory {
   Real<T>* data;        // the slots of row 0

@@ -15,9 +15,10 @@ inline constexpr index most_turns_unpacked = 2;  // with more it is faster to pa
 // init as in tile(). S slices of the
 // sum side by side: a row or two alone have too few independent ones. All gates side by side would do
 // as well, but read 64 rows of weights in turns, which is more than processors prefetch.
-// Tried: half the shuffles (16-byte inserts from memory), up to 40 percent slower from the last-level
-// cache; software prefetch there, 10 percent slower; whole blocks without bounds checks, 30 percent
-// slower, since the compiler spills.
+//
+// Tried: half the shuffles, by 16-byte inserts from memory, is up to 40 percent slower from the
+// last-level cache. Tried: software prefetch within the same rows is 10 percent slower. Tried: a loop
+// without bounds checks for whole blocks is 30 percent slower, since the compiler spills.
 template <class T, int R, int S>
 void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index depth, index units,
                    Real<T>* const* c, const Real<T>* init) {

@@ -12,7 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "core/numbers.h"
+#include "cells/number.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -45,11 +45,6 @@ template <class V>
 using scalar_of = typename Traits<V>::scalar;
 template <class V>
 using bits_of = typename Traits<V>::bits;
-
-template <class To, class From>
-RNNFAST_INLINE To bit_cast(From v) {
-  return __builtin_bit_cast(To, v);
-}
 
 template <class T>
 inline constexpr bool is_bfloat16 = false;
@@ -128,22 +123,7 @@ RNNFAST_INLINE Vector<float> at_most(Vector<float> x, Vector<float> high) {
 RNNFAST_INLINE Vector<double> at_most(Vector<double> x, Vector<double> high) {
   return _mm256_min_pd(high, x);
 }
-#else
-template <class V>
-RNNFAST_INLINE V at_least(V x, V low) {
-  return x < low ? low : x;
-}
-template <class V>
-RNNFAST_INLINE V at_most(V x, V high) {
-  return x > high ? high : x;
-}
 #endif
-
-// x where a < b, elsewhere y.
-template <class V>
-RNNFAST_INLINE V where_less(V a, V b, V x, V y) {
-  return a < b ? x : y;
-}
 
 // As widen and narrow of one number.
 using rnnfast::narrow;
