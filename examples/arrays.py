@@ -10,25 +10,25 @@ phase = rng.uniform(0, 2 * np.pi, (1, B, 1))
 wave = np.sin(np.arange(T + 1)[:, None, None] / 4 + phase).astype(np.float32)
 x, target = wave[:-1], wave[1:]
 
-scale = H**-0.5
-weights = {
-    name: rng.uniform(-scale, scale, shape).astype(np.float32)
-    for name, shape in {
-        "w_ih": (4 * H, 1),  # torch.nn.LSTM's layout: the gates i, f, g, o
-        "w_hh": (4 * H, H),
-        "b_ih": (4 * H,),
-        "b_hh": (4 * H,),
-    }.items()
-}
-head = rng.uniform(-scale, scale, (H, 1)).astype(np.float32)
+
+def uniform(*shape: int) -> np.ndarray:
+    return rng.uniform(-(H**-0.5), H**-0.5, shape).astype(np.float32)
+
+
+# torch.nn.LSTM's layout: the gates i, f, g, o
+weights = arrays.Weights(
+    w_ih=uniform(4 * H, 1), w_hh=uniform(4 * H, H), b_ih=uniform(4 * H), b_hh=uniform(4 * H)
+)
+head = uniform(H, 1)
 
 for step in range(301):
-    out = arrays.forward("lstm", x, **weights, save=True)
+    out = arrays.forward("lstm", x, weights, save=True)
     error = out.y @ head - target
     if step % 50 == 0:
         print(f"step {step:3}  mean squared error {np.mean(error**2):.5f}")
     d_error = 2 * error / error.size
     grads = out.backward(dy=d_error @ head.T)
     head -= 0.3 * np.einsum("tbh,tbo->ho", out.y, d_error)
-    for name, weight in weights.items():
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+        weight = getattr(weights, name)
         weight -= 0.3 * getattr(grads, name)

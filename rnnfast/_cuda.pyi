@@ -45,13 +45,8 @@ def plan(
     dtype: str,
     tf32: bool,
     backward: bool,
-    hidden: int,
-    batch: int,
-    directions: int,
+    sizes: tuple[int, int, int],  # hidden units, rows of the batch, directions
     tier: str | None,
     /,
 ) -> Plan | None: ...
-def cell(
-    cell: int, /
-) -> tuple[int, bool, tuple[int, ...], tuple[int, int], tuple[tuple[int, int], ...]]: ...
 def device(number: int, /) -> dict[str, Any]: ...

@@ -1,13 +1,5 @@
 """The kernels on NumPy arrays, without torch.
 
-Weights have torch's layout: ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``, where the
-``G`` blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n; f, g, o of an
-LSTM with coupled gates).
-
-An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
-1402.1128); then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y, h0
-and h_n.
-
 Arrays may have any strides, alignment and byte order. Those that the kernels cannot read as they are
 get copied: where the last dimension is not contiguous, an element is not aligned to its size, or the
 byte order is not the machine's. Results are new arrays, aligned, contiguous and of the machine's byte
@@ -16,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +19,7 @@ import numpy.typing as npt
 from ._native import _C
 from .stack import cell_table
 
-__all__ = ["CELLS", "Forward", "Gradients", "forward"]
+__all__ = ["CELLS", "Forward", "Gradients", "Weights", "forward"]
 
 Array = npt.NDArray[np.floating]
 
@@ -34,6 +27,25 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: The names of the cells that :func:`forward` takes.
 CELLS: tuple[str, ...] = tuple(cell_table.CELLS)
+
+
+class Weights(NamedTuple):
+    """The weights of one direction of one layer, in torch's layout.
+
+    ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``: the ``G`` blocks of ``H`` rows are the
+    gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n; f, g, o of an LSTM with coupled gates). A
+    bias that is None means zeros.
+
+    An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
+    1402.1128). Then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y,
+    h0 and h_n. None means that h is not projected.
+    """
+
+    w_ih: Array
+    w_hh: Array
+    b_ih: Array | None = None
+    b_hh: Array | None = None
+    w_hr: Array | None = None
 
 
 class Gradients(NamedTuple):
@@ -127,14 +139,9 @@ def _readable(name: str, a: Array | None, dtype: np.dtype[Any]) -> Array | None:
 def forward(
     cell: str,
     x: Array,
-    w_ih: Array,
-    w_hh: Array,
-    b_ih: Array | None = None,
-    b_hh: Array | None = None,
-    h0: Array | None = None,
-    c0: Array | None = None,
+    weights: Weights | Sequence[Array | None],
+    hx: Array | tuple[Array | None, Array | None] | None = None,
     *,
-    w_hr: Array | None = None,
     reset: Array | None = None,
     reverse: bool = False,
     save: bool = False,
@@ -148,13 +155,9 @@ def forward(
             "lstm_coupled" (Greff et al. 2017: ``i = 1 - f``).
         x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
             same dtype, in either byte order.
-        w_ih: ``[G * H, I]``.
-        w_hh: ``[G * H, H]``.
-        b_ih: ``[G * H]``; None means zeros.
-        b_hh: ``[G * H]``; None means zeros.
-        h0: the state before the first step, ``[B, H]``; None means zeros.
-        c0: the cell state before the first step, ``[B, H]``, LSTM only; None means zeros.
-        w_hr: ``[R, H]``, LSTM only; None means that h is not projected.
+        weights: :class:`Weights`, or a sequence of its fields in their order.
+        hx: the state before the first step as torch takes it: h0 ``[B, H]``, or for an LSTM the tuple
+            (h0, c0) of two such arrays. None, in the place of all or of one, means zeros.
         reset: bools, ``[T, B]``: where true, the row's states are zero before that step, in the
             order of processing, and no gradient passes there.
         reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
@@ -170,6 +173,13 @@ def forward(
         raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
     if threads is None:
         threads = _C.max_threads()
+    kind = cell_table.CELLS[cell]
+    if not 2 <= len(weights) <= len(Weights._fields):
+        raise TypeError(f"weights has {len(weights)} items; expected {', '.join(Weights._fields)}")
+    w_ih, w_hh, b_ih, b_hh, w_hr = Weights(*weights)  # type: ignore[arg-type]
+    if kind.has_c and hx is not None and not (isinstance(hx, tuple) and len(hx) == 2):
+        raise TypeError(f"hx must be a tuple (h0, c0) for {cell}, or None; got {type(hx).__name__}")
+    h0, c0 = hx if isinstance(hx, tuple) and len(hx) == 2 else (hx, None)
     if threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
     for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
@@ -181,9 +191,9 @@ def forward(
         raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
     read = partial(_readable, dtype=dtype)
     states = (read("x", x), read("h0", h0), read("c0", c0))
-    weights = [read("w_ih", w_ih), read("w_hh", w_hh), read("b_ih", b_ih), read("b_hh", b_hh)]
+    readable = [read("w_ih", w_ih), read("w_hh", w_hh), read("b_ih", b_ih), read("b_hh", b_hh)]
     if w_hr is not None:
-        weights.append(read("w_hr", w_hr))
+        readable.append(read("w_hr", w_hr))
     if reset is not None:
         reset = np.asarray(reset)
         if reset.dtype != np.bool_:
@@ -198,7 +208,6 @@ def forward(
         raise ValueError(f"w_hr has shape {np.shape(w_hr)}; expected (R, H)")
     (steps, batch, _), outputs = x.shape, w_hh.shape[1]
     hidden = outputs if w_hr is None else np.shape(w_hr)[1]
-    kind = cell_table.CELLS[cell]
     stack = _C.Stack(cell=kind.number, single=True, reverse=reverse, projected=w_hr is not None)
     y = np.empty((steps, batch, outputs), dtype)
     h_n = np.empty((batch, outputs), dtype)
@@ -207,7 +216,7 @@ def forward(
     if save:
         memory = stack.new_saved(dtype.name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
-    inputs = (*states, weights, None, reset)
+    inputs = (*states, readable, None, reset)
     stack.forward(threads, inputs, (y, h_n, c_n, None, saved))
     call = None if saved is None else _Call(stack, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)

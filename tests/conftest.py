@@ -18,7 +18,7 @@ from rnnfast import _C
 settings.register_profile("rnnfast", derandomize=True, deadline=None, database=None)
 settings.load_profile("rnnfast")
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 
 
 def pytest_configure(config):
@@ -71,7 +71,7 @@ def python():
         process = subprocess.run(
             [sys.executable, *arguments],
             env=os.environ | environment,
-            cwd=HERE,
+            cwd=SUPPORT,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -44,6 +44,26 @@ struct CellList {
   static constexpr int size = sizeof...(Cell);
 };
 
+// Evaluated by the compiler, so that a CUDA kernel needs no array of the cell at run time.
+template <class Cell>
+consteval CellInfo info_of() {
+  CellInfo info{Cell::name,
+                Cell::slots,
+                Cell::gates,
+                Cell::weight_blocks,
+                Cell::stages,
+                Cell::cell_state >= 0,
+                Cell::projects,
+                {},
+                {Cell::input.begin, Cell::input.end},
+                {},
+                Cell::onnx};
+  for (int gate = 0; gate < Cell::gates; ++gate) info.weight_block[gate] = Cell::weight_block[gate];
+  for (int stage = 0; stage < Cell::stages; ++stage)
+    info.recurrent[stage] = {Cell::recurrent[stage].begin, Cell::recurrent[stage].end};
+  return info;
+}
+
 // One row per cell; the index of a row is the cell's number in the binding.
 using Cells = CellList<RnnTanh, RnnRelu, Lstm, Gru, GruOriginal, LstmCoupled>;
 

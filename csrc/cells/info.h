@@ -14,11 +14,22 @@ struct Onnx {
   int linear_before_reset = -1;
 };
 
+inline constexpr int most_stages = 2, most_gates = 4;
+
+// A range of gates.
+struct Gates {
+  int begin, end;
+};
+
+// cells.h says what each field of a cell is.
 struct CellInfo {
   const char* name;
+  int slots, gates;
   int weight_blocks;  // G: the gate blocks in torch's weights
   int stages;         // dependent products with the recurrent weights in a step
   bool cell_state, projects;
+  int weight_block[most_gates];
+  Gates input, recurrent[most_stages];
   Onnx onnx;
 };
 

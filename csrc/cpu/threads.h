@@ -1,5 +1,5 @@
 // The threads of the process. The package runs on OpenMP's (threads.cpp), so that it shares them with
-// torch; the sanitizers, which cannot follow those of libgomp, have others (tests/sanitizers).
+// torch; the sanitizers, which cannot follow those of libgomp, have others (tests/support/sanitizers).
 #pragma once
 
 #include <functional>

@@ -16,7 +16,7 @@ class Backward : Loop<Cell, T, Engine> {
 
  public:
   RNNFAST_INLINE explicit Backward(const Launch<T>& launch)
-      : Base(launch), layout_(plan_, shape_of<Cell>(), sizes<T, Engine>()) {}
+      : Base(launch), layout_(plan_, info_of<Cell>(), sizes<T, Engine>()) {}
 
   RNNFAST_INLINE void run() {
     begin();

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -40,7 +41,7 @@ struct Choice {
   Dtype dtype;
   bool tf32, backward;
   int hidden, batch, directions;
-  CellShape shape;
+  CellInfo info;
   Sizes sizes;
   Plan plan;
 
@@ -58,9 +59,10 @@ void require_cell(int cell) {
 }
 
 std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& dtype, bool tf32,
-                               bool backward, int hidden, int batch, int directions,
+                               bool backward, const std::array<int, 3>& sizes,
                                const std::optional<std::string>& tier) {
   require_cell(cell);
+  const auto [hidden, batch, directions] = sizes;
   if (hidden < 1 || batch < 1 || directions < 1 || directions > 2)
     throw py::value_error("hidden is " + std::to_string(hidden) + ", batch " + std::to_string(batch) +
                           ", directions " + std::to_string(directions) +
@@ -80,10 +82,11 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
   choice->directions = directions;
   const Device device = facts(device_number);
   const bool found = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
-    choice->shape = kernels.cells[cell].shape;
+    choice->info = kernels.cells[cell].info;
     choice->sizes = kernels.sizes;
-    const auto plan = cuda::plan(device, choice->shape, kernels.sizes, kernels.engine, backward, hidden,
-                                 batch, directions, forced);
+    const Problem problem{choice->info,   kernels.sizes, kernels.engine,    backward,
+                          choice->hidden, choice->batch, choice->directions};
+    const auto plan = cuda::plan(device, problem, forced);
     if (plan) choice->plan = *plan;
     return plan.has_value();
   });
@@ -177,9 +180,9 @@ class Arguments {
 // The tensors of one direction, in the order of _cuda.pyi.
 template <class T>
 Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const py::tuple& of) {
-  const std::int64_t B = choice.batch, H = choice.hidden, G = choice.shape.weight_blocks * H,
-                     S = choice.shape.gates * H;
-  const bool has_c = choice.shape.cell_state, backward = choice.backward;
+  const std::int64_t B = choice.batch, H = choice.hidden, G = choice.info.weight_blocks * H,
+                     S = choice.info.gates * H;
+  const bool has_c = choice.info.cell_state, backward = choice.backward;
   const Dtype dtype = choice.dtype, real = sizeof(Real<T>) == 8 ? Dtype::float64 : Dtype::float32;
   constexpr std::size_t forward_tensors = 10, all_tensors = 17;
   if (of.size() != (backward ? all_tensors : forward_tensors))
@@ -258,18 +261,6 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
   });
 }
 
-// What the framework's products need to know of a cell; rnnfast/cuda.py's Cell.
-py::tuple cell_tuple(int cell) {
-  require_cell(cell);
-  const CellShape shape = kernels<float, Scalars<float>>().cells[cell].shape;
-  const auto pair = [](CellShape::Gates gates) { return py::make_tuple(gates.begin, gates.end); };
-  py::list blocks, recurrent;
-  for (int i = 0; i < shape.gates; ++i) blocks.append(shape.weight_block[i]);
-  for (int i = 0; i < shape.stages; ++i) recurrent.append(pair(shape.recurrent[i]));
-  return py::make_tuple(shape.gates, shape.cell_state, py::tuple(blocks), pair(shape.input),
-                        py::tuple(recurrent));
-}
-
 }  // namespace
 }  // namespace rnnfast::cuda
 
@@ -287,7 +278,6 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("workspace_bytes", &Choice::workspace_bytes)
       .def("run", &run);
   m.def("plan", &choose);
-  m.def("cell", &cell_tuple);
   m.def("device", [](int number) {
     const Device device = facts(number);
     py::dict found;

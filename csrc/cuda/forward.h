@@ -15,7 +15,7 @@ class Forward : Loop<Cell, T, Engine> {
 
  public:
   RNNFAST_INLINE explicit Forward(const Launch<T>& launch)
-      : Base(launch), layout_(plan_, shape_of<Cell>(), sizes<T, Engine>(), of_.hidden) {}
+      : Base(launch), layout_(plan_, info_of<Cell>(), sizes<T, Engine>(), of_.hidden) {}
 
   RNNFAST_INLINE void run() {
     begin();

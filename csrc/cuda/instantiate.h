@@ -32,7 +32,7 @@ void start_backward(const Launch<T>& launch, const Stream& stream) {
 template <class T, class Engine, class... Cell>
 const CellKernels<T>* kernels_of(CellList<Cell...>) {
   static constexpr CellKernels<T> table[] = {
-      {shape_of<Cell>(), &start_forward<Cell, T, Engine>, &start_backward<Cell, T, Engine>}...};
+      {info_of<Cell>(), &start_forward<Cell, T, Engine>, &start_backward<Cell, T, Engine>}...};
   return table;
 }
 

@@ -14,7 +14,7 @@ struct TensorCores;
 
 template <class T>
 struct CellKernels {
-  CellShape shape;
+  CellInfo info;
   void (*forward)(const Launch<T>&, const Stream&);
   void (*backward)(const Launch<T>&, const Stream&);
 };

@@ -24,38 +24,14 @@ struct Sizes {
   constexpr int pad() const { return 16 / number; }  // keeps the rows of an operand in different banks
 };
 
-// Of a cell, what must be known without its formula; csrc/cells/cells.h says what each is.
-struct CellShape {
-  struct Gates {
-    int begin, end;
-    constexpr int width() const { return end - begin; }
-  };
-  const char* name;
-  int slots, gates, stages, weight_blocks;
-  bool cell_state;
-  int weight_block[most_gates];
-  Gates input, recurrent[most_stages];
-  int widest;  // the most gates that one stage's product feeds
-};
+constexpr int width(Gates gates) { return gates.end - gates.begin; }
 
-template <class Cell>  // to be evaluated when compiling: a kernel has a cell's arrays only as constants
-consteval CellShape shape_of() {
-  CellShape shape{Cell::name,
-                  Cell::slots,
-                  Cell::gates,
-                  Cell::stages,
-                  Cell::weight_blocks,
-                  Cell::cell_state >= 0,
-                  {},
-                  {Cell::input.begin, Cell::input.end},
-                  {},
-                  0};
-  for (int gate = 0; gate < Cell::gates; ++gate) shape.weight_block[gate] = Cell::weight_block[gate];
-  for (int stage = 0; stage < Cell::stages; ++stage) {
-    shape.recurrent[stage] = {Cell::recurrent[stage].begin, Cell::recurrent[stage].end};
-    if (shape.recurrent[stage].width() > shape.widest) shape.widest = shape.recurrent[stage].width();
-  }
-  return shape;
+// The most gates that one stage's product feeds.
+constexpr int widest(const CellInfo& cell) {
+  int most = 0;
+  for (int stage = 0; stage < cell.stages; ++stage)
+    if (width(cell.recurrent[stage]) > most) most = width(cell.recurrent[stage]);
+  return most;
 }
 
 // What of h a group exchanges: that of a block's units from each, padding included.
@@ -72,7 +48,7 @@ struct ForwardLayout {
   int kept;            // [slots][rows][units], from stage to stage
   int bytes;
 
-  constexpr ForwardLayout(const Plan& plan, const CellShape& cell, const Sizes& size, int hidden) {
+  constexpr ForwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size, int hidden) {
     const int rows = round_up(plan.chunk, size.tile_columns);
     const int depth = round_up(hidden, 2 * size.tile_depth), width = exchanged_width(plan);
     stride = round_up(depth > width ? depth : width, 16) + size.pad();
@@ -84,7 +60,7 @@ struct ForwardLayout {
     const int own = plan.rows * plan.units;
     Arena arena;
     operands = arena.take(long{buffer} * (plan.tier == Tier::grid ? 1 : 2), size.number);
-    partial = arena.take(long{pieces} * cell.widest * plan.units * columns, size.sum);
+    partial = arena.take(long{pieces} * widest(cell) * plan.units * columns, size.sum);
     h = arena.take(own, size.sum);
     c = arena.take(cell.cell_state ? own : 0, size.sum);
     mine = arena.take(own, size.number);
@@ -102,9 +78,9 @@ struct BackwardLayout {
   int dh, dc;   // [rows][units], without what comes through the products
   int bytes;
 
-  constexpr BackwardLayout(const Plan& plan, const CellShape& cell, const Sizes& size) {
+  constexpr BackwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size) {
     const int rows = round_up(plan.rows, size.tile_columns);
-    stride = round_up(round_up(cell.widest * plan.units, 2 * size.tile_depth), 16) + size.pad();
+    stride = round_up(round_up(widest(cell) * plan.units, 2 * size.tile_depth), 16) + size.pad();
     int pieces = 1;
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;

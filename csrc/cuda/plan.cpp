@@ -13,33 +13,35 @@ constexpr Tier tiers[] = {Tier::block, Tier::cluster, Tier::grid};
 constexpr const char* names[] = {"block", "cluster", "grid"};
 
 // What a plan with these blocks and units would need; nothing where it does not fit.
-std::optional<Plan> fitted(const Device& device, const CellShape& cell, const Sizes& sizes,
-                           const EngineShape& engine, bool backward, int hidden, int batch,
-                           int directions, Tier tier, int blocks, int units) {
+std::optional<Plan> fitted(const Device& device, const Problem& problem, Tier tier, int blocks,
+                           int units) {
+  const CellInfo& cell = problem.cell;
+  const EngineShape& engine = problem.engine;
+  const bool backward = problem.backward;
   Plan plan{};
   plan.tier = tier;
   plan.blocks = blocks;
   plan.units = units;
   for (int stage = 0; stage < cell.stages; ++stage) {
-    const int own = cell.recurrent[stage].width() * units;
-    const auto found = schedule(backward ? exchanged_width(plan) : own, backward ? own : hidden, engine,
-                                engine.most_tiles / cell.stages);
+    const int own = width(cell.recurrent[stage]) * units;
+    const auto found = schedule(backward ? exchanged_width(plan) : own, backward ? own : problem.hidden,
+                                engine, engine.most_tiles / cell.stages);
     if (!found) return {};
     plan.schedule[stage] = *found;
   }
   // As many groups as are resident at once, each with the rows that one pass over a tile serves, or a
   // multiple. Groups of a grid must all be resident; others may wait for each other.
-  const int resident = device.multiprocessors / (blocks * directions);
+  const int resident = device.multiprocessors / (blocks * problem.directions);
   if (resident < 1 && tier == Tier::grid) return {};
-  const int most = divide_up(batch, engine.columns);
+  const int most = divide_up(problem.batch, engine.columns);
   for (int groups = std::clamp(resident, 1, most); groups <= most; ++groups) {
-    plan.rows = round_up(divide_up(batch, groups), engine.columns);
-    plan.groups = divide_up(batch, plan.rows);
+    plan.rows = round_up(divide_up(problem.batch, groups), engine.columns);
+    plan.groups = divide_up(problem.batch, plan.rows);
     if (tier == Tier::grid && plan.groups > resident) return {};
     plan.chunk = plan.rows;
     const auto bytes = [&] {
-      return backward ? BackwardLayout(plan, cell, sizes).bytes
-                      : ForwardLayout(plan, cell, sizes, hidden).bytes;
+      return backward ? BackwardLayout(plan, cell, problem.sizes).bytes
+                      : ForwardLayout(plan, cell, problem.sizes, problem.hidden).bytes;
     };
     while (tier == Tier::grid && !backward && bytes() > device.shared_bytes &&
            plan.chunk > engine.columns)
@@ -48,22 +50,19 @@ std::optional<Plan> fitted(const Device& device, const CellShape& cell, const Si
     if (plan.shared_bytes > device.shared_bytes) continue;
     if (tier == Tier::grid) {
       const long own = long{plan.rows} * plan.units,
-                 parcels = BackwardLayout(plan, cell, sizes).parcels;
-      plan.exchange_bytes = plan.groups * (backward ? 2 * plan.blocks * parcels * own * sizes.sum
-                                                    : 2 * plan.blocks * own * sizes.number);
+                 parcels = BackwardLayout(plan, cell, problem.sizes).parcels;
+      plan.exchange_bytes =
+          plan.groups * (backward ? 2 * plan.blocks * parcels * own * problem.sizes.sum
+                                  : 2 * plan.blocks * own * problem.sizes.number);
     }
     return plan;
   }
   return {};
 }
 
-std::optional<Plan> of_tier(const Device& device, const CellShape& cell, const Sizes& sizes,
-                            const EngineShape& engine, bool backward, int hidden, int batch,
-                            int directions, Tier tier) {
-  const auto fits = [&](int blocks, int units) {
-    return fitted(device, cell, sizes, engine, backward, hidden, batch, directions, tier, blocks,
-                  units);
-  };
+std::optional<Plan> of_tier(const Device& device, const Problem& problem, Tier tier) {
+  const int hidden = problem.hidden;
+  const auto fits = [&](int blocks, int units) { return fitted(device, problem, tier, blocks, units); };
   const int all = round_up(hidden, 8);
   if (tier == Tier::block) return fits(1, all);
   if (tier == Tier::cluster) {
@@ -102,14 +101,10 @@ std::optional<Schedule> schedule(int rows, int depth, const EngineShape& engine,
   return best;
 }
 
-std::optional<Plan> plan(const Device& device, const CellShape& cell, const Sizes& sizes,
-                         const EngineShape& engine, bool backward, int hidden, int batch,
-                         int directions, std::optional<Tier> forced) {
+std::optional<Plan> plan(const Device& device, const Problem& problem, std::optional<Tier> forced) {
   for (const Tier tier : tiers)
     if (!forced || *forced == tier)
-      if (const auto found =
-              of_tier(device, cell, sizes, engine, backward, hidden, batch, directions, tier))
-        return found;
+      if (const auto plan = of_tier(device, problem, tier)) return plan;
   return {};
 }
 

@@ -9,7 +9,6 @@
 
 namespace rnnfast::cuda {
 
-struct CellShape;
 struct Sizes;
 
 // What the choice depends on.
@@ -31,10 +30,18 @@ inline constexpr int block_threads = 256;
 // fit their registers.
 std::optional<Schedule> schedule(int rows, int depth, const EngineShape& engine, int tiles);
 
-// The best plan of one tier, or of the first tier that has one; nothing: no tier takes the layer.
-std::optional<Plan> plan(const Device& device, const CellShape& cell, const Sizes& sizes,
-                         const EngineShape& engine, bool backward, int hidden, int batch,
-                         int directions, std::optional<Tier> forced);
+// A pass of a layer that needs a plan.
+struct Problem {
+  const CellInfo& cell;
+  const Sizes& sizes;
+  const EngineShape& engine;
+  bool backward;
+  int hidden, batch, directions;
+};
+
+// The best plan of the forced tier, or of the first tier that has one; nothing: no tier takes the
+// layer.
+std::optional<Plan> plan(const Device& device, const Problem& problem, std::optional<Tier> forced);
 
 const char* name_of(Tier tier);
 std::optional<Tier> tier_named(const std::string& name);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cells/info.h"
 #include "core/layer.h"
 
 namespace rnnfast {
@@ -61,7 +62,6 @@ enum class Tier {
   grid,     // they meet in device memory, and are all resident
 };
 
-inline constexpr int most_stages = 2, most_gates = 4;
 inline constexpr int most_steps = 1 << 24;  // counters of meetings stay far from their end
 
 struct Plan {

@@ -36,15 +36,27 @@ py::dict onnx_of(const Onnx& onnx) {
   return found;
 }
 
+template <class T, class F>
+py::tuple tuple_of(const T* items, int count, F f) {
+  py::tuple tuple(count);
+  for (int i = 0; i < count; ++i) tuple[i] = f(items[i]);
+  return tuple;
+}
+
 // The table of cells: a cell's number is its place.
 py::list cells() {
+  const auto range = [](Gates gates) { return py::make_tuple(gates.begin, gates.end); };
   py::list table;
   for (int number = 0; number < kernels().cells; ++number) {
     const CellInfo& info = kernels().info[number];
     py::dict cell;
     cell["number"] = number;
     cell["name"] = info.name;
+    cell["gates"] = info.gates;
     cell["weight_blocks"] = info.weight_blocks;
+    cell["weight_block"] = tuple_of(info.weight_block, info.gates, [](int block) { return block; });
+    cell["input"] = range(info.input);
+    cell["recurrent"] = tuple_of(info.recurrent, info.stages, range);
     cell["stages"] = info.stages;
     cell["has_c"] = info.cell_state;
     cell["projects"] = info.projects;

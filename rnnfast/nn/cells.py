@@ -11,7 +11,7 @@ from torch import Tensor
 from ..stack import checks, ops, precision
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
-from .call import Fused, State, returned
+from .call import Fitting, Fused, State, returned
 from .keywords import CoupledGates, ResetAfter
 from .route import recurrent_in
 
@@ -34,44 +34,25 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             outputs = self._forward_directly(input, hx, self._names())
             if outputs is not None:
                 return outputs
-        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return self._uncovered(input, hx) if outputs is None else outputs
+        return self._forward_as_torch(input, hx)
 
-    def _uncovered(self, input: Any, hx: Any) -> Any:
-        """What no kernel covers, bad input included: torch's own answer, or its exception."""
-        if self._beyond_torch() is not None:
-            if checks.plain_call():
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    self._run_torch(input, hx)  # torch knows what is wrong with the arguments
-            return self._run(input, hx, fused=False)
-        if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, fused=False)
-        return super().forward(input, hx)
-
-    def _covers(self, input: Any, hx: Any) -> bool:
-        if not (checks.traced() or checks.plain_call()):
-            return False
-        states = self._fitting(input, hx)
-        return states is not None and self._precision(input, states) is not None
-
-    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """The states, if all shapes fit; None if not."""
+    def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
             return None
         if input.size(-1) != self.input_size or self.hidden_size < 1:
             return None
         if hx is None:
-            return ()
+            return Fitting(input, (), None)
         states = hx if self._has_c else (hx,)
         if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
             return None
         shape = [*input.shape[:-1], self.hidden_size]
         fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
-        return (*states,) if fit else None
+        return Fitting(input, (*states,), None) if fit else None
 
-    def _precision(self, input: Tensor, states: Any) -> Precision | None:
+    def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
         lowered = self._is_lowered
-        return precision.choose(input, (*states,), self._weights(), lowered, lowered)
+        return precision.choose(data, (*states,), self._weights(), lowered, lowered)
 
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
@@ -84,14 +65,15 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _weights(self) -> list[Any]:
         return [getattr(self, name) for name in self._names()]
 
-    def _run(self, input: Tensor, hx: State, *, fused: bool) -> Any:
-        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
+    def _run(self, input: Tensor, hx: State, *, fused: bool, **_: Any) -> Any:
         batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
         inputs = Inputs(x, h0, c0, self._weights())
         inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
-        outputs = recurrent_in(self._precision(input, states), self._config(), inputs, fused=fused)
+        outputs = recurrent_in(
+            self._precision(input, states, None), self._config(), inputs, fused=fused
+        )
         if outputs is None:
             return None
         h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
@@ -106,7 +88,7 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
 
-    def _fitting(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
+    def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         return super()._fitting(input, hx) if self.nonlinearity in ("tanh", "relu") else None
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..stack import checks, ops, precision, sequences
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
-from .call import Fused, State, returned
+from .call import Fitting, Fused, State, returned
 from .keywords import CoupledGates, ResetAfter
 from .route import recurrent_in
 
@@ -88,41 +88,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
             return self._forward_further(input, hx, reset, return_cell_states)
         return self._forward_as_torch(input, hx)
 
-    def _forward_as_torch(self, input: Any, hx: Any) -> Any:
-        """What torch.nn offers too."""
+    def _refresh(self) -> None:
         if not checks.traced():
             self._update_flat_weights()
-        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return self._uncovered(input, hx) if outputs is None else outputs
-
-    def _uncovered(self, input: Any, hx: Any) -> Any:
-        """What no kernel covers, bad input included: torch's own answer, or its exception.
-
-        But torch's own recurrent operators know neither vmap nor, all of them, forward mode.
-        """
-        if self._beyond_torch() is not None:
-            return self._forward_further(input, hx, None, False)
-        if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, fused=False)
-        return super().forward(input, hx)
-
-    def _forward_further(self, input: Any, hx: Any, reset: Any, cell_states: bool) -> Any:
-        """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
-        if not checks.traced():
-            self._update_flat_weights()
-        covered = self._covers(input, hx)
-        if not covered and (checks.plain_call() or self._fitting(input, hx) is None):
-            # torch knows what is wrong with the other arguments.
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._run_torch(input, hx)
-        if reset is not None:
-            reset = sequences.reset_rows(input, reset, self.batch_first)
-        outputs = (
-            self._run(input, hx, fused=True, reset=reset, cell_states=cell_states) if covered else None
-        )
-        if outputs is None:
-            outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)
-        return outputs
 
     def _weights(self) -> list[Any]:
         if checks.traced():
@@ -148,8 +116,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         """A padded batch with lengths; packed where only torch's own layers take it."""
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
-        if not checks.traced():
-            self._update_flat_weights()
+        self._refresh()
         if not input.is_cuda and self._covers(input, hx):
             outputs = self._run(
                 input, hx, fused=True, lengths=lengths, reset=reset, cell_states=cell_states
@@ -168,16 +135,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
 
         return sequences.by_packing(run, input, hx, lengths, reset, self.batch_first)
 
-    def _covers(self, input: Any, hx: Any) -> bool:
-        if not (checks.traced() or checks.plain_call()):
-            return False
-        fitting = self._fitting(input, hx)
-        if fitting is None or self._precision(*fitting) is None:
-            return False
-        return ops.takes(self._config(), fitting[0], self.hidden_size)
-
-    def _fitting(self, input: Any, hx: Any) -> tuple[Tensor, tuple[Any, ...], Tensor | None] | None:
-        """The data, the states, and batch_sizes, if shapes fit; None if not."""
+    def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         batch: int | None
         batch_sizes = None
         if isinstance(input, PackedSequence):
@@ -204,7 +162,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
                 shape = (layers, batch, width) if batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return None
-        return data, (*states,), batch_sizes
+        return Fitting(data, (*states,), batch_sizes)
 
     def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
         # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
@@ -224,7 +182,6 @@ class Recurrent(Fused, torch.nn.RNNBase):
         reset: Tensor | None = None,
         cell_states: bool = False,
     ) -> Any:
-        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         batch_sizes = order = back = None
         if lengths is not None and not fused:
             sequences.check_lengths(lengths, input.size(1 if self.batch_first else 0))

@@ -23,7 +23,11 @@ class Cell(NamedTuple):
 
     number: int
     name: str
+    gates: int  # those of a step; csrc/cells/cells.h explains them, their blocks and their ranges
     weight_blocks: int  # G: a weight has G * H rows
+    weight_block: tuple[int, ...]  # the block of each gate
+    input: tuple[int, int]  # the first gate that W_ih feeds, and the one after the last
+    recurrent: tuple[tuple[int, int], ...]  # likewise for W_hh, in each stage
     stages: int  # dependent products with the recurrent weights in a step
     has_c: bool  # whether it carries a cell state beside h
     projects: bool  # whether h may be a projection

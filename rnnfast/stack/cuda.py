@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .._native import _cuda
 from . import checks
 from .config import CELLS, Inputs, Outputs, StackConfig, output_shapes
-from .cuda_products import Cell, Products, before, real
+from .cuda_products import Products, before, real
 
 #: What the kernels compute in, and its name there.
 DTYPES = {
@@ -28,11 +28,6 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-
-
-@cache
-def _cell(name: str) -> Cell:
-    return Cell(*_cuda.cell(CELLS[name].number))
 
 
 def _tf32(dtype: torch.dtype) -> bool:
@@ -55,7 +50,7 @@ def _plan(
     sizes: tuple[int, int, int],  # hidden units, rows of the batch, directions
     tier: str | None,
 ) -> Any:
-    return _cuda.plan(device, CELLS[cell].number, DTYPES[dtype], tf32, backward, *sizes, tier)
+    return _cuda.plan(device, CELLS[cell].number, DTYPES[dtype], tf32, backward, sizes, tier)
 
 
 def plan(config: StackConfig, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
@@ -117,8 +112,8 @@ def _takes(device: int, cell: str, directions: int, dtype: torch.dtype, hidden: 
 
 def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -> int:
     """The size of ``Outputs.saved`` for each row of ``x``."""
-    cell, number = _cell(config.cell), config.layers * config.directions
-    cells = number * cell.cell_state * hidden * real(dtype).itemsize
+    cell, number = CELLS[config.cell], config.layers * config.directions
+    cells = number * cell.has_c * hidden * real(dtype).itemsize
     between = (config.layers - 1) * config.directions * hidden
     return cells + (number * cell.gates * hidden + between) * dtype.itemsize
 
@@ -129,11 +124,11 @@ class _Saved:
     def __init__(
         self, memory: Tensor, config: StackConfig, rows: tuple[int, ...], x: Tensor, hidden: int
     ) -> None:
-        cell, dtype = _cell(config.cell), x.dtype
+        cell, dtype = CELLS[config.cell], x.dtype
         self._memory, self._used, self._rows = memory, 0, rows
         layers, directions = range(config.layers), range(config.directions)
         self.cells: list[list[Tensor | None]] = [
-            [self._take(real(dtype), hidden) if cell.cell_state else None for _ in directions]
+            [self._take(real(dtype), hidden) if cell.has_c else None for _ in directions]
             for _ in layers
         ]
         self.gates = [[self._take(dtype, cell.gates * hidden) for _ in directions] for _ in layers]
@@ -208,7 +203,7 @@ def _fits(config: StackConfig, call: _Call, inputs: Inputs) -> bool:
     """Whether shapes are those of the layer; where they are not, torch says what is wrong."""
     x, h0, c0, weights, _, reset = inputs
     _, hidden = config.widths(weights)
-    cell = _cell(config.cell)
+    cell = CELLS[config.cell]
     rows = hidden * (1 + max(cell.weight_block))
     shape = (config.layers * config.directions, call.batch, hidden)
     if any(t is not None and t.shape != shape for t in (h0, c0)):
@@ -244,7 +239,7 @@ def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs 
         count = saved_bytes_of_a_row(config, x.dtype, hidden) * math.prod(call.rows)
         saved = x.new_empty(count, dtype=torch.uint8)
         kept = _Saved(saved, config, call.rows, x, hidden)
-    has_c = _cell(config.cell).cell_state
+    has_c = CELLS[config.cell].has_c
     _, states, _, _ = output_shapes(config, inputs, call.batch)
     h_n, c_n = x.new_empty(states), x.new_empty(states) if has_c else None
     every_c: list[Tensor | None] = []
@@ -297,7 +292,7 @@ def backward(
     """As :func:`ops.backward`; None where the plan that forward had is there no more."""
     x, h0, c0, weights, batch_sizes, _ = inputs
     _, hidden = config.widths(weights)
-    cell = _cell(config.cell)
+    cell = CELLS[config.cell]
     first_input, call = _call(config, inputs)
     chosen = plan(config, x, hidden, call.batch, True)
     if chosen is None:

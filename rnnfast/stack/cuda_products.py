@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from .cell_table import Cell
 from .sequences import step_and_row
-
-
-class Cell(NamedTuple):
-    """What a cell's gates are made of; csrc/cells/cells.h explains windows and blocks."""
-
-    gates: int
-    cell_state: bool
-    weight_block: tuple[int, ...]  # of each gate
-    input: tuple[int, int]  # the first gate that W_ih feeds, and the one after the last
-    recurrent: tuple[tuple[int, int], ...]  # likewise for W_hh, in each stage
 
 
 def real(dtype: torch.dtype) -> torch.dtype:

@@ -145,7 +145,7 @@ class BackwardLoop {
     if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
       output_gradients(t, row, rows, part.outputs);
-      product(chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all, panels_.projection, t, rows,
+      product({chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all}, panels_.projection, t, rows,
               part.blocks, dq_, true);
     }
     apply_all<last>(t, row, rows, part.blocks);
@@ -295,7 +295,7 @@ class BackwardLoop {
   // The gradients of stage s's gates times its weights.
   template <int s>
   void gate_product(index t, index first, Rows rows, Range blocks, Real<T>* to, bool from_zero) {
-    product(chunk_.d_at(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s],
+    product({chunk_.d_at(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s]},
             panels_.stage[s], t, rows, blocks, to, from_zero);
   }
 
@@ -304,21 +304,30 @@ class BackwardLoop {
     return {count, block_stride, window.width() * L / per, per};
   }
 
-  // to = or += gradients times weights. The gradients: `count` blocks, block_stride apart, of rows of
-  // as many slots as a row has.
-  void product(const T* from, index block_stride, index count, Window window, const T* weights, index t,
-               Rows rows, Range blocks, Real<T>* to, bool from_zero) {
+  // The left side of a product: the slots in `window` of `count` blocks, `block_stride` apart, each
+  // with all rows of the chunk.
+  struct Factor {
+    const T* data;
+    index block_stride, count;
+    Window window;
+  };
+
+  // to = or += gradients times weights.
+  void product(const Factor& factor, const T* weights, index t, Rows rows, Range blocks, Real<T>* to,
+               bool from_zero) {
     if (team_.split == Split::units) wait(team_);
-    const index row_size = block_stride / rows_;
-    const index panel = panels_.size(count, window.width());
-    const Extent extent{along(count, block_stride, window), panel, L * per, layer_.batch * L, 0};
+    const Window window = factor.window;
+    const index row_size = factor.block_stride / rows_;
+    const index panel = panels_.size(factor.count, window.width());
+    const Extent extent{along(factor.count, factor.block_stride, window), panel, L * per,
+                        layer_.batch * L, 0};
     for_each_tile<T, 1>(
         rows.size(), blocks, t % 2 == 1, [&](index row, int R, index block, int, auto tile) {
           const T* a[accumulators];
           Real<T>* c[accumulators];
           for (int r = 0; r < R; ++r) {
             const index b = rows[row + r];
-            a[r] = from + b * row_size + window.begin * L;
+            a[r] = factor.data + b * row_size + window.begin * L;
             c[r] = to + (block * layer_.batch + b) * L;
           }
           tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);

@@ -52,9 +52,8 @@ const CellKernels<T>* kernels_of(CellList<Cell...>) {
 }
 
 template <class... Cell>
-const CellInfo* info_of(CellList<Cell...>) {
-  static constexpr CellInfo table[] = {{Cell::name, Cell::weight_blocks, Cell::stages,
-                                        Cell::cell_state >= 0, Cell::projects, Cell::onnx}...};
+const CellInfo* info_of_all(CellList<Cell...>) {
+  static constexpr CellInfo table[] = {info_of<Cell>()...};
   return table;
 }
 
@@ -101,7 +100,7 @@ extern const Kernels kernels;
 const Kernels kernels = {RNNFAST_ISA_NAME,
                          RNNFAST_VECTOR_BYTES,
                          Cells::size,
-                         info_of(Cells{}),
+                         info_of_all(Cells{}),
                          numbers<float, float32_bit>(),
                          numbers<double, float64_bit>(),
                          numbers<Bfloat16, bfloat16_bit>()};

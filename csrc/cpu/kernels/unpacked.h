@@ -62,20 +62,6 @@ void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index de
   }
 }
 
-// All gates of a window, one after the other.
-template <class Cell, class T, int P, int R>
-void unpacked_tile(const T* const* a, Matrix<const T> w, index hidden, index depth, int begin,
-                   index unit, index units, Real<T>* const* c, const Real<T>* init) {
-  constexpr int L = lanes<T>, slices = R <= 2 ? 2 : 1;
-  Real<T>* gate[R];
-  for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
-    unpacked_gate<T, R, slices>(a, {unit_row<Cell>(w, hidden, begin + p, unit), w.row},
-                                next_rows<Cell>(w, hidden, {begin, begin + P}, begin + p, unit), depth,
-                                units, gate, init ? init + p * L : nullptr);
-  }
-}
-
 // Either kind of tile, with the arguments of tile().
 template <class Cell, class T, int P>
 struct Tile {
@@ -96,10 +82,21 @@ struct Tile {
   template <int... R>
   void run(const T* const* a, Real<T>* const* c, const Real<T>* init,
            std::integer_sequence<int, R...>) const {
-    ((rows == R + 1
-          ? unpacked_tile<Cell, T, P, R + 1>(a, w, hidden, depth, begin, unit, hidden - unit, c, init)
-          : void()),
-     ...);
+    ((rows == R + 1 ? run<R + 1>(a, c, init) : void()), ...);
+  }
+
+  // All gates of the window, one after the other.
+  template <int R>
+  void run(const T* const* a, Real<T>* const* c, const Real<T>* init) const {
+    constexpr int L = lanes<T>, slices = R <= 2 ? 2 : 1;
+    const Window window{begin, begin + P};
+    Real<T>* gate[R];
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) gate[r] = c[r] + p * L;
+      unpacked_gate<T, R, slices>(a, {unit_row<Cell>(w, hidden, begin + p, unit), w.row},
+                                  next_rows<Cell>(w, hidden, window, begin + p, unit), depth,
+                                  hidden - unit, gate, init ? init + p * L : nullptr);
+    }
   }
 };
 

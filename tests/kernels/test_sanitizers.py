@@ -1,0 +1,90 @@
+"""The core by itself, by a driver in C++: under the sanitizers, and on another processor.
+
+Who computes what depends neither on the instruction set nor on the type of numbers, so the thread
+sanitizer sees one of each. `.ci/run` has the address sanitizer look at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rnnfast import _C
+
+ROOT = Path(__file__).parents[2]
+CORE = [f"csrc/core/{name}.cpp" for name in ("stack", "view")]
+CORE += [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "plan", "run")]
+CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "process")]
+
+AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
+Target = tuple[int, int, list[str]]
+# As CMakeLists.txt builds them: vector bytes, vector registers, flags.
+TARGETS: dict[str, Target] = {
+    "baseline": (16, 16, []),
+    "avx2": (32, 16, ["-mavx2", "-mfma"]),
+    "avx512": (64, 32, AVX512),
+    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16"]),
+}
+AARCH64 = (16, 32, [])  # its baseline, with NEON
+NUMBERS = {"float32": 1, "float64": 2, "bfloat16": 4}  # RNNFAST_NUMBERS in isa.cpp
+BUILDS = [(isa, dtype) for dtype in NUMBERS for isa in _C.supported_isas(dtype) if isa in TARGETS]
+
+
+def check(isa: str, dtype: str, sanitizers: str, compiler: str, folder: Path) -> None:
+    """Build the core for one instruction set and type of numbers, and run the driver."""
+    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-O1", "-g1"]
+    empty = folder / "empty.cpp"
+    empty.write_text("int main() {}\n")
+    link = [compiler, *sanitize, empty, "-o", folder / "empty"]
+    if subprocess.run(link, capture_output=True).returncode != 0:
+        pytest.skip("the compiler comes without this sanitizer's runtime")
+    numbers = f"-DRNNFAST_NUMBERS={NUMBERS[dtype]}"
+    run(build(compiler, isa, folder, *sanitize, numbers))
+
+
+def build(compiler: str, isa: str, folder: Path, *flags: str, target: Target | None = None) -> Path:
+    """The driver, with the kernels of one instruction set."""
+    (folder / "isas.inc").write_text(f"ISA({isa})\n")
+    size, registers, own_flags = target or TARGETS[isa]
+    program = folder / "driver"
+    subprocess.run(
+        [
+            *(compiler, "-std=c++20", *flags, "-ffp-contract=off", "-Wno-psabi", *own_flags),
+            *(f"-DRNNFAST_TARGET=isa_{isa}", f'-DRNNFAST_ISA_NAME="{isa}"'),
+            *(f"-DRNNFAST_VECTOR_BYTES={size}", f"-DRNNFAST_VECTOR_REGISTERS={registers}"),
+            *("-I", ROOT / "csrc", "-I", folder, ROOT / "csrc/cpu/kernels/isa.cpp"),
+            *(*(ROOT / source for source in CORE), "-o", program, "-pthread"),
+        ],
+        check=True,
+    )
+    return program
+
+
+def run(program: Path, *emulator: str) -> None:
+    ran = subprocess.run([*emulator, program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " 0 failures" in ran.stdout
+
+
+@pytest.mark.skipif(not BUILDS, reason="not x86-64")
+def test_thread_sanitizer(compiler, tmp_path):
+    check(*BUILDS[min(1, len(BUILDS) - 1)], "thread", compiler, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("isa", "dtype"), BUILDS)
+def test_address_sanitizer(isa, dtype, compiler, tmp_path):
+    check(isa, dtype, "address,undefined", compiler, tmp_path)
+
+
+@pytest.mark.slow
+def test_aarch64(tmp_path):
+    """The core without sanitizers, cross-compiled, under an emulator."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    flags = ("-O2", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized")
+    run(build(compiler, "baseline", tmp_path, *flags, target=AARCH64), emulator)
