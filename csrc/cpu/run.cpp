@@ -80,7 +80,7 @@ int threads_now(int threads) {
 
 template <class T>
 index rows_of(const Layer<T>& layer) {
-  return layer.ragged.count ? layer.ragged.before[layer.steps] : layer.steps * layer.batch;
+  return layer.ragged.count ? layer.ragged.rows_before[layer.steps] : layer.steps * layer.batch;
 }
 
 template <class T>

@@ -227,7 +227,8 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
                           std::to_string(most_steps));
   const Arguments checked(choice, steps, packed ? packing.rows() : -1);
   const Ragged ragged = packing.ragged();
-  std::vector<std::int64_t> rows_before(ragged.before, ragged.before + (packed ? steps + 1 : 0));
+  std::vector<std::int64_t> rows_before(ragged.rows_before,
+                                        ragged.rows_before + (packed ? steps + 1 : 0));
   const auto table_bytes = static_cast<std::int64_t>(sizeof(std::int64_t) * rows_before.size());
   void* table = packed ? checked.memory(first, "first", table_bytes) : nullptr;
   const Resets resets = checked.resets(reset);

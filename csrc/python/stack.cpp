@@ -63,13 +63,13 @@ py::object new_like(const Methods& methods, py::handle x, std::initializer_list<
 
 py::object new_sequence(const Methods& methods, const Call& call, py::handle x, index features) {
   if (call.is_packed || call.is_step) return new_like(methods, x, {call.rows, features});
-  return call.s.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
-                            : new_like(methods, x, {call.steps, call.batch, features});
+  return call.stack.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
+                                : new_like(methods, x, {call.steps, call.batch, features});
 }
 
 py::object new_states(const Methods& methods, const Call& call, py::handle x, index features) {
   return call.is_step ? new_like(methods, x, {call.batch, features})
-                      : new_like(methods, x, {call.numbers, call.batch, features});
+                      : new_like(methods, x, {call.all_directions, call.batch, features});
 }
 
 // The tensors of a flat list of weights, or of their gradients.
@@ -189,7 +189,7 @@ Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs&
     return {};
   }
   if (form && (call->x.dims() != form->dims || call->inputs != form->features)) return {};
-  if (!call->has_like_weights()) return {};
+  if (!call->has_usable_weights()) return {};
   call->check_weights();
   try {
     call->check_states();
@@ -206,7 +206,7 @@ Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs&
   if (!call->is_step) made.h_n = new_states(methods, *call, x, call->outputs);
   if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
   if (description_.cell_states)
-    made.cell_states = new_sequence(methods, *call, x, call->s.directions * call->hidden);
+    made.cell_states = new_sequence(methods, *call, x, call->stack.directions * call->hidden);
   if (!save.is_none()) {
     Saved memory;
     try {

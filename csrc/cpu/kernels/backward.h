@@ -30,7 +30,7 @@ class Backward {
   static int groups(const Layer<T>& layer) {
     constexpr index enough_rows = 512, least = 8;
     const Ragged& ragged = layer.ragged;
-    const index rows = ragged.count ? ragged.before[layer.steps] : layer.steps * layer.batch;
+    const index rows = ragged.count ? ragged.rows_before[layer.steps] : layer.steps * layer.batch;
     const bool worth = rows >= enough_rows && layer.batch >= least &&
                        BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
     return worth ? 2 : 1;
@@ -116,13 +116,13 @@ class Backward {
     };
     OwnRows& own = own_rows_[k];
     layer.ragged.count = take(own.count, layer.steps);
-    layer.ragged.first = layer.ragged.before = take(own.before, layer.steps + 1);
+    layer.ragged.first_row = layer.ragged.rows_before = take(own.before, layer.steps + 1);
     layer.ragged.order = take(own.order, layer.batch);
     return {layer, grads_, slots_from(0, {2, k}), panels_, arena};
   }
 
   SlotMemory<T> slots_from(index row, Deal deal) const {
-    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.before, deal, true};
+    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.rows_before, deal, true};
   }
 
   // Which rows a group has of each step. The rows of its chunks follow the order of processing.
@@ -136,7 +136,7 @@ class Backward {
       own.before[t + 1] = own.before[t] + own.count[t];
     }
     for (index b = 0; b < deal.count(layer_.batch); ++b)
-      own.order[b] = layer_.ragged.place(deal.row(b));
+      own.order[b] = layer_.ragged.batch_row(deal.row(b));
   }
 
   void pack(const Team& team) {

@@ -76,7 +76,7 @@ class Forward {
     state_ = {&layer_,
               zeros_,
               c0_,
-              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, {}, saves},
+              {saves ? layer.saved : slots, layer.batch, layer.ragged.rows_before, {}, saves},
               chunk};
     scratch_ = arena.used();
   }
@@ -423,7 +423,7 @@ class Forward {
     const Rows there = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
     for (index r = left.size(); r < there.size(); ++r) {
-      const index b = there[r], place = layer_.ragged.place(b);
+      const index b = there[r], place = layer_.ragged.batch_row(b);
       for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
         const T* y = state_.row(layer_.y, t, b) + k;
         store_some(layer_.h_n.data + place * layer_.h_n.row + k, load_some(y, layer_.outputs - k),

@@ -66,7 +66,7 @@ inline void wait_for_source(const Team& team, index steps) {
 
 // Says that this member has done `steps` of its steps.
 inline void have_done(const Team& team, index steps) {
-  if (team.own) __atomic_store_n(&team.own[team.rank].steps, steps, __ATOMIC_RELEASE);
+  if (team.progress) __atomic_store_n(&team.progress[team.rank].steps, steps, __ATOMIC_RELEASE);
 }
 
 // Flushes denormals to zero while it lives: decaying states otherwise make some CPUs tens of times

@@ -74,7 +74,7 @@ template <class T>
 struct SlotMemory {
   Real<T>* data;        // the slots of row 0
   index batch;          // all rows of the batch
-  const index* before;  // Ragged::before of all rows; null: every step has the whole batch
+  const index* before;  // Ragged::rows_before of all rows; null: every step has the whole batch
   Deal deal;            // which of the rows the layer has
   bool all;             // whether all chunks are held, or only the last two
 };
@@ -101,7 +101,7 @@ struct States {
   // The rows of step t, and how many come before it.
   index count(index t) const { return layer->ragged.count ? layer->ragged.count[t] : layer->batch; }
   index before(index t) const {
-    return layer->ragged.before ? layer->ragged.before[t] : t * layer->batch;
+    return layer->ragged.rows_before ? layer->ragged.rows_before[t] : t * layer->batch;
   }
 
   template <class U>
@@ -136,7 +136,7 @@ struct States {
     const T* none = reinterpret_cast<const T*>(zeros);
     if (resets(t, b)) return none;
     if (continues(t, b)) return row(layer->y, t - 1, b);
-    return layer->h0.data ? layer->h0.data + layer->ragged.place(b) * layer->h0.row : none;
+    return layer->h0.data ? layer->h0.data + layer->ragged.batch_row(b) * layer->h0.row : none;
   }
 
   // c before step t: where that of block 0 lies, and how far it is from one block to the next.
@@ -208,7 +208,7 @@ void to_blocks(Real<T>* to, Matrix<const T> from, const Layer<T>& layer, index w
   for (index block = blocks.begin; block < blocks.end; ++block)
     for (index r = 0; r < rows.size(); ++r) {
       const index unit = block * lanes<T>;
-      const index b = rows[r], place = layer.ragged.place(b);
+      const index b = rows[r], place = layer.ragged.batch_row(b);
       store(to + (block * layer.batch + b) * lanes<T>,
             from.data ? load_some(from.data + place * from.row + unit, width - unit) : Vector<T>{});
     }
@@ -221,7 +221,7 @@ void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index
     for (index r = 0; r < rows.size(); ++r) {
       const index unit = block * lanes<T>;
       const index b = rows[r];
-      store_some(to.data + layer.ragged.place(b) * to.row + unit,
+      store_some(to.data + layer.ragged.batch_row(b) * to.row + unit,
                  load(from + (block * layer.batch + b) * lanes<T>), width - unit);
     }
 }

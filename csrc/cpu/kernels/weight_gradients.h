@@ -34,12 +34,12 @@ struct Chunk {
 
   // The first row of a ragged chunk in a packed sequence.
   index first_row() const {
-    const index a = layer->ragged.first[steps.begin], b = layer->ragged.first[steps.end - 1];
+    const index a = layer->ragged.first_row[steps.begin], b = layer->ragged.first_row[steps.end - 1];
     return a < b ? a : b;
   }
   // Where the rows of step t begin.
   index place(index t) const {
-    if (layer->ragged.first) return layer->ragged.first[t] - first_row();
+    if (layer->ragged.first_row) return layer->ragged.first_row[t] - first_row();
     return (t - steps.begin) * layer->batch;
   }
   // A row of a sequence over x's rows.
