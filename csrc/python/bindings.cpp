@@ -89,9 +89,9 @@ void force_partition(const std::string& name, bool oversubscribe) {
 }
 
 std::pair<std::string, int> used_partition() {
-  const Used used = last_used();
+  const Usage usage = last_usage();
   for (const auto& [text, partition] : partitions)
-    if (partition == used.partition) return {text, used.threads};
+    if (partition == usage.partition) return {text, usage.threads};
   return {};
 }
 
