@@ -67,7 +67,7 @@ Plan plan(const Work& w, int threads) {
     const double arithmetic = flops * item / peak_bytes;
     const double bytes = gates * units * recurrent * item;
     const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
-    // The arithmetic hides the reading of the weights, unless they come from the L3 cache or memory.
+    // The arithmetic hides the reading of up to near_bytes of weights.
     const double step = bytes < near_bytes
                             ? std::max(arithmetic, bytes / rate)
                             : arithmetic + bytes / (bytes < far_bytes ? near_rate : far_rate);
