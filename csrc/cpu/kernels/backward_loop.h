@@ -105,7 +105,7 @@ class BackwardLoop {
     return rows < all_rows ? rows : all_rows;
   }
 
-  // The chunk that ends at t1: at least one step, and at most rows_ rows.
+  // The chunk that ends at t1: as many steps as fit in rows_ rows, and at least one.
   Chunk<Cell, T> chunk_before(index t1) const {
     index t0 = t1 - 1;
     while (t0 > 0 && state_.rows_before(t1) - state_.rows_before(t0 - 1) <= rows_) --t0;

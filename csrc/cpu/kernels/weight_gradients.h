@@ -1,6 +1,6 @@
 // The gradients of the weights: sums over time and batch of features times panels. The features are x,
-// h or the operand of a second product. The panels are the gradients of the gates, read across their
-// rows. The sums run in one fixed order, the latest chunk first, for all teams.
+// h or the operand of a second product. The panels are the gradients of the gates, and k runs over
+// their rows. The sums run in one fixed order, the latest chunk first, for all teams.
 #pragma once
 
 #include "cpu/kernels/states.h"
@@ -157,8 +157,8 @@ class WeightGradients {
 
   static constexpr index paired(index rows) { return words<T>(rows) * per; }
 
-  // `count` features. The sum over the rows of feature k begins at data + k * per and goes on as
-  // `depth` says.
+  // `count` features. Feature k of the first row is at data + k * per; `depth` says where the other
+  // rows are.
   struct Features {
     const T* data;
     index count;
@@ -261,8 +261,8 @@ class WeightGradients {
     const bool by_blocks = all_blocks >= 4 * team.size || all_blocks % team.size == 0;
     const Range blocks = by_blocks ? share(all_blocks, team.size, team.rank) : Range{0, all_blocks};
     const Range feature_range = by_blocks ? Range{0, count} : share(count, team.size, team.rank);
-    // A tile cuts its sum into slices either between steps or within one step. So each step is a sum of
-    // its feature_range where it has more rows than a slice.
+    // A tile cuts its sum into slices either between steps or within one step. So each step is its
+    // own sum where it has more rows than a slice.
     const index sums = depth.inner > slice<T> ? depth.outer : 1;
     const Depth sum_depth{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
     const Extent extent{sum_depth, panels.panel, panels.step, count * P * L, 0};
