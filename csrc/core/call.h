@@ -214,10 +214,10 @@ struct Call {
       throw std::invalid_argument(std::string("the cell ") + info.name + " has no cell states");
   }
 
-  void check_weights(const Checker& check, const AllWeights& all) const {
+  void check_weights(const Checker& check, const AllWeights& views) const {
     const index gates = info.weight_blocks * hidden;
     for (int number = 0; number < all_directions; ++number) {
-      const Weights& w = all[static_cast<std::size_t>(number)];
+      const Weights& w = views[static_cast<std::size_t>(number)];
       check.shape(w.w_ih, {gates, number < stack.directions ? inputs : width});
       check.shape(w.w_hh, {gates, outputs});
       check.shape(w.b_ih, {gates});
@@ -267,15 +267,15 @@ struct Call {
 
   // A sequence in the order of processing of a direction.
   template <class T>
-  Sequence<T> directed(Sequence<T> all, int direction) const {
-    if (!all.data || is_packed || !reverses(direction)) return all;
-    return {all.data + (longest - 1) * all.step, -all.step, all.row};
+  Sequence<T> directed(Sequence<T> sequence, int direction) const {
+    if (!sequence.data || is_packed || !reverses(direction)) return sequence;
+    return {sequence.data + (longest - 1) * sequence.step, -sequence.step, sequence.row};
   }
   // The features of one direction, from a sequence with the outputs of both directions side by side.
   template <class T>
-  Sequence<T> direction_part(Sequence<T> all, int direction) const {
-    if (all.data) all.data += direction * outputs;
-    return directed(all, direction);
+  Sequence<T> direction_part(Sequence<T> y, int direction) const {
+    if (y.data) y.data += direction * outputs;
+    return directed(y, direction);
   }
 
   // The resets in the order of processing of a direction: a reset comes before its step in that order.
@@ -283,18 +283,18 @@ struct Call {
     const auto* data = static_cast<const std::uint8_t*>(reset.data());
     if (!data) return {};
     if (is_packed || is_step) return {data, 0, reset.stride(0)};
-    const Sequence<const std::uint8_t> all{data, reset.stride(stack.batch_first ? 1 : 0),
-                                           reset.stride(stack.batch_first ? 0 : 1)};
-    const auto [begin, step, row] = directed(all, direction);
+    const Sequence<const std::uint8_t> flags{data, reset.stride(stack.batch_first ? 1 : 0),
+                                             reset.stride(stack.batch_first ? 0 : 1)};
+    const auto [begin, step, row] = directed(flags, direction);
     return {begin, step, row};
   }
 
   // The part of one direction of the cell states of layer k: null for all layers but the last.
   template <class T>
   Sequence<T> cell_states_of(const View& cell_states, int k, int direction) const {
-    Sequence<T> all = k == stack.layers - 1 ? sequence<T>(cell_states) : Sequence<T>{};
-    if (all.data) all.data += direction * hidden;
-    return directed(all, direction);
+    Sequence<T> states = k == stack.layers - 1 ? sequence<T>(cell_states) : Sequence<T>{};
+    if (states.data) states.data += direction * hidden;
+    return directed(states, direction);
   }
 
   // All but x and y, which the caller sets.

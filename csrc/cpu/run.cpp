@@ -145,15 +145,15 @@ void run_columns(const Wavefront& plan, int layer_count, Bytes bytes, F work) {
   std::vector<Meeting> meetings(layers);
   std::vector<Progress> progress(layers * team);
   run_region(Partition::wavefront, plan.columns * plan.team, plan.seconds, [&](int rank, int count) {
-    const bool all = count == plan.columns * plan.team;
-    const int columns = all ? plan.columns : count, size = all ? plan.team : 1;
+    const bool complete = count == plan.columns * plan.team;
+    const int columns = complete ? plan.columns : count, size = complete ? plan.team : 1;
     for (int k = rank / size; k < layer_count; k += columns) {
-      const auto at = static_cast<std::size_t>(k);
+      const auto layer = static_cast<std::size_t>(k);
       work(k,
-           Team{rank % size, size, plan.split, meetings[at].barrier,
-                k > 0 ? &progress[(at - 1) * team] : nullptr,
-                k + 1 < layer_count ? &progress[at * team] : nullptr},
-           scratch[at]->data());
+           Team{rank % size, size, plan.split, meetings[layer].barrier,
+                k > 0 ? &progress[(layer - 1) * team] : nullptr,
+                k + 1 < layer_count ? &progress[layer * team] : nullptr},
+           scratch[layer]->data());
     }
   });
 }

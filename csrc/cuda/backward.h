@@ -120,10 +120,10 @@ class Backward : Loop<Cell, T, Engine> {
   template <int stage>
   RNNFAST_INLINE void multiply(int active) {
     const int state_size = plan_.rows * plan_.units, units = plan_.units, rank = group_.rank;
-    const int pieces = plan_.schedule[stage].pieces, all = exchanged_width(plan_);
+    const int pieces = plan_.schedule[stage].pieces, width = exchanged_width(plan_);
     product_[stage].multiply(
         shared<T>(layout_.operand), layout_.stride, active, [=, this](int piece, int m, int b, V sum) {
-          if (m >= all || b >= active) return;
+          if (m >= width || b >= active) return;
           const int to = group_.over_units(m);
           inbox(to, phase_)[(rank * pieces + piece) * state_size + b * units + m - to * units] = sum;
         });

@@ -79,7 +79,7 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
   choice->batch = batch;
   choice->directions = directions;
   const Device device = facts(device_number);
-  const bool found = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
+  const bool has_plan = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
     choice->shape = kernels.cells[cell].shape;
     choice->sizes = kernels.sizes;
     const auto plan = cuda::plan(device, choice->shape, kernels.sizes, kernels.engine, backward, hidden,
@@ -87,7 +87,7 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
     if (plan) choice->plan = *plan;
     return plan.has_value();
   });
-  return found ? std::move(choice) : nullptr;
+  return has_plan ? std::move(choice) : nullptr;
 }
 
 // Checks a layer's tensors and turns them into the structs of a Recurrence.
@@ -246,7 +246,7 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
       r = recurrence<T>(choice, checked, tensors);
       r.steps = static_cast<int>(steps);
       r.reverse = d == 1;
-      r.first = static_cast<const std::int64_t*>(table);
+      r.step_begin = static_cast<const std::int64_t*>(table);
       r.resets = resets;
     }
     if (packed) copy_to_device(table, rows_before.data(), table_bytes, stream);

@@ -166,11 +166,12 @@ class Forward : Loop<Cell, T, Engine> {
   // Copies the block's part of the next operand to all blocks that read it, 16 bytes at a time.
   RNNFAST_INLINE void publish(int active) {
     constexpr int numbers = sizeof(Words) / sizeof(T);
-    const int chunks = plan_.units / numbers, all = active * chunks;
+    const int chunks = plan_.units / numbers, copy_chunks = active * chunks;
     const auto* outgoing = reinterpret_cast<const Words*>(shared<T>(layout_.outgoing));
     const int copies = plan_.tier == Tier::cluster ? plan_.blocks : 1;
-    for (int i = thread(); i < copies * all; i += threads()) {
-      const int copy = i / all, chunk = i - copy * all, b = chunk / chunks, at = chunk - b * chunks;
+    for (int i = thread(); i < copies * copy_chunks; i += threads()) {
+      const int copy = i / copy_chunks, chunk = i - copy * copy_chunks;
+      const int b = chunk / chunks, k = chunk - b * chunks;
       T* to;
       if (plan_.tier == Tier::grid) {
         to = exchanged_operand() + b * exchanged_width(plan_);
@@ -178,7 +179,7 @@ class Forward : Loop<Cell, T, Engine> {
         to = shared<T>(layout_.operands) + buffer() * layout_.buffer + b * layout_.stride;
         if (plan_.tier == Tier::cluster) to = shared_of(to, copy);
       }
-      reinterpret_cast<Words*>(to + group_.first_unit)[at] = outgoing[b * chunks + at];
+      reinterpret_cast<Words*>(to + group_.first_unit)[k] = outgoing[b * chunks + k];
     }
   }
 
@@ -190,8 +191,8 @@ class Forward : Loop<Cell, T, Engine> {
     const auto* from = reinterpret_cast<const Words*>(exchanged_operand()) + begin * chunks;
     T* to = shared<T>(layout_.operands);
     for (int i = thread(); i < count * chunks; i += threads()) {
-      const int b = i / chunks, at = i - b * chunks;
-      reinterpret_cast<Words*>(to + b * layout_.stride)[at] = load_fresh(from + i);
+      const int b = i / chunks, k = i - b * chunks;
+      reinterpret_cast<Words*>(to + b * layout_.stride)[k] = load_fresh(from + i);
     }
     sync_block();
   }

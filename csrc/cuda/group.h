@@ -39,8 +39,8 @@ class Group {
 
   // How many rows of the group step t has.
   RNNFAST_INLINE int active(int t) const {
-    if (!layer.first) return rows;
-    const long n = layer.first[t + 1] - layer.first[t] - first_row;
+    if (!layer.step_begin) return rows;
+    const long n = layer.step_begin[t + 1] - layer.step_begin[t] - first_row;
     return n < 0 ? 0 : n < rows ? static_cast<int>(n) : rows;
   }
 
@@ -48,8 +48,8 @@ class Group {
   template <class S>
   RNNFAST_INLINE auto at(const S& sequence, int t, int b) const {
     const long row = first_row + b;
-    return layer.first ? sequence.data + (layer.first[t] + row) * sequence.row
-                       : sequence.data + t * sequence.step + row * sequence.row;
+    return layer.step_begin ? sequence.data + (layer.step_begin[t] + row) * sequence.row
+                            : sequence.data + t * sequence.step + row * sequence.row;
   }
   template <class M>
   RNNFAST_INLINE auto at(const M& matrix, int b) const {

@@ -80,14 +80,14 @@ struct TensorCores {
 
   static RNNFAST_INLINE void multiply(Sum& sum, const Tile& tile, const T* operand, int stride,
                                       int lane) {
-    const T* at = operand + lane / 4 * stride + lane % 4 * pair;
+    const T* from = operand + lane / 4 * stride + lane % 4 * pair;
     unsigned words[2];
     if constexpr (pair == 2) {
-      words[0] = *reinterpret_cast<const unsigned*>(at);
-      words[1] = *reinterpret_cast<const unsigned*>(at + depth / 2);
+      words[0] = *reinterpret_cast<const unsigned*>(from);
+      words[1] = *reinterpret_cast<const unsigned*>(from + depth / 2);
     } else {
-      words[0] = to_tf32(at[0]);
-      words[1] = to_tf32(at[depth / 2]);
+      words[0] = to_tf32(from[0]);
+      words[1] = to_tf32(from[depth / 2]);
     }
     multiply_tile(sum.value, tile.words, words, T{});
   }

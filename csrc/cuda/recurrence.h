@@ -25,9 +25,9 @@ template <class T>
 struct Recurrence {
   int steps, batch, hidden;  // T, B, H
   bool reverse;              // from the last step to the first
-  // [T + 1]; step t has the rows first[t] to first[t + 1] of every packed sequence. Null: sequences are
-  // not packed, and every step has B rows.
-  const std::int64_t* first;
+  // [T + 1]; step t has the rows step_begin[t] to step_begin[t + 1] of every packed sequence. Null:
+  // sequences are not packed, and every step has B rows.
+  const std::int64_t* step_begin;
   Resets resets;
   Sequence<const T> products;  // [T, B, G * H]: W_ih x + b_ih
   Matrix<const T> w_hh;        // [G * H, H]

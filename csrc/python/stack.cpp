@@ -244,8 +244,8 @@ py::object Stack::call_module(const py::tuple& types, int threads, const ModuleI
     if (h0.is_none() || c0.is_none()) return none;
   }
   py::list weights;
-  for (Py_ssize_t at = 0; at < PySequence_Fast_GET_SIZE(names.ptr()); ++at) {
-    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), at));
+  for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(names.ptr()); ++k) {
+    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), k));
     PyObject* weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
     if (!weight && PyErr_Occurred()) throw py::error_already_set();
     if (!weight) return none;
@@ -276,10 +276,10 @@ Panels Packed::panels() const {
 bool Packed::is_of(const py::list& weights) const {
   if (weights.size() != weights_.size() || isa_ != kernels().name) return false;
   try {
-    for (std::size_t at = 0; at < weights.size(); ++at) {
-      const py::object packed = weights_[at];
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+      const py::object packed = weights_[k];
       if (packed.is_none()) continue;
-      if (!Tensor(weights[at], "", false).is_at(Tensor(packed, "", false))) return false;
+      if (!Tensor(weights[k], "", false).is_at(Tensor(packed, "", false))) return false;
     }
   } catch (const std::invalid_argument&) {
     return false;
@@ -325,9 +325,9 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   call.check_input();
   call.check_weights();
   auto packed = std::make_unique<Packed>();
-  for (std::size_t at = 0; at < weights.size(); ++at)
-    packed->weights_.append(tensors.weights[at].dims() == 1 ? py::object(py::none())
-                                                            : py::object(weights[at]));
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    packed->weights_.append(tensors.weights[k].dims() == 1 ? py::object(py::none())
+                                                           : py::object(weights[k]));
   packed->isa_ = kernels().name;
   packed->description_ = description_;
   packed->dtype_ = call.x.dtype();

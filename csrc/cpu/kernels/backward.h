@@ -31,9 +31,9 @@ class Backward {
     constexpr index least_rows = 512, least_batch = 8;
     const Ragged& ragged = layer.ragged;
     const index rows = ragged.count ? ragged.rows_before[layer.steps] : layer.steps * layer.batch;
-    const bool worth = rows >= least_rows && layer.batch >= least_batch &&
-                       BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
-    return worth ? 2 : 1;
+    const bool cut = rows >= least_rows && layer.batch >= least_batch &&
+                     BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
+    return cut ? 2 : 1;
   }
 
   void run(const Team& team) {
@@ -159,7 +159,7 @@ class Backward {
     if (is_projected<Cell>(layer_))
       pack_share(layer_.hidden, [&](index block, index column, index columns) {
         pack_backward<Plain>(panels_.projection + block * projection_size(), layer_.w_hr,
-                             layer_.outputs, Plain::all, column, columns);
+                             layer_.outputs, Plain::window, column, columns);
       });
     if (team.rank > 0) return;
     for (index k = 0; k < zeros_of(layer_); ++k) panels_.zeros[k] = 0;
@@ -207,7 +207,7 @@ class Backward {
       unpack_forward<Plain>(
           grads_.w_hr,
           sum(loops_[0].weights().dw_hr(), loops_[1].weights().dw_hr(), layer_.hidden * L, block),
-          layer_.outputs, layer_.hidden, Plain::all, unit, units);
+          layer_.outputs, layer_.hidden, Plain::window, unit, units);
     }
   }
 

@@ -147,7 +147,7 @@ class BackwardLoop {
     if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
       output_gradients(t, step_row, rows, part.outputs);
-      product(chunk_.p_at(0, step_row), rows_ * L, outputs_, Plain::all, panels_.projection, t, rows,
+      product(chunk_.p_at(0, step_row), rows_ * L, outputs_, Plain::window, panels_.projection, t, rows,
               part.blocks, dq_, true);
     }
     apply_all<last>(t, step_row, rows, part.blocks);

@@ -67,7 +67,7 @@ class Forward {
                           layer.steps, layer.batch);
     if (is_projected<Cell>(layer_))
       projection_ =
-          product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
+          product(Plain::window, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
     bias_ = arena.template take<Real<T>>(padded * Cell::gates);
     operand_ = arena.template take<T>(
         Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);

@@ -157,13 +157,14 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
   while (panels.size() > 0) {
     const index left = panels.size();
     auto group = [&]<int N>(std::integral_constant<int, N>) {
-      constexpr int most = most_rows<P, N>;
-      const index tiles = (rows + most - 1) / most;
+      constexpr int tile_rows = most_rows<P, N>;
+      const index tiles = (rows + tile_rows - 1) / tile_rows;
       const index panel = descending ? panels.end - N : panels.begin;
       for (index i = 0; i < tiles; ++i) {
         const index begin = rows * i / tiles;
         const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
-        f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
+        f(begin, count, panel, N,
+          tile_of<T, P, N>(count, std::make_integer_sequence<int, tile_rows>{}));
       }
       if (descending)
         panels.end -= N;
@@ -190,7 +191,7 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
 // Stands for a cell in the packing of a matrix without gates.
 struct Plain {
   static constexpr int weight_block[] = {0};
-  static constexpr Window all{0, 1};
+  static constexpr Window window{0, 1};
 };
 
 // --- packing ---------------------------------------------------------------------------------------

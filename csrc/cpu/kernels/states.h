@@ -76,7 +76,7 @@ struct SlotMemory {
   index batch;               // rows of the batch
   const index* rows_before;  // Ragged::rows_before of the batch; null: every step has the whole batch
   Deal deal;                 // which of the rows the layer has
-  bool all;                  // whether the memory holds all chunks, or the last two
+  bool holds_all;            // whether the memory holds all chunks, or the last two
 };
 
 template <class Cell, class T>
@@ -118,9 +118,9 @@ struct States {
     // every step has room for the whole batch: a thread may be two chunks ahead of another, so that a
     // row must have the same place in every chunk.
     const auto slots_before = [&](index s) {
-      return memory.all && memory.rows_before ? memory.rows_before[s] : s * memory.batch;
+      return memory.holds_all && memory.rows_before ? memory.rows_before[s] : s * memory.batch;
     };
-    const index offset = memory.all ? slots_before(begin) : number % 2 * chunk * memory.batch;
+    const index offset = memory.holds_all ? slots_before(begin) : number % 2 * chunk * memory.batch;
     return {memory.data +
                 (offset * blocks_of<T>(layer->hidden) + slots_before(t) - slots_before(begin)) * size,
             (slots_before(end) - slots_before(begin)) * size, memory.deal};
