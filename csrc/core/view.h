@@ -1,4 +1,4 @@
-// What is known of a tensor in memory: its address, shape, strides and dtype. It owns nothing.
+// What is known of a tensor in memory: its address, shape, strides and dtype. A View owns nothing.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // A stack of recurrent layers for Python: core/stack.h on torch tensors and buffers. The GIL is
-// released while kernels run.
+// released while kernels run, except in short forward calls.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -53,7 +53,7 @@ class BackwardLoop {
     return Cell::gates * layer.hidden * (layer.inputs + layer.outputs) * index{sizeof(Real<T>)};
   }
 
-  BackwardLoop(const BackwardLoop&) = delete;  // it points to itself
+  BackwardLoop(const BackwardLoop&) = delete;  // state_ points to layer_
 
   const WeightGradients<Cell, T>& weights() const { return weights_; }
 

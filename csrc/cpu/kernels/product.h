@@ -179,7 +179,7 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
       else
         group(std::integral_constant<int, 1>{});
     } else {
-      // With enough rows one panel fills the registers; two would only shorten the rows.
+      // With enough rows one panel fills the registers; a tile of two panels would have fewer rows.
       if (left >= 2 && (P == 2 || rows <= most_rows<P, 2>))
         group(std::integral_constant<int, 2>{});
       else

@@ -252,7 +252,8 @@ class WeightGradients {
   //
   // Tried: sums of the bias gradients beside the tiles that read the same panel gain nothing.
   // Tried: copies of x and h in the order of the chunk, for batches of 2 to 32 rows, gain 0 to 2
-  // percent of training. Tried: to prefetch the rows of h and dy sixteen rows ahead changes nothing.
+  // percent of training.
+  // Tried: to prefetch the rows of h and dy sixteen rows ahead changes nothing.
   template <int P>
   void sum(const Team& team, Real<T>* to, bool from_zero, const Features& features, Panels<T> panels,
            index all_blocks) {
