@@ -1,32 +1,33 @@
 // The table of cells, and what a cell must provide.
 //
-// A step of a cell keeps `slots` numbers per hidden unit: first its `gates`, which hold pre-activations
-// until the cell's formula replaces them by what backward needs, then any others (a cell state). Which
-// products feed a gate is a Window, a range of slots: `input` gates receive W_ih x, and the gates of
-// stage s receive W_hh times that stage's operand (stage 0: h; a later stage: what the stage before it
-// returned). `weight_block[slot]` is the block of H rows in torch's weights that belongs to a gate.
-// A gate outside the input window starts from its recurrent bias alone.
+// A step of a cell keeps `slots` numbers per hidden unit: first its `gates`, then any others (a cell
+// state). A gate holds its pre-activation until the cell's formula replaces it by the value that
+// backward needs. A Window is a range of gates. The gates of the window `input` receive W_ih x. The
+// gates of the window `recurrent[s]` receive W_hh times the operand of stage s: h in stage 0, what
+// stage s - 1 returned in a later stage. `weight_block[gate]` is the block of H rows in torch's weights
+// that belongs to a gate. A gate outside `input` starts from its recurrent bias alone.
 //
 //   template <int stage, class V>
 //   static V forward(V* s, V h, V c);
-//     s: the slots, pre-activations in, values out; h, c: the states before the step.
-//     Returns h after the step for the last stage, the next stage's operand for the others.
+//     s: the slots; pre-activations before the call, values after it. h, c: the states before the step.
+//     The last stage returns h after the step, any other stage returns the next stage's operand.
 //
 //   template <int stage, class V>
 //   static void backward(const V* s, V h, V c, V grad, V* d, V& dh, V& dc);
-//     s, h, c: as forward left and found them; grad: the gradient of what the stage returned.
-//     d: out, the gradients of the stage's pre-activations (the last stage writes those of gates that
-//     only the input feeds as well). dh: the gradient that reaches h other than through the products;
-//     zero unless the last stage sets it, added to by the others. dc: in, of c after the step; out, of
-//     c before it.
+//     s: the slots after forward. h, c: the states before the step. grad: the gradient of what the
+//     stage returned. d: output, the gradients of the stage's pre-activations; the last stage also
+//     writes those of the gates that only the input feeds. dh: the part of the gradient of h that does
+//     not come through the products; the last stage sets it or leaves it zero, the other stages add to
+//     it. dc: before the call, the gradient of c after the step; after the call, that of c before the
+//     step.
 //
 //   template <class V>
 //   static V operand(const V* s, V h);
-//     From the slots as forward left them, what one more product multiplies: that of stage 1, or where
-//     the cell `projects` that of W_hr, which turns what the last stage returned into a narrower h. No
-//     formula of such a cell reads h or sets dh.
+//     Computes the operand of one more product from the slots after forward: the product of stage 1,
+//     or, where the cell `projects`, the product with W_hr, which turns what the last stage returned
+//     into a narrower h. The formulas of a cell that `projects` do not read h and do not set dh.
 //
-// Stages run forward 0, 1, ... and backward in the opposite order.
+// Forward runs the stages 0, 1, ...; backward runs them in the opposite order.
 //
 // `name` is what Python calls the cell; its formula in torch's operators has the same name
 // (rnnfast/stack/formulas.py). `onnx` is the operator of ONNX that computes the cell (info.h).

@@ -1,6 +1,5 @@
-// What the header of a cell needs, whoever includes it. Where nobody has chosen an instruction set, as
-// in an editor or in a program that tries a formula out, numbers are float or double in the namespace
-// `alone`.
+// What the header of every cell includes. Where RNNFAST_TARGET is not defined, as in an editor or in a
+// program that tries a formula out, the number types are float and double, in the namespace `alone`.
 #pragma once
 
 #include "cells/info.h"

@@ -12,7 +12,7 @@ namespace rnnfast::RNNFAST_TARGET {
 
 struct Gru {
   static constexpr const char* name = "gru";
-  enum Slot { n, r, z, un, slots };  // a_n on one side and u_n on the other: two windows, no gaps
+  enum Slot { n, r, z, un, slots };  // a_n first and u_n last: both windows are without gaps
   static constexpr int gates = 4, stages = 1, weight_blocks = 3;
   static constexpr int weight_block[gates] = {2, 0, 1, 2};
   static constexpr Window input{n, z + 1}, recurrent[stages] = {{r, un + 1}};

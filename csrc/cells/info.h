@@ -1,5 +1,5 @@
-// What there is to know about a cell beside its formula: for code that is compiled once, and for
-// Python.
+// What Python, and code that is compiled once for all instruction sets, know of a cell: all but its
+// formulas.
 #pragma once
 
 namespace rnnfast {
@@ -9,7 +9,7 @@ struct Onnx {
   const char* op;
   int blocks;
   int order[4];  // torch's gate block for each block of the operator; ~k: block k negated
-  // The operator's attributes that choose the cell; null and negative: the operator has none such.
+  // The operator's attributes that select the cell. Null or negative: the attribute does not exist.
   const char* activation = nullptr;
   int linear_before_reset = -1;
 };

@@ -1,4 +1,4 @@
-// Long short-term memory whose input gate is what the forget gate leaves (Greff et al. 2017,
+// Long short-term memory with coupled gates: the input gate is 1 - f (Greff et al. 2017,
 // arXiv 1503.04069, "CIFG"):
 //   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
 //   c' = f c + (1 - f) g     h' = o tanh(c'),   where a = W_ih x + b_ih + W_hh h + b_hh

@@ -15,7 +15,8 @@ struct Constants;
 template <>
 struct Constants<float> {
   static constexpr int mantissa_bits = 23;
-  static constexpr float lowest = -87.0f, overflow = 89.0f;  // exp is normal; exp is infinite
+  static constexpr float lowest = -87.0f,
+                         overflow = 89.0f;  // exp(lowest) is normal; exp(overflow) is infinite
   static constexpr float log2e = 1.4426950408889634f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444005469058e-4f;
   static constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -49,8 +50,8 @@ struct Constants<double> {
                                  -0x1.0c3a980b791d4p-33};
 };
 
-// A polynomial of x from its coefficient k on. No loop, since a CUDA thread has the coefficients as
-// constants only.
+// The polynomial in x that begins with coefficient k. There is no loop, since a CUDA thread has the
+// coefficients only as constants at compile time.
 template <const auto& coefficients, int k = 0, class V>
 RNNFAST_INLINE V polynomial(V x) {
   constexpr scalar_of<V> coefficient = coefficients[k];
@@ -82,7 +83,7 @@ RNNFAST_INLINE Exp<V> exp_parts(V x) {
   return {scale, fma(q, r * r, r)};
 }
 
-// Exactly 0 and 1 where the true value rounds to them.
+// Returns exactly 0 or 1 where the true value rounds to it.
 //
 // Tried: a reciprocal estimate with a Newton step is 9 percent slower than the division (Zen 5).
 template <class V>
@@ -97,9 +98,11 @@ RNNFAST_INLINE V sigmoid(V x) {
 //   b = 1, c = exp(2 a) + 1 for large a: half a unit off where tanh saturates;
 //   b = a, c = 2 a^3 / (a - tanh(a)) = d(a^2) for small a. d is almost linear, 6 + 12/5 a^2 - ..., and
 //   its polynomial is of relative error below 2e-9 (float) and 2e-18 (double) in tanh.
-// Below tanh_near the rounding of exp(2 a) + 1 costs too much; from there on d exceeds 8, where a
-// float's last place is worth twice as much. With min(a, 1) for b and max(d, exp(2 a) + 1) for c the
-// border is at 1: one operation less, but 1.1 units off without fused multiply-adds.
+// Below tanh_near the rounding of exp(2 a) + 1 costs too much. From tanh_near on d exceeds 8, where a
+// float's last place is worth twice as much.
+//
+// Tried: b = min(a, 1) and c = max(d, exp(2 a) + 1), with the border at 1, need one operation less, but
+// are 1.1 units off without fused multiply-adds.
 template <class V>
 RNNFAST_INLINE V tanh(V x) {
   using C = Constants<scalar_of<V>>;

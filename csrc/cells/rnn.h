@@ -26,7 +26,7 @@ struct Rnn {
   }
 };
 
-// derivative(y, grad): from the activation's value y, so that nothing else need be kept.
+// derivative(y, grad) needs only the value y of the activation, so that nothing else must be kept.
 struct Tanh {
   template <class V>
   static RNNFAST_INLINE V value(V a) {

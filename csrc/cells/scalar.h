@@ -1,5 +1,5 @@
-// What math.h and the cells need of a number that is one float or double: in a CUDA thread, and where a
-// cell's header is read alone.
+// What math.h and the cells need of a number type that is float or double: in a CUDA thread, and where
+// a cell's header is compiled alone.
 #pragma once
 
 #include "cells/number.h"

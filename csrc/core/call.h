@@ -13,17 +13,21 @@
 
 namespace rnnfast {
 
-// Describes a stack; holds no tensor. Sequences are x [T, B, I] ([B, T, I] where batch_first), packed
-// [rows, I], or for one step of a single layer [B, I]. `sizes`, int64, are absent where every row has
-// every step, torch's batch_sizes [T] of a packed x, or the length of each row [B] of a padded one:
-// steps past a row's length are neither read nor computed, and their outputs are zero. States are [L *
-// D, B, H] for L layers and D directions, h with R in the place of H where it is projected (see
-// layer.h), or [B, H] for a step and where the stack is `single`, one direction of one layer. Weights
-// are a flat list in torch's order: for each layer and direction w_ih, w_hh, then b_ih and b_hh where
-// there is `bias`, then w_hr where h is `projected`. A state or bias that is absent means zeros (an
-// input) or is not wanted (an output). `reset` is bool, x's shape without its features: where it is
-// true, a row's states are zero before that step in each direction's own order, in every layer.
-// `cell_states` are those of the last layer at every step, [T, B, D * H] or as x is.
+// Describes a stack of L layers with D directions; holds no tensor. layer.h says what T, B, I, H and R
+// are. The tensors of a call:
+// - A sequence is [T, B, I], [B, T, I] where `batch_first`, packed [rows, I], or [B, I] for one step of
+//   one direction of one layer.
+// - `sizes` is int64. It is absent where every row has every step. Of a packed x it is torch's
+//   batch_sizes [T]. Of a padded x it is the length of each row [B]: steps past a row's length are
+//   neither read nor computed, and their outputs are zero.
+// - A state h is [L * D, B, R], a state c is [L * D, B, H]. Both lack the first dimension for a step,
+//   and where the stack is `single`: one direction of one layer.
+// - Weights are a flat list in torch's order: for each layer and direction w_ih, w_hh, then b_ih and
+//   b_hh where there is `bias`, then w_hr where h is `projected`.
+// - A state or bias that is absent means zeros (an input) or is not wanted (an output).
+// - `reset` is bool and has the shape of x without its features. Where it is true, a row's states are
+//   zero before that step in each direction's own order, in every layer.
+// - `cell_states` are those of the last layer at every step, in the layout of x with D * H features.
 struct Description {
   int cell, layers, directions;
   bool single;
@@ -31,13 +35,15 @@ struct Description {
   bool bias, projected, batch_first;
   bool cell_states;  // whether to return them
 
-  // Throws std::invalid_argument for a stack that cannot be.
+  // Throws std::invalid_argument where the fields contradict each other.
   void check() const;
-  // How many weights one direction of one layer has.
-  std::size_t weights_each() const { return (bias ? 4u : 2u) + (projected ? 1u : 0u); }
-  std::size_t weights() const { return weights_each() * static_cast<std::size_t>(layers * directions); }
-  // The name of weight number `at` of the flat list, or of its gradient.
-  const char* weight_name(std::size_t at, bool gradient) const;
+  // The number of weights of one direction of one layer.
+  std::size_t weights_per_direction() const { return (bias ? 4u : 2u) + (projected ? 1u : 0u); }
+  std::size_t weights() const {
+    return weights_per_direction() * static_cast<std::size_t>(layers * directions);
+  }
+  // The name of weight `number` of the flat list, or of its gradient.
+  const char* weight_name(std::size_t number, bool gradient) const;
 };
 
 // The weights of one direction of one layer, or their gradients.
@@ -55,26 +61,26 @@ struct Weights {
 
 using AllWeights = std::vector<Weights>;
 
-// From the flat list, of views or what is derived from them; throws std::invalid_argument where there
-// are too few or too many.
+// Converts a flat list of views, or of what is derived from View. Throws std::invalid_argument where
+// the list has too few or too many weights.
 template <class V>
 AllWeights all_weights(const Description& stack, const std::vector<V>& flat) {
   if (flat.size() != stack.weights())
     throw std::invalid_argument("the stack has " + std::to_string(stack.weights()) + " weights; got " +
                                 std::to_string(flat.size()));
-  const std::size_t each = stack.weights_each();
+  const std::size_t count = stack.weights_per_direction();
   const View none("");
-  AllWeights all;
-  all.reserve(flat.size() / each);
-  for (std::size_t at = 0; at < flat.size(); at += each) {
-    const View &b_ih = stack.bias ? flat[at + 2] : none, &b_hh = stack.bias ? flat[at + 3] : none;
-    const View& w_hr = stack.projected ? flat[at + each - 1] : none;
-    all.push_back({flat[at], flat[at + 1], b_ih, b_hh, w_hr});
+  AllWeights weights;
+  weights.reserve(flat.size() / count);
+  for (std::size_t k = 0; k < flat.size(); k += count) {
+    const View &b_ih = stack.bias ? flat[k + 2] : none, &b_hh = stack.bias ? flat[k + 3] : none;
+    const View& w_hr = stack.projected ? flat[k + count - 1] : none;
+    weights.push_back({flat[k], flat[k + 1], b_ih, b_hh, w_hr});
   }
-  return all;
+  return weights;
 }
 
-// The state of one layer and direction.
+// The state of direction `number`, counted over all layers.
 template <class T>
 Matrix<T> state(const View& view, int number) {
   if (!view) return {};
@@ -83,20 +89,20 @@ Matrix<T> state(const View& view, int number) {
                           : Matrix<T>{data + number * view.stride(0), view.stride(1)};
 }
 
-// The tensors that forward and backward both read, and the sizes that all others must have. To be
-// checked in the order of the functions here.
+// The tensors that forward and backward both read, and the sizes that all other tensors must have. The
+// caller calls the functions check_... in the order in which they stand here.
 struct Call {
-  // `tensors` are named x, h0, c0, sizes and reset.
+  // The views have the names of their fields.
   struct Tensors {
     View x, h0, c0;
     AllWeights weights;
     View sizes, reset;
   };
 
-  Call(const Description& stack, Tensors tensors)
-      : s(stack),
-        info(cell_info(s.cell)),
-        numbers(s.layers * s.directions),
+  Call(const Description& description, Tensors tensors)
+      : stack(description),
+        info(cell_info(stack.cell)),
+        all_directions(stack.layers * stack.directions),
         x(std::move(tensors.x)),
         h0(std::move(tensors.h0)),
         c0(std::move(tensors.c0)),
@@ -107,12 +113,12 @@ struct Call {
   void check_input() {
     require(x);
     is_packed = sizes && x.dims() == 2;
-    is_step = x.dims() == 2 && !sizes && numbers == 1;
+    is_step = x.dims() == 2 && !sizes && all_directions == 1;
     if (x.dims() != (is_packed || is_step ? 2 : 3))
       throw std::invalid_argument("x has shape " + x.shape_text() + "; expected " +
-                                  (s.batch_first ? "(B, T, I)" : "(T, B, I)"));
+                                  (stack.batch_first ? "(B, T, I)" : "(T, B, I)"));
     if (is_packed) lengths[0] = RowLengths::of_batch_sizes(sizes);
-    const int time = s.batch_first ? 1 : 0;
+    const int time = stack.batch_first ? 1 : 0;
     steps = is_packed ? lengths[0].steps() : is_step ? 1 : x.size(time);
     batch = is_packed ? lengths[0].batch() : is_step ? x.size(0) : x.size(1 - time);
     rows = is_packed ? lengths[0].rows() : steps * batch;
@@ -120,13 +126,13 @@ struct Call {
     if (steps < 1) throw std::invalid_argument("x has no steps");
     if (sizes && !is_packed) lengths[0] = RowLengths::of_lengths(sizes, batch, steps);
     longest = sizes ? lengths[0].steps() : steps;
-    if (sizes && s.directions == 2) lengths[1] = lengths[0].reversed();
-    if (sizes && s.reverse) lengths[0] = lengths[0].reversed();
+    if (sizes && stack.directions == 2) lengths[1] = lengths[0].reversed();
+    if (sizes && stack.reverse) lengths[0] = lengths[0].reversed();
     check_sequence(Checker(x), x, inputs);
     check_reset();
   }
 
-  // A bool for every row of x.
+  // `reset` has one bool for every row of x.
   void check_reset() const {
     if (!reset) return;
     if (reset.dtype() != Dtype::boolean)
@@ -140,15 +146,17 @@ struct Call {
                                   x.shape_text());
   }
 
-  // Whether other Python threads should run meanwhile: taking the GIL again costs a microsecond or,
-  // where they do, up to five milliseconds. Some ten microseconds of arithmetic.
+  // Whether the call is worth releasing the GIL: it takes more than about ten microseconds. To take the
+  // GIL again costs a microsecond, or up to five milliseconds where another Python thread runs.
   bool is_long() const {
-    const double of_steps = 2048.0 * steps * numbers;
-    return of_steps + 1.0 * rows * numbers * info.weight_blocks * hidden * (inputs + outputs) > 1 << 18;
+    const double cost_of_steps = 2048.0 * steps * all_directions;
+    return cost_of_steps +
+               1.0 * rows * all_directions * info.weight_blocks * hidden * (inputs + outputs) >
+           1 << 18;
   }
 
-  // Of the dtype of x, and in memory that kernels can read.
-  bool has_like_weights() const {
+  // Whether all weights have the dtype of x and contiguous rows.
+  bool has_usable_weights() const {
     return std::all_of(weights.begin(), weights.end(), [&](const auto& w) {
       return w.all([&](const View& view) {
         return !view || (view.dtype() == x.dtype() && view.has_contiguous_rows());
@@ -157,20 +165,20 @@ struct Call {
   }
 
   void check_weights() {
-    for (const Weights& each : weights) {
-      require(each.w_ih);
-      require(each.w_hh);
-      if (s.projected) require(each.w_hr);
+    for (const Weights& w : weights) {
+      require(w.w_ih);
+      require(w.w_hh);
+      if (stack.projected) require(w.w_hr);
     }
     const Weights& w = weights[0];
     if (w.w_hh.dims() != 2)
       throw std::invalid_argument("w_hh has shape " + w.w_hh.shape_text() + "; expected (G * H, " +
-                                  (s.projected ? "R)" : "H)"));
+                                  (stack.projected ? "R)" : "H)"));
     if (w.w_hr && w.w_hr.dims() != 2)
       throw std::invalid_argument("w_hr has shape " + w.w_hr.shape_text() + "; expected (R, H)");
     outputs = w.w_hh.size(1);
     hidden = w.w_hr ? w.w_hr.size(1) : outputs;
-    width = s.directions * outputs;
+    width = stack.directions * outputs;
     if (outputs < 1) throw std::invalid_argument("w_hh has no columns");
     if (hidden < 1) throw std::invalid_argument("w_hr has no columns");
     check_weights(Checker(x), weights);
@@ -181,7 +189,7 @@ struct Call {
   void check_sequence(const Checker& check, const View& view, index features) const {
     if (is_packed || is_step)
       check.shape(view, {rows, features});
-    else if (s.batch_first)
+    else if (stack.batch_first)
       check.shape(view, {batch, steps, features});
     else
       check.shape(view, {steps, batch, features});
@@ -189,10 +197,10 @@ struct Call {
 
   void check_states(const Checker& check, const View& h, const View& c) const {
     const auto shape = [&](const View& view, index features) {
-      if (is_step || s.single)
+      if (is_step || stack.single)
         check.shape(view, {batch, features});
       else
-        check.shape(view, {numbers, batch, features});
+        check.shape(view, {all_directions, batch, features});
     };
     shape(h, outputs);
     shape(c, hidden);
@@ -201,16 +209,16 @@ struct Call {
   }
 
   void check_cell_states(const Checker& check, const View& cell_states) const {
-    check_sequence(check, cell_states, s.directions * hidden);
+    check_sequence(check, cell_states, stack.directions * hidden);
     if (cell_states && !info.cell_state)
       throw std::invalid_argument(std::string("the cell ") + info.name + " has no cell states");
   }
 
-  void check_weights(const Checker& check, const AllWeights& all) const {
+  void check_weights(const Checker& check, const AllWeights& views) const {
     const index gates = info.weight_blocks * hidden;
-    for (int number = 0; number < numbers; ++number) {
-      const Weights& w = all[static_cast<std::size_t>(number)];
-      check.shape(w.w_ih, {gates, number < s.directions ? inputs : width});
+    for (int number = 0; number < all_directions; ++number) {
+      const Weights& w = views[static_cast<std::size_t>(number)];
+      check.shape(w.w_ih, {gates, number < stack.directions ? inputs : width});
       check.shape(w.w_hh, {gates, outputs});
       check.shape(w.b_ih, {gates});
       check.shape(w.b_hh, {gates});
@@ -218,80 +226,82 @@ struct Call {
     }
   }
 
-  // Layer::saved of every direction of every layer, then the outputs of all layers but the last.
+  // `saved` holds Layer::saved of every direction of every layer, then the outputs of all layers but
+  // the last.
   template <class T>
   Real<T>* saved_of(const View& saved, int number) const {
     return static_cast<Real<T>*>(saved.data()) + number * saved_part<T>();
   }
   template <class T>
   T* saved_output(const View& saved, int layer) const {
-    return reinterpret_cast<T*>(saved_of<T>(saved, numbers)) + layer * rows * width;
+    return reinterpret_cast<T*>(saved_of<T>(saved, all_directions)) + layer * rows * width;
   }
   template <class T>
   index saved_part() const {
-    return rows * kernels().of<T>(s.cell).saved_row(hidden);
+    return rows * kernels().of<T>(stack.cell).saved_row(hidden);
   }
   index saved_bytes() const {
     return with_numbers(x.dtype(), [&](auto number) {
       using T = decltype(number);
-      return numbers * saved_part<T>() * index{sizeof(Real<T>)} +
-             (s.layers - 1) * rows * width * index{sizeof(T)};
+      return all_directions * saved_part<T>() * index{sizeof(Real<T>)} +
+             (stack.layers - 1) * rows * width * index{sizeof(T)};
     });
   }
 
-  // A sequence as a user's tensor has it, or one of `features` numbers a row without gaps.
+  // The sequence in a user's tensor.
   template <class T>
   Sequence<T> sequence(const View& view) const {
     if (!view) return {};
     T* data = static_cast<T*>(view.data());
     if (is_packed || is_step) return {data, 0, view.stride(0)};
-    return s.batch_first ? Sequence<T>{data, view.stride(1), view.stride(0)}
-                         : Sequence<T>{data, view.stride(0), view.stride(1)};
+    return stack.batch_first ? Sequence<T>{data, view.stride(1), view.stride(0)}
+                             : Sequence<T>{data, view.stride(0), view.stride(1)};
   }
+  // The sequence in memory without gaps.
   template <class T>
   Sequence<T> dense(T* data, index features) const {
     return {data, is_packed ? 0 : batch * features, features};
   }
 
-  bool reverses(int direction) const { return s.reverse || direction == 1; }
+  bool reverses(int direction) const { return stack.reverse || direction == 1; }
 
-  // What a direction sees of a sequence, in its order of processing.
+  // A sequence in the order of processing of a direction.
   template <class T>
-  Sequence<T> directed(Sequence<T> of, int direction) const {
-    if (!of.data || is_packed || !reverses(direction)) return of;
-    return {of.data + (longest - 1) * of.step, -of.step, of.row};
+  Sequence<T> directed(Sequence<T> sequence, int direction) const {
+    if (!sequence.data || is_packed || !reverses(direction)) return sequence;
+    return {sequence.data + (longest - 1) * sequence.step, -sequence.step, sequence.row};
   }
-  // The same of one that has the features of both directions side by side.
+  // The features of one direction, from a sequence with the outputs of both directions side by side.
   template <class T>
-  Sequence<T> own(Sequence<T> of, int direction) const {
-    if (of.data) of.data += direction * outputs;
-    return directed(of, direction);
+  Sequence<T> direction_part(Sequence<T> y, int direction) const {
+    if (y.data) y.data += direction * outputs;
+    return directed(y, direction);
   }
 
-  // In the order of processing of a direction: a reset comes before its step there.
+  // The resets in the order of processing of a direction: a reset comes before its step in that order.
   Resets resets(int direction) const {
     const auto* data = static_cast<const std::uint8_t*>(reset.data());
     if (!data) return {};
     if (is_packed || is_step) return {data, 0, reset.stride(0)};
-    const Sequence<const std::uint8_t> all{data, reset.stride(s.batch_first ? 1 : 0),
-                                           reset.stride(s.batch_first ? 0 : 1)};
-    const auto [first, step, row] = directed(all, direction);
-    return {first, step, row};
+    const Sequence<const std::uint8_t> flags{data, reset.stride(stack.batch_first ? 1 : 0),
+                                             reset.stride(stack.batch_first ? 0 : 1)};
+    const auto [begin, step, row] = directed(flags, direction);
+    return {begin, step, row};
   }
 
-  // The cell states of the last layer, of both directions side by side.
+  // The part of one direction of the cell states of layer k: null for all layers but the last.
   template <class T>
   Sequence<T> cell_states_of(const View& cell_states, int k, int direction) const {
-    Sequence<T> all = k == s.layers - 1 ? sequence<T>(cell_states) : Sequence<T>{};
-    if (all.data) all.data += direction * hidden;
-    return directed(all, direction);
+    Sequence<T> states = k == stack.layers - 1 ? sequence<T>(cell_states) : Sequence<T>{};
+    if (states.data) states.data += direction * hidden;
+    return directed(states, direction);
   }
 
-  // Without x and y, which the caller fills in.
+  // All but x and y, which the caller sets.
   template <class T>
   Layer<T> layer(int k, int direction, const View& cell_states, const View& h_n, const View& c_n,
                  Real<T>* saved, T* panels) const {
-    const int number = k * s.directions + direction;
+    const int number = k * stack.directions + direction;
     const Weights& w = weights[static_cast<std::size_t>(number)];
     return {longest,
             batch,
@@ -316,9 +326,9 @@ struct Call {
             panels};
   }
 
-  const Description& s;
+  const Description& stack;
   const CellInfo& info;
-  const int numbers;  // layers times directions
+  const int all_directions;  // of all layers: layers * directions
   bool is_packed = false, is_step = false;
   RowLengths lengths[2];  // by direction
   const View x, h0, c0;

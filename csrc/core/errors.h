@@ -1,5 +1,5 @@
-// What is thrown for arguments that do not fit: std::invalid_argument for sizes and values (Python's
-// ValueError), and this for types (Python's TypeError).
+// The core throws WrongType for arguments of a wrong type (Python's TypeError), and
+// std::invalid_argument for wrong sizes and values (Python's ValueError).
 #pragma once
 
 #include <stdexcept>

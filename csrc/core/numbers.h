@@ -1,4 +1,4 @@
-// The types of numbers that kernels compute in.
+// The number types of kernels.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ struct Bfloat16 {
   std::uint16_t bits;
 };
 
-// What numbers of a type are computed in: sums, gates and cell states are of this type.
+// The type that numbers of type T are computed in: the type of sums, gates and cell states.
 template <class T>
 struct RealOf {
   using type = T;
@@ -25,7 +25,7 @@ struct RealOf<Bfloat16> {
 template <class T>
 using Real = typename RealOf<T>::type;
 
-// Forced inline: units of different instruction sets include this, and may share no copy.
+// Inlining is forced, since translation units of different instruction sets must share no function.
 #if defined(__CUDACC__)
 #define RNNFAST_INLINE __device__ __forceinline__
 #else
@@ -40,13 +40,13 @@ RNNFAST_INLINE float widen(Bfloat16 x) {
   return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
 }
 
-// Rounds to nearest, to even where two are as near.
+// Rounds to nearest, ties to even.
 template <class T>
 RNNFAST_INLINE T narrow(Real<T> x) {
   if constexpr (sizeof(T) == sizeof(Real<T>)) {
     return x;
   } else {
-    auto bits = __builtin_bit_cast(std::uint32_t, x);  // not const: nvcc 13.0 cannot read that
+    auto bits = __builtin_bit_cast(std::uint32_t, x);  // not const: nvcc 13.0 rejects it
     const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return {static_cast<std::uint16_t>(x == x ? rounded : bits >> 16 | 0x40)};
   }

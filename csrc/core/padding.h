@@ -1,5 +1,5 @@
-// What kernels leave alone of a padded batch whose rows differ in length: the steps past a row's end,
-// and rows without a step.
+// Writes what kernels do not write in a padded batch whose rows differ in length: the steps past a
+// row's end, and the final states of rows without a step.
 #pragma once
 
 #include <cstring>
@@ -20,13 +20,13 @@ void clear_past_ends(const Call& call, const View& view, index features) {
       std::memset(sequence.data + t * sequence.step + b * sequence.row, 0, bytes);
 }
 
-// The final states of rows without a step are their initial ones.
+// Copies the initial states of rows without a step to their final states.
 template <class T>
 void keep_states(const Call& call, const View& final, const View& initial, index features) {
   const std::vector<index>& lengths = call.lengths[0].lengths();
   if (!final || lengths.empty()) return;
   const auto bytes = static_cast<std::size_t>(features) * sizeof(T);
-  for (int number = 0; number < call.numbers; ++number) {
+  for (int number = 0; number < call.all_directions; ++number) {
     const Matrix<T> to = state<T>(final, number);
     const Matrix<const T> from = state<const T>(initial, number);
     for (index b = 0; b < call.batch; ++b) {

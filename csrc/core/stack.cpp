@@ -18,18 +18,19 @@ void Description::check() const {
     throw std::invalid_argument("directions is " + std::to_string(directions) + "; expected 1 or 2");
   if ((single && layers * directions > 1) || (reverse && directions > 1))
     throw std::invalid_argument(
-        "a stack of several layers or directions is not single, one of two directions not reversed");
+        "single needs 1 layer and 1 direction, and reverse needs 1 direction; got " +
+        std::to_string(layers) + " layers and " + std::to_string(directions) + " directions");
   if (projected && !info.projects)
     throw std::invalid_argument(std::string("the cell ") + info.name + " has no projection w_hr");
   if (cell_states && !info.cell_state)
     throw std::invalid_argument(std::string("the cell ") + info.name + " has no cell states");
 }
 
-const char* Description::weight_name(std::size_t at, bool gradient) const {
+const char* Description::weight_name(std::size_t number, bool gradient) const {
   static constexpr const char* names[2][5] = {{"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"},
                                               {"dw_ih", "dw_hh", "db_ih", "db_hh", "dw_hr"}};
-  const std::size_t place = at % weights_each();
-  return names[gradient][place < 2 || bias ? place : 4];
+  const std::size_t k = number % weights_per_direction();
+  return names[gradient][k < 2 || bias ? k : 4];
 }
 
 void Outputs::check(const Call& call) const {
@@ -57,23 +58,23 @@ void GradientViews::check(const Call& call) const {
 
 namespace {
 
-// What only the next layer reads: outputs, or gradients of inputs. Layers that run one after the other,
-// up or down, need no more than two; those of a wavefront one each.
+// Memory for what only the next layer reads: outputs, or gradients of inputs. Layers that run one after
+// the other share two buffers. Every layer of a wavefront has its own buffer.
 template <class T>
-class Between {
+class LayerBuffers {
  public:
-  Between(const Call& call, bool wavefront) : call_(call), wavefront_(wavefront) {}
+  LayerBuffers(const Call& call, bool wavefront) : call_(call), wavefront_(wavefront) {}
 
-  Sequence<T> of(int layer) {
+  Sequence<T> buffer(int layer) {
     auto& memory = memory_[wavefront_ ? layer : layer % 2];
     if (!memory) memory = std::make_unique<Memory>(bytes(call_, 1));
     return call_.dense(static_cast<T*>(memory->data()), call_.width);
   }
 
-  // Whether a wavefront over so many layers takes little more memory than two of them.
+  // Whether the buffers of a wavefront over `layers` layers are small.
   static bool is_small(const Call& call, int layers) {
-    constexpr std::size_t most = std::size_t{32} << 20;
-    return bytes(call, layers) <= most;
+    constexpr std::size_t most_bytes = std::size_t{32} << 20;
+    return bytes(call, layers) <= most_bytes;
   }
 
  private:
@@ -88,65 +89,67 @@ class Between {
 
 template <class T>
 void run_layers(const Call& call, const Outputs& out, const Panels* panels, int threads) {
-  const int layers = call.s.layers, directions = call.s.directions;
+  const int layers = call.stack.layers, directions = call.stack.directions;
   clear_past_ends<T>(call, out.y, call.width);
   clear_past_ends<T>(call, out.cell_states, directions * call.hidden);
   keep_states<T>(call, out.h_n, call.h0, call.outputs);
   keep_states<T>(call, out.c_n, call.c0, call.hidden);
   std::vector<Layer<T>> jobs;
-  jobs.reserve(static_cast<std::size_t>(call.numbers));
-  for (int number = 0; number < call.numbers; ++number)
+  jobs.reserve(static_cast<std::size_t>(call.all_directions));
+  for (int number = 0; number < call.all_directions; ++number)
     jobs.push_back(
         call.layer<T>(number / directions, number % directions, out.cell_states, out.h_n, out.c_n,
                       out.saved ? call.saved_of<T>(out.saved, number) : nullptr,
                       panels ? static_cast<T*>((*panels)[static_cast<std::size_t>(number)]) : nullptr));
   Wavefront plan;
-  if (directions == 1 && Between<T>::is_small(call, layers))
-    plan = wavefront(call.s.cell, jobs.data(), layers, false, threads);
-  Between<T> between(call, static_cast<bool>(plan));
+  if (directions == 1 && LayerBuffers<T>::is_small(call, layers))
+    plan = wavefront(call.stack.cell, jobs.data(), layers, false, threads);
+  LayerBuffers<T> buffers(call, static_cast<bool>(plan));
   Sequence<const T> x = call.sequence<const T>(call.x);
   for (int k = 0; k < layers; ++k) {
     Sequence<T> y = k == layers - 1 ? call.sequence<T>(out.y)
                     : out.saved     ? call.dense(call.saved_output<T>(out.saved, k), call.width)
-                                    : between.of(k);
-    Layer<T>* const own = &jobs[static_cast<std::size_t>(k * directions)];
+                                    : buffers.buffer(k);
+    Layer<T>* const layer = &jobs[static_cast<std::size_t>(k * directions)];
     for (int d = 0; d < directions; ++d) {
-      own[d].x = call.directed(x, d);
-      own[d].y = call.own(y, d);
+      layer[d].x = call.directed(x, d);
+      layer[d].y = call.direction_part(y, d);
     }
-    if (!plan) run_forward(call.s.cell, own, directions, threads);
+    if (!plan) run_forward(call.stack.cell, layer, directions, threads);
     x = {y.data, y.step, y.row};
   }
-  if (plan) run_forward(call.s.cell, plan, jobs.data(), layers);
+  if (plan) run_forward(call.stack.cell, plan, jobs.data(), layers);
 }
 
 template <class T>
 void run_back(const Call& call, const View& y, const View& saved, const GradientViews& grads,
               int threads) {
-  const int layers = call.s.layers, directions = call.s.directions;
+  const int layers = call.stack.layers, directions = call.stack.directions;
   clear_past_ends<T>(call, grads.dx, call.inputs);
-  const auto of = [&](int k, int d) -> const Weights& {
+  const auto weight_grads = [&](int k, int d) -> const Weights& {
     return grads.weights[static_cast<std::size_t>(k * directions + d)];
   };
-  int lowest = 0;  // below it nothing is wanted
+  int lowest = 0;  // the lowest layer of which a gradient is wanted
   if (!grads.dx && !grads.dh0 && !grads.dc0)
-    while (lowest < layers && !of(lowest, 0).any() && !of(lowest, directions - 1).any()) ++lowest;
+    while (lowest < layers && !weight_grads(lowest, 0).any() &&
+           !weight_grads(lowest, directions - 1).any())
+      ++lowest;
   const auto output = [&](int k) {
     return k == layers - 1 ? call.sequence<T>(y)
                            : call.dense(call.saved_output<T>(saved, k), call.width);
   };
   const View none("");
   std::vector<Layer<T>> jobs;  // from the last layer to the lowest
-  jobs.reserve(static_cast<std::size_t>(call.numbers));
+  jobs.reserve(static_cast<std::size_t>(call.all_directions));
   for (int k = layers - 1; k >= lowest; --k)
     for (int d = 0; d < directions; ++d)
       jobs.push_back(
           call.layer<T>(k, d, none, none, none, call.saved_of<T>(saved, k * directions + d), nullptr));
   Wavefront plan;
-  if (directions == 1 && Between<T>::is_small(call, layers - lowest))
-    plan = wavefront(call.s.cell, jobs.data(), layers - lowest, true, threads);
-  Between<T> between(call, static_cast<bool>(plan));
-  std::vector<Gradients<T>> wanted(jobs.size());
+  if (directions == 1 && LayerBuffers<T>::is_small(call, layers - lowest))
+    plan = wavefront(call.stack.cell, jobs.data(), layers - lowest, true, threads);
+  LayerBuffers<T> buffers(call, static_cast<bool>(plan));
+  std::vector<Gradients<T>> job_grads(jobs.size());
   Sequence<const T> dy = call.sequence<const T>(grads.dy);
   for (int k = layers - 1; k >= lowest; --k) {
     Sequence<const T> x = call.sequence<const T>(call.x);
@@ -156,39 +159,39 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
       x = {below.data, below.step, below.row};
       dx = {};
     }
-    if (k > lowest) dx = between.of(k);
-    const auto first = static_cast<std::size_t>((layers - 1 - k) * directions);
+    if (k > lowest) dx = buffers.buffer(k);
+    const auto first_job = static_cast<std::size_t>((layers - 1 - k) * directions);
     for (int d = 0; d < directions; ++d) {
       const int number = k * directions + d;
-      const Weights& w = of(k, d);
-      const std::size_t at = first + static_cast<std::size_t>(d);
-      jobs[at].x = call.directed(x, d);
-      jobs[at].y = call.own(output(k), d);
-      wanted[at] = {call.own(dy, d),
-                    call.cell_states_of<const T>(grads.dcell_states, k, d),
-                    state<const T>(grads.dh_n, number),
-                    state<const T>(grads.dc_n, number),
-                    call.directed(dx, d),
-                    false,
-                    state<T>(grads.dh0, number),
-                    state<T>(grads.dc0, number),
-                    matrix<T>(w.w_ih),
-                    matrix<T>(w.w_hh),
-                    vector<T>(w.b_ih),
-                    vector<T>(w.b_hh),
-                    matrix<T>(w.w_hr)};
+      const Weights& w = weight_grads(k, d);
+      const std::size_t job = first_job + static_cast<std::size_t>(d);
+      jobs[job].x = call.directed(x, d);
+      jobs[job].y = call.direction_part(output(k), d);
+      job_grads[job] = {call.direction_part(dy, d),
+                        call.cell_states_of<const T>(grads.dcell_states, k, d),
+                        state<const T>(grads.dh_n, number),
+                        state<const T>(grads.dc_n, number),
+                        call.directed(dx, d),
+                        false,
+                        state<T>(grads.dh0, number),
+                        state<T>(grads.dc0, number),
+                        matrix<T>(w.w_ih),
+                        matrix<T>(w.w_hh),
+                        vector<T>(w.b_ih),
+                        vector<T>(w.b_hh),
+                        matrix<T>(w.w_hr)};
     }
-    if (!plan) run_backward(call.s.cell, &jobs[first], &wanted[first], directions, threads);
+    if (!plan)
+      run_backward(call.stack.cell, &jobs[first_job], &job_grads[first_job], directions, threads);
     dy = {dx.data, dx.step, dx.row};
   }
-  if (plan) run_backward(call.s.cell, plan, jobs.data(), wanted.data(), layers - lowest);
+  if (plan) run_backward(call.stack.cell, plan, jobs.data(), job_grads.data(), layers - lowest);
 }
 
-// Packs the weights of one direction of one layer.
 template <class T>
-std::unique_ptr<Memory> pack_one(const Call& call, int k, int direction) {
+std::unique_ptr<Memory> pack_direction(const Call& call, int k, int direction) {
   const View none("");
-  const CellKernels<T>& kernel = kernels().of<T>(call.s.cell);
+  const CellKernels<T>& kernel = kernels().of<T>(call.stack.cell);
   Layer<T> layer = call.layer<T>(k, direction, none, none, none, nullptr, nullptr);
   auto memory =
       std::make_unique<Memory>(static_cast<std::size_t>(kernel.panels_size(layer)) * sizeof(T));
@@ -212,27 +215,28 @@ void backward(const Call& call, const View& y, const View& saved, const Gradient
 
 std::vector<std::unique_ptr<Memory>> pack(const Call& call) {
   std::vector<std::unique_ptr<Memory>> memory;
-  for (int k = 0; k < call.s.layers; ++k)
-    for (int d = 0; d < call.s.directions; ++d)
+  for (int k = 0; k < call.stack.layers; ++k)
+    for (int d = 0; d < call.stack.directions; ++d)
       memory.push_back(with_numbers(
-          call.x.dtype(), [&](auto number) { return pack_one<decltype(number)>(call, k, d); }));
+          call.x.dtype(), [&](auto number) { return pack_direction<decltype(number)>(call, k, d); }));
   return memory;
 }
 
 std::optional<std::size_t> saved_bytes(const Description& stack, Dtype dtype, index rows, index hidden,
                                        index outputs) {
-  constexpr index most = index{1} << 40;
+  constexpr index most_features = index{1} << 40;
   const index layers = stack.layers, directions = stack.directions;
-  if (rows < 0 || hidden < 0 || hidden > most || outputs < 0 || outputs > most) return {};
+  if (rows < 0 || hidden < 0 || hidden > most_features || outputs < 0 || outputs > most_features)
+    return {};
   return with_numbers(dtype, [&](auto number) -> std::optional<std::size_t> {
     using T = decltype(number);
     const index row = kernels().of<T>(stack.cell).saved_row(hidden) * index{sizeof(Real<T>)};
-    index part, between, bytes;  // as Call::saved_bytes
+    index part, layer_outputs, bytes;  // as in Call::saved_bytes
     if (__builtin_mul_overflow(rows, row, &part) ||
         __builtin_mul_overflow(part, layers * directions, &part) ||
-        __builtin_mul_overflow(rows, outputs * directions, &between) ||
-        __builtin_mul_overflow(between, (layers - 1) * index{sizeof(T)}, &between) ||
-        __builtin_add_overflow(part, between, &bytes))
+        __builtin_mul_overflow(rows, outputs * directions, &layer_outputs) ||
+        __builtin_mul_overflow(layer_outputs, (layers - 1) * index{sizeof(T)}, &layer_outputs) ||
+        __builtin_add_overflow(part, layer_outputs, &bytes))
       return {};
     return static_cast<std::size_t>(bytes);
   });

@@ -1,7 +1,7 @@
 // A stack of recurrent layers on tensors in memory: without Python, and without torch.
 //
-// A caller makes a Call, checks it and what it writes, and only then runs it: every size is checked
-// before any address is used, and nothing is written when a check fails. All that throws is
+// A caller makes a Call, checks the Call and its outputs, and only then runs it: every size is checked
+// before any address is used, and nothing is written when a check fails. The functions throw only
 // std::invalid_argument for sizes, WrongType for dtypes, and std::bad_alloc before anything is written.
 #pragma once
 
@@ -14,14 +14,14 @@
 
 namespace rnnfast {
 
-// What a call writes; absent: not wanted. `saved` keeps what backward needs.
+// What a call writes; an absent view is not wanted. `saved` keeps what backward needs.
 struct Outputs {
   View y, h_n, c_n, cell_states, saved;
 
   void check(const Call& call) const;
 };
 
-// Gradients: of the outputs, absent means zeros; of the inputs, absent means not wanted.
+// An absent gradient of an output means zeros. An absent gradient of an input is not wanted.
 struct GradientViews {
   View dy, dh_n, dc_n, dcell_states;
   View dx, dh0, dc0;
@@ -33,17 +33,17 @@ struct GradientViews {
 // The packed weights of every direction of every layer.
 using Panels = std::vector<void*>;
 
-// `panels` are null or from pack, of the same weights.
+// `panels` is null, or has the memory that pack made of the same weights.
 void forward(const Call& call, const Outputs& out, const Panels* panels, int threads);
 
-// Reads what forward read and left.
+// Reads the inputs of the forward call, and its outputs y and saved.
 void backward(const Call& call, const View& y, const View& saved, const GradientViews& grads,
               int threads);
 
-// Of the call only its weights, dtype and inputs matter.
+// Reads only the weights, the dtype and the input size of the call.
 std::vector<std::unique_ptr<Memory>> pack(const Call& call);
 
-// The size of `saved` for so many rows of x; none where it is out of range.
+// The size of `saved` for `rows` rows of x; nullopt where an argument or the size is out of range.
 std::optional<std::size_t> saved_bytes(const Description& stack, Dtype dtype, index rows, index hidden,
                                        index outputs);
 

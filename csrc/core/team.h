@@ -14,7 +14,7 @@ struct Barrier {
   alignas(64) int generation;
 };
 
-// How many of its steps, in its order, a member of a team has done.
+// How many steps a member of a team has done, in its order of processing.
 struct Progress {
   alignas(64) index steps;
 };
@@ -22,20 +22,21 @@ struct Progress {
 struct Team {
   int rank, size;
   Split split;
-  Barrier* barrier;  // the team's own, and one more for each half of it
+  Barrier* barrier;  // [barriers]: one for the team, then one for each half of the team
 
-  // In a wavefront over layers, otherwise null: the members of the team, as large as this one, whose
-  // outputs or gradients of inputs this one reads, and this one's own for the team that reads its.
+  // In a wavefront over layers, otherwise null. `source` is the progress of the team whose outputs or
+  // gradients of inputs this team reads; both teams have the same size. `progress` is the progress of
+  // this team, for the team that reads from it.
   const Progress* source = nullptr;
-  Progress* own = nullptr;
+  Progress* progress = nullptr;
 
-  bool in_wavefront() const { return source || own; }
+  bool in_wavefront() const { return source || progress; }
 };
 
 inline constexpr int barriers = 3;
 
-// The steps that a team of a wavefront does between a look at its source and the next: few, so that
-// all teams soon have work, but some rows for the tiles of the products over steps.
+// How many steps a team of a wavefront does before it waits for its source again: few, so that all
+// teams soon have work, but enough rows to fill the tiles of the products over steps.
 RNNFAST_INLINE index wavefront_steps(index steps, index batch) {
   constexpr index pieces = 16, least_rows = 6;
   const index least = least_rows / (batch + 1) + 1;

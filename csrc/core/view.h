@@ -1,4 +1,4 @@
-// What is known of a tensor in memory: its address, shape, strides and dtype. It owns nothing.
+// What is known of a tensor in memory: its address, shape, strides and dtype. A View owns nothing.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,14 @@ enum class Dtype { float32, float64, bfloat16, float16, int64, uint8, boolean, o
 
 Dtype dtype_named(const std::string& name);  // as NumPy and torch name them
 
-// It is copied freely, so it is only numbers and pointers.
+// Calls copy it often, so it has only numbers and pointers.
 class View {
  public:
   static constexpr int most_dims = 3;
 
-  // No tensor; one that is optional may be absent.
+  // An absent tensor.
   explicit View(const char* name) : name_(name) {}
-  // In memory without gaps. Its name stands in errors.
+  // A tensor in memory without gaps. Errors name it `name`.
   View(const char* name, void* data, Dtype dtype, std::initializer_list<std::int64_t> shape);
 
   explicit operator bool() const { return present_; }
@@ -29,14 +29,14 @@ class View {
   std::int64_t size(int dim) const { return shape_[dim]; }
   std::int64_t stride(int dim) const { return strides_[dim]; }  // in elements
   void* data() const { return data_; }
-  int device() const { return device_; }  // its number, among those of its place
+  int device() const { return device_; }  // the number of its GPU
   std::string shape_text() const;
-  // Whether the other one has the same address, shape, strides and dtype.
+  // Whether the other tensor has the same address, shape, strides and dtype.
   bool is_at(const View& other) const;
-  // Whether every row, the last dimension, is contiguous; so it is where there are no elements.
+  // Whether the last dimension is contiguous. It counts as contiguous where there are no elements.
   bool has_contiguous_rows() const;
-  // Throws std::invalid_argument where the shape is another one, or where rows are not contiguous
-  // though they must be.
+  // Throws std::invalid_argument where the shape is not `expected`, or where the last dimension must be
+  // `contiguous` and is not.
   void require_shape(std::initializer_list<std::int64_t> expected, bool contiguous = true) const;
 
  protected:
@@ -44,7 +44,7 @@ class View {
   bool present_ = false;
   void* data_ = nullptr;
   Dtype dtype_ = Dtype::other;
-  char other_dtype_[32]{};  // its name, where dtype_ does not say it
+  char other_dtype_[32]{};  // the dtype's name, where dtype_ is `other`
   int dims_ = 0, device_ = 0;
   std::int64_t shape_[most_dims]{}, strides_[most_dims]{};
 };

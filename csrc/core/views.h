@@ -10,30 +10,30 @@
 
 namespace rnnfast {
 
-// Whether kernels compute in it.
+// Whether kernels compute in this dtype.
 constexpr bool is_number(Dtype dtype) {
   return dtype == Dtype::float32 || dtype == Dtype::float64 || dtype == Dtype::bfloat16;
 }
 
-// Checks views against the sizes and the dtype that the first of them sets.
+// Checks views against expected sizes, and against the dtype of a reference view.
 class Checker {
  public:
-  explicit Checker(const View& first) : first_(first) {
-    if (!is_number(first.dtype()))
-      throw WrongType(std::string(first.name()) + " has dtype " + first.dtype_name() +
+  explicit Checker(const View& reference) : reference_(reference) {
+    if (!is_number(reference.dtype()))
+      throw WrongType(std::string(reference.name()) + " has dtype " + reference.dtype_name() +
                       "; expected float32, float64 or bfloat16");
   }
 
   void shape(const View& view, std::initializer_list<index> expected) const {
     if (!view) return;
-    if (view.dtype() != first_.dtype())
+    if (view.dtype() != reference_.dtype())
       throw WrongType(std::string(view.name()) + " has dtype " + view.dtype_name() + "; " +
-                      first_.name() + " has " + first_.dtype_name());
+                      reference_.name() + " has " + reference_.dtype_name());
     view.require_shape(expected);
   }
 
  private:
-  const View& first_;
+  const View& reference_;
 };
 
 inline const CellInfo& cell_info(int cell) {
@@ -50,7 +50,7 @@ inline Dtype number_named(const std::string& name) {
   return dtype;
 }
 
-// Calls f(a T) for the type of numbers that a dtype names, one that a Checker lets pass.
+// Calls f(T{}) with the number type T of a dtype for which is_number() holds.
 template <class F>
 auto with_numbers(Dtype dtype, F f) {
   switch (dtype) {

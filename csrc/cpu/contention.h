@@ -1,10 +1,11 @@
-// How many threads are worth having while other processes want the cores too.
+// How many threads a call should use while other processes want the cores too.
 //
-// A call ends when its last thread does. If that one has to share its core, the others wait for its
-// next time slice, which may be a hundred times as long as the call. So each call with several threads
-// measures how long they were kept off their cores; where the others would have done the work sooner,
-// the next calls do without as many threads, for a time that is long beside what was lost. Then all are
-// tried again. A call that is long beside a time slice never would: half a core still halves its work.
+// A call ends when its last thread does. If that thread has to share its core, the other threads wait
+// for its next time slice, which may come after a hundred times the length of the call. So each call of
+// several threads measures how long they were kept off their cores. Where fewer threads would have done
+// the work sooner, the next calls use fewer threads, for a time that is long beside the time lost. Then
+// all threads are tried again. A call that is long beside a time slice keeps its threads: half a core
+// still halves its work.
 #pragma once
 
 #include <time.h>
@@ -25,17 +26,17 @@ inline nanoseconds clock_of(clockid_t id) {
 
 class Contention {
  public:
-  // The most of `threads` that a call should use now.
+  // How many of `threads` threads a call should use now.
   int limit(int threads) const {
     const nanoseconds until = until_.load(std::memory_order_relaxed);
     if (until == 0 || clock_of(CLOCK_MONOTONIC) >= until) return threads;
     return std::min(threads, limit_.load(std::memory_order_relaxed));
   }
 
-  // A call of several threads. Each of them makes a Share for as long as it works.
+  // A call of several threads. Each thread makes a Share.
   class Call {
    public:
-    // `is_long`: worth asking for processor time, which costs a third of a microsecond.
+    // `is_long`: whether the call is worth measuring processor time, which costs 0.3 microseconds.
     explicit Call(bool is_long) : is_long_(is_long), start_(clock_of(CLOCK_MONOTONIC)) {}
 
     bool was_contended() const { return kept_off_.load(std::memory_order_relaxed) > 0; }
@@ -44,47 +45,49 @@ class Contention {
     friend class Contention;
     const bool is_long_;
     const nanoseconds start_;
-    std::atomic<int> kept_off_{0};  // threads
-    std::atomic<nanoseconds> lost_{0};
-    std::atomic<nanoseconds> worked_{0};  // by the threads that were kept off
+    std::atomic<int> kept_off_{0};  // the number of threads that were kept off their cores
+    std::atomic<nanoseconds> loss_{0}, work_{0};  // time off the core and on it, of these threads
   };
 
+  // The work of one thread of a call, from construction to destruction.
   class Share {
    public:
     explicit Share(Call& call)
         : call_(call),
           begin_(clock_of(CLOCK_MONOTONIC)),
-          ran_(call.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) : 0) {}
+          cpu_begin_(call.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) : 0) {}
     ~Share() {
-      const nanoseconds end = clock_of(CLOCK_MONOTONIC), late = begin_ - call_.start_;
-      const nanoseconds worked = call_.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) - ran_ : 0;
-      const nanoseconds off = call_.is_long_ ? end - begin_ - worked : 0;
-      if (late + off < least || (late + off) * 4 < end - call_.start_) return;
+      const nanoseconds end = clock_of(CLOCK_MONOTONIC), delay = begin_ - call_.start_;
+      const nanoseconds work = call_.is_long_ ? clock_of(CLOCK_THREAD_CPUTIME_ID) - cpu_begin_ : 0;
+      const nanoseconds loss = delay + (call_.is_long_ ? end - begin_ - work : 0);
+      if (loss < least_loss || loss * 4 < end - call_.start_) return;
       call_.kept_off_.fetch_add(1, std::memory_order_relaxed);
-      call_.lost_.fetch_add(late + off, std::memory_order_relaxed);
-      call_.worked_.fetch_add(worked, std::memory_order_relaxed);
+      call_.loss_.fetch_add(loss, std::memory_order_relaxed);
+      call_.work_.fetch_add(work, std::memory_order_relaxed);
     }
 
    private:
-    static constexpr nanoseconds least = 1'500'000;  // half a time slice; waking a thread takes 0.1 ms
+    static constexpr nanoseconds least_loss =
+        1'500'000;  // half a time slice; waking a thread takes 0.1 ms
 
     Call& call_;
-    const nanoseconds begin_, ran_;
+    const nanoseconds begin_, cpu_begin_;
   };
 
-  // What a call of `threads` threads, some of which were kept off their cores, says of the next ones.
+  // Sets the limit for the next calls, after a contended call of `threads` threads.
   void learn(const Call& call, int threads) {
     const int kept_off = call.kept_off_.load(std::memory_order_relaxed);
     const int fewer = std::max(1, threads - kept_off);
     const nanoseconds now = clock_of(CLOCK_MONOTONIC);
-    const nanoseconds each = call.worked_.load(std::memory_order_relaxed) / kept_off;
-    if ((now - call.start_) * 4 < threads * each / fewer * 5) return;
+    const nanoseconds work = call.work_.load(std::memory_order_relaxed) / kept_off;
+    if ((now - call.start_) * 4 < threads * work / fewer * 5) return;
     const nanoseconds until = until_.load(std::memory_order_relaxed);
-    const bool resting = now < until;  // another caller's call, or one of fewer threads
-    // Again, soon after the last rest: longer. Once in a while every machine stops a thread.
+    const bool resting = now < until;  // the call had another caller, or fewer threads
+    // Contention soon after the last rest makes the next rest longer. Every machine stops a thread now
+    // and then.
     int patience = patience_.load(std::memory_order_relaxed);
     if (!resting) patience = call.start_ - until < soon ? std::min(2 * patience, 64) : 2;
-    const nanoseconds rest = std::min(most_rest, patience * call.lost_.load(std::memory_order_relaxed));
+    const nanoseconds rest = std::min(most_rest, patience * call.loss_.load(std::memory_order_relaxed));
     limit_.store(resting ? std::min(fewer, limit_.load(std::memory_order_relaxed)) : fewer,
                  std::memory_order_relaxed);
     until_.store(std::max(until, now + rest), std::memory_order_relaxed);

@@ -49,35 +49,35 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-// The tables of the instruction sets that this machine can run, best last. What one leaves to the ones
-// before it is theirs.
+// The tables of the instruction sets that this machine can run, best last. A table without kernels for
+// a number type has those of the table before it.
 const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> all = [] {
-    std::vector<Kernels> found;
+    std::vector<Kernels> all_tables;
     for (const Isa& isa : isas()) {
       if (!isa.supported) continue;
       Kernels table = *isa.kernels;
-      if (!table.float32.cells && !found.empty()) table.float32 = found.back().float32;
-      if (!table.float64.cells && !found.empty()) table.float64 = found.back().float64;
-      if (!table.bfloat16.cells && !found.empty()) table.bfloat16 = found.back().bfloat16;
-      found.push_back(table);
+      if (!table.float32.cells && !all_tables.empty()) table.float32 = all_tables.back().float32;
+      if (!table.float64.cells && !all_tables.empty()) table.float64 = all_tables.back().float64;
+      if (!table.bfloat16.cells && !all_tables.empty()) table.bfloat16 = all_tables.back().bfloat16;
+      all_tables.push_back(table);
     }
-    return found;
+    return all_tables;
   }();
   return all;
 }
 
-const Kernels& named(const std::string& name, const std::string& asked) {
+const Kernels& table_named(const std::string& name, const std::string& prefix) {
   for (const Kernels& table : tables())
     if (name == table.name) return table;
   throw std::invalid_argument(
-      asked + name + " is not an instruction set that this machine can run (built: " +
+      prefix + name + " is not an instruction set that this machine can run (built: " +
       joined(built_isas()) + "; of these supported here: " + joined(supported_isas()) + ")");
 }
 
 const Kernels& chosen_at_start() {
   const char* name = std::getenv("RNNFAST_ISA");
-  if (name && *name) return named(name, "RNNFAST_ISA=");
+  if (name && *name) return table_named(name, "RNNFAST_ISA=");
   if (tables().empty())
     throw std::invalid_argument("this machine can run none of the instruction sets that were built: " +
                                 joined(built_isas()));
@@ -118,7 +118,7 @@ template std::vector<std::string> isas_with<Bfloat16>();
 const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
 
 void force_isa(const std::string& name) {
-  in_use() = name.empty() ? &chosen_at_start() : &named(name, "");
+  in_use() = name.empty() ? &chosen_at_start() : &table_named(name, "");
 }
 
 }  // namespace rnnfast

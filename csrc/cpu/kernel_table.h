@@ -14,16 +14,16 @@ struct CellKernels {
   void (*forward)(const Layer<T>&, const Team&, void* scratch);
   index (*panels_size)(const Layer<T>&);    // numbers in Layer::panels
   void (*pack)(const Layer<T>&);            // the weights into Layer::panels
-  int (*backward_groups)(const Layer<T>&);  // of rows, one after the other unless a team has pairs
+  int (*backward_groups)(const Layer<T>&);  // groups of rows, see kernels/backward.h
   index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
 };
 
-// Of all cells; null where an instruction set has nothing of its own for a type of numbers.
+// The kernels of one number type. Null where an instruction set has none of its own.
 template <class T>
 struct NumberKernels {
-  const CellKernels<T>* cells;
-  // Runs independent multiply-adds in registers for `rounds` rounds; returns their operations.
+  const CellKernels<T>* cells;  // in the order of cells.h
+  // Runs independent multiply-adds in registers for `rounds` rounds. Returns the number of operations.
   double (*peak)(long rounds);
 };
 

@@ -11,21 +11,23 @@ namespace rnnfast {
 namespace {
 
 constexpr std::size_t line = 64, most_kept = std::size_t{256} << 20;
-constexpr std::ptrdiff_t most_blocks = 32;  // they are searched
+constexpr std::ptrdiff_t most_blocks = 32;  // few, since take() looks at every block
 
 struct Block {
   void* data;
   std::size_t room;
 };
 
-// The oldest first. A lock that is taken is not waited for, it might have been held when this process
-// forked; the system's allocator then does.
+// Nobody waits for this lock, since another thread may have held it when this process forked. Where it
+// is taken, the system's allocator serves the call.
 std::mutex lock;
+
+// The kept blocks, the oldest first.
 std::vector<Block>& kept() {
   static auto* blocks = [] {  // never destroyed: tensors may outlive the module
-    auto* made = new std::vector<Block>;
-    made->reserve(most_blocks);
-    return made;
+    auto* empty = new std::vector<Block>;
+    empty->reserve(most_blocks);
+    return empty;
   }();
   return *blocks;
 }
@@ -39,7 +41,7 @@ Block take(std::size_t bytes, std::size_t waste) {
     if (block->room >= bytes && block->room / waste <= bytes &&
         (best == blocks.end() || block->room < best->room))
       best = block;
-  if (best == blocks.end()) {  // the peak should not hold both what was too small and what is new
+  if (best == blocks.end()) {  // frees small blocks first, so that they do not add to the peak
     std::erase_if(blocks, [&](const Block& block) {
       const bool small = block.room < bytes;
       if (small) std::free(block.data);
@@ -47,12 +49,12 @@ Block take(std::size_t bytes, std::size_t waste) {
     });
     return {};
   }
-  const Block taken = *best;
+  const Block block = *best;
   blocks.erase(best);
-  return taken;
+  return block;
 }
 
-void give(Block block) {
+void give_back(Block block) {
   if (block.room <= most_kept) {
     const std::unique_lock guard(lock, std::try_to_lock);
     if (guard) {
@@ -91,7 +93,7 @@ Memory::Memory(std::size_t bytes, std::size_t waste) : bytes_(bytes) {
   room_ = block.room;
 }
 
-Memory::~Memory() { give({data_, room_}); }
+Memory::~Memory() { give_back({data_, room_}); }
 
 void release_memory() {
   const std::unique_lock guard(lock, std::try_to_lock);

@@ -1,7 +1,7 @@
-// Memory for scratch and for what goes from forward to backward. A block that is given back is kept for
-// the next taker: memory fresh from the system costs a page fault for every 4 KiB, and allocators hand
-// large blocks back at once, so that every step of a training loop would pay as much for its pages as
-// for a fifth of its arithmetic.
+// Memory for scratch and for what goes from forward to backward. A freed block is kept for the next
+// Memory: memory fresh from the system costs a page fault for every 4 KiB, and allocators return large
+// blocks to the system at once. Every step of a training loop would pay as much for its pages as for a
+// fifth of its arithmetic.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace rnnfast {
 
 class Memory {
  public:
-  // A kept block may be `waste` times as large as what is asked for. Throws std::bad_alloc.
+  // Takes a kept block of at most `waste` times the size, or a new one. Throws std::bad_alloc.
   explicit Memory(std::size_t bytes, std::size_t waste = 2);
   ~Memory();
   Memory(const Memory&) = delete;

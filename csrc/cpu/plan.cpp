@@ -16,7 +16,7 @@ std::atomic<bool> oversubscribed{false};
 
 constexpr double l1_bytes = 80e3, l2_bytes = 800e3;
 
-// The recurrent weights and those of a projection, as if they had one width.
+// The width of w_hh, plus that of a projection's weights as if they were part of w_hh.
 double recurrent_width(const Work& w) {
   const double projection =
       w.outputs < w.hidden ? static_cast<double>(w.outputs) / static_cast<double>(w.weight_blocks) : 0;
@@ -29,45 +29,45 @@ void force(Partition partition, bool oversubscribe) {
   forced.store(partition, relaxed);
   oversubscribed.store(oversubscribe, relaxed);
 }
-Partition asked() { return forced.load(relaxed); }
+Partition forced_partition() { return forced.load(relaxed); }
 
-void note(Used used) {
-  last_partition.store(used.partition, relaxed);
-  last_threads.store(used.threads, relaxed);
+void note(Usage usage) {
+  last_partition.store(usage.partition, relaxed);
+  last_threads.store(usage.threads, relaxed);
 }
-Used last_used() { return {last_partition.load(relaxed), last_threads.load(relaxed)}; }
+Usage last_usage() { return {last_partition.load(relaxed), last_threads.load(relaxed)}; }
 
-// Beyond the processors threads would keep each other off, and each barrier would wait out time slices.
-// To count the processors is a system call, too much for every small step.
+// More threads than processors would keep each other off their cores, and every barrier would wait for
+// time slices. To count the processors is a system call, too slow for every small step.
 int usable(int threads) {
   thread_local unsigned calls = 0;
-  thread_local int there = 0;
-  if (calls++ % 64 == 0) there = processors();
-  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * there : there));
+  thread_local int count = 0;
+  if (calls++ % 64 == 0) count = processors();
+  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * count : count));
 }
 
-// Seconds for one call, one thread against rows against units, from rough figures of current cores
-// (benchmarks/partition.py shows what comes of them). Only their proportions matter, and a wrong guess
-// costs time, never a bit.
+// Compares the seconds of a call for one thread, for rows and for units, from rough figures of current
+// cores (benchmarks/partition.py measures the choices). Only the proportions matter: a wrong figure
+// costs time, and never changes a result.
 Plan plan(const Work& w, int threads) {
   constexpr double peak_bytes = 0.7e12;  // of operands per second: 175 GFLOP/s in float32
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
-  constexpr double pack_rate = 40e9, exchange_rate = 5e9;  // the latter from other cores' caches
+  constexpr double pack_rate = 40e9, exchange_rate = 5e9;  // exchange: from other cores' caches
   constexpr double barrier = 0.3e-6;
-  constexpr double unused = 1.1;   // of a tile: one row takes as long as this more
-  constexpr double uneven = 1.04;  // units: barriers that a busy core delays; rows: some end early
-  constexpr double worth = 0.8;    // other processes may want the other cores
+  constexpr double one_row_excess = 1.1;  // one row leaves most of a tile unused: 2.1 times the time
+  constexpr double imbalance = 1.04;      // units: a busy core delays barriers; rows: some end early
+  constexpr double required_ratio = 0.8;  // sharing must save time: other processes may want the cores
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
-  const double item = static_cast<double>(w.item), lanes = static_cast<double>(w.vector);
+  const double item = static_cast<double>(w.item_bytes), lanes = static_cast<double>(w.lanes);
   const double recurrent = recurrent_width(w);
   const auto seconds = [&](double rows, double units, double waits) {
-    const double few_rows = 1 + unused / (rows * rows);
+    const double few_rows = 1 + one_row_excess / (rows * rows);
     const double flops = 2 * rows * gates * units * (inputs + few_rows * recurrent);
     const double arithmetic = flops * item / peak_bytes;
     const double bytes = gates * units * recurrent * item;
     const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
-    // Reading the weights hides behind the arithmetic until they come from far.
+    // The arithmetic hides the reading of up to near_bytes of weights.
     const double step = bytes < near_bytes
                             ? std::max(arithmetic, bytes / rate)
                             : arithmetic + bytes / (bytes < far_bytes ? near_rate : far_rate);
@@ -77,29 +77,30 @@ Plan plan(const Work& w, int threads) {
   const bool ragged = w.rows < w.steps * w.batch;
   const double b = std::max(1.0, static_cast<double>(w.rows) / static_cast<double>(w.steps));
   const double blocks = std::ceil(static_cast<double>(w.hidden) / lanes);
-  const double column = gates * static_cast<double>(w.hidden) * item;
-  const double pack = w.held ? column * inputs / l3_rate  // reading them once
-                             : column * (inputs + recurrent) / pack_rate;
-  // Threads that share rows need what all others have packed.
+  const double column_bytes = gates * static_cast<double>(w.hidden) * item;
+  const double pack = w.packed ? column_bytes * inputs / l3_rate  // reads the packed weights once
+                               : column_bytes * (inputs + recurrent) / pack_rate;
+  // Threads that share rows read the weights that all other threads have packed.
   const double exchange =
-      w.held ? 0 : column * (inputs + recurrent) * (1 - 1.0 / threads) / exchange_rate;
+      w.packed ? 0 : column_bytes * (inputs + recurrent) * (1 - 1.0 / threads) / exchange_rate;
   const double one = pack + seconds(b, blocks * lanes, 0);
   const double rows =
-      (ragged ? uneven : 1) * (pack / threads + exchange + seconds(part(b), blocks * lanes, 0)) +
+      (ragged ? imbalance : 1) * (pack / threads + exchange + seconds(part(b), blocks * lanes, 0)) +
       region_seconds;
   const double units =
-      (ragged ? 1 : uneven) * (pack / threads + seconds(b, part(blocks) * lanes, w.products)) +
+      (ragged ? 1 : imbalance) * (pack / threads + seconds(b, part(blocks) * lanes, w.products)) +
       region_seconds;
-  const Partition way = asked();
-  if (threads > 1 && way == Partition::rows) return {threads, Split::rows, rows};
-  if (threads > 1 && way == Partition::units) return {threads, Split::units, units};
-  if (threads == 1 || way == Partition::one || one * worth <= std::min(rows, units))
+  const Partition partition = forced_partition();
+  if (threads > 1 && partition == Partition::rows) return {threads, Split::rows, rows};
+  if (threads > 1 && partition == Partition::units) return {threads, Split::units, units};
+  if (threads == 1 || partition == Partition::one || one * required_ratio <= std::min(rows, units))
     return {1, Split::rows, one};
   return {threads, rows <= units ? Split::rows : Split::units, std::min(rows, units)};
 }
 
 bool fits_cache(const Work& w, int threads) {
-  const double bytes = static_cast<double>(w.weight_blocks * w.hidden * w.item) * recurrent_width(w);
+  const double bytes =
+      static_cast<double>(w.weight_blocks * w.hidden * w.item_bytes) * recurrent_width(w);
   return bytes <= l2_bytes * threads;
 }
 

@@ -1,27 +1,28 @@
-// How calls are shared among threads: a cost model, or what a test or a benchmark asks for.
+// How a call is shared among threads: as a cost model says, or as a test or a benchmark forces it.
 #pragma once
 
 #include "core/team.h"
 
 namespace rnnfast {
 
-// Who computes what: one thread all of it; several each some rows of the batch, some hidden units, one
-// of the two directions, or some layers of a stack, a few steps behind the one that is read.
+// What is shared among threads: nothing (one thread computes everything), the rows of the batch, the
+// hidden units, the two directions, or the layers of a stack, each a few steps behind the layer that it
+// reads. `chosen`: the cost model decides.
 enum class Partition { chosen, one, rows, units, directions, wavefront };
 
-// From now on every call is shared so wherever it can be; `chosen` leaves it to the cost model. And
-// whether also among more threads than there are processors, up to four times as many.
+// From now on every call has this partition wherever it can. `oversubscribe` allows more threads than
+// processors, up to four times as many.
 void force(Partition partition, bool oversubscribe);
-Partition asked();
+Partition forced_partition();
 
-struct Used {
+struct Usage {
   Partition partition;
   int threads;
 };
-void note(Used used);
-Used last_used();  // by any thread's call
+void note(Usage usage);
+Usage last_usage();  // of the last call of any thread
 
-// How many of so many threads are of use: at least one.
+// How many of `threads` threads a call may use: at least one.
 int usable(int threads);
 
 inline constexpr double region_seconds = 3e-6;  // to start several threads and to wait for them
@@ -37,15 +38,15 @@ struct Work {
   index steps, batch, rows;  // rows of all steps: fewer than steps * batch where some end early
   index inputs, hidden, outputs;
   int weight_blocks;
-  int products;        // dependent ones in a step
-  bool held;           // whether the weights are packed already
-  index item, vector;  // bytes of a number, and how many of them a vector computes
+  int products;             // dependent products in a step
+  bool packed;              // whether the caller holds packed weights
+  index item_bytes, lanes;  // bytes of a number; numbers in a vector
 };
 
-// The best way for so many threads: one of them, rows or units.
+// The best plan for `threads` threads: one of them alone, rows or units.
 Plan plan(const Work& work, int threads);
 
-// Whether the second-level cache of each of so many cores holds its part of the recurrent weights.
+// Whether the L2 caches of `threads` cores hold the recurrent weights, each core its part.
 bool fits_cache(const Work& work, int threads);
 
 }  // namespace rnnfast

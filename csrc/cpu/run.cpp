@@ -17,36 +17,35 @@ namespace {
 
 Contention contention;
 
-// How the directions of a layer run: side by side, each with a plan of its own, or one after the other
-// with the first plan.
+// How the directions of a layer run: together, each with its direction_grads plan, or one after the
+// other with the first plan.
 struct Plans {
-  Plan of[2];
+  Plan direction[2];
   bool together;
 };
 
-// Calls work(rank, threads there) on each of so many threads, or as many as there can be, and learns
-// what kept them.
+// Runs `work` as run_parallel does, and lets the contention model learn from the call.
 template <class F>
 void run_region(Partition partition, int threads, double seconds, F work) {
   Contention::Call call(seconds > 50e-6);
   int size = 1;
-  const auto measured = [&](int rank, int there) {
+  const auto measured = [&](int rank, int count) {
     const Contention::Share share(call);
-    if (rank == 0) size = there;
-    work(rank, there);
+    if (rank == 0) size = count;
+    work(rank, count);
   };
-  run_parallel(threads, std::cref(measured));  // a copy would be on the heap
-  // Threads beyond the processors keep each other off.
+  run_parallel(threads, std::cref(measured));  // std::function would copy `measured` to the heap
+  // Threads beyond the processors keep each other off their cores: that is no contention.
   if (call.was_contended() && size <= processors()) contention.learn(call, size);
   note({partition, size});
 }
 
-// Calls work(direction, team) on every thread of the team of `direction`, or where `plans.together` on
-// those of both directions' teams.
+// Calls work(direction, team) on every thread of the team of `direction`, or, where `plans.together`,
+// on every thread of the teams of both directions.
 template <class F>
 void run_teams(const Plans& plans, int direction, F work) {
   Barrier barrier[2][barriers]{};
-  const Plan &first = plans.of[0], &second = plans.of[1];
+  const Plan &first = plans.direction[0], &second = plans.direction[1];
   const int threads = first.threads + (plans.together ? second.threads : 0);
   if (threads == 1) {
     work(direction, Team{0, 1, first.split, barrier[0]});
@@ -56,12 +55,12 @@ void run_teams(const Plans& plans, int direction, F work) {
   const Partition partition = plans.together               ? Partition::directions
                               : first.split == Split::rows ? Partition::rows
                                                            : Partition::units;
-  run_region(partition, threads, first.seconds, [&](int rank, int there) {
+  run_region(partition, threads, first.seconds, [&](int rank, int count) {
     if (!plans.together) {
-      work(direction, Team{rank, there, first.split, barrier[0]});
-    } else if (there < threads) {
-      work(0, Team{rank, there, first.split, barrier[0]});
-      work(1, Team{rank, there, second.split, barrier[1]});
+      work(direction, Team{rank, count, first.split, barrier[0]});
+    } else if (count < threads) {
+      work(0, Team{rank, count, first.split, barrier[0]});
+      work(1, Team{rank, count, second.split, barrier[1]});
     } else if (rank < first.threads) {
       work(0, Team{rank, first.threads, first.split, barrier[0]});
     } else {
@@ -72,15 +71,15 @@ void run_teams(const Plans& plans, int direction, F work) {
 
 constexpr std::size_t scratch_waste = 4;  // so that forward takes the block that backward left
 
-// What is forced must not depend on what the machine is busy with.
+// A forced partition must not depend on the load of the machine.
 int threads_now(int threads) {
   threads = usable(threads);
-  return asked() == Partition::chosen ? contention.limit(threads) : threads;
+  return forced_partition() == Partition::chosen ? contention.limit(threads) : threads;
 }
 
 template <class T>
 index rows_of(const Layer<T>& layer) {
-  return layer.ragged.count ? layer.ragged.before[layer.steps] : layer.steps * layer.batch;
+  return layer.ragged.count ? layer.ragged.rows_before[layer.steps] : layer.steps * layer.batch;
 }
 
 template <class T>
@@ -103,62 +102,63 @@ template <class T>
 Plans plans_of(int cell, const Layer<T>* layers, int directions, int threads) {
   threads = threads_now(threads);
   const Work work = work_of(cell, layers[0]);
-  const Plan whole = plan(work, threads);
-  const Partition way = asked();
-  if (directions == 2 && threads > 1 && (way == Partition::chosen || way == Partition::directions)) {
+  const Plan all_threads = plan(work, threads);
+  const Partition partition = forced_partition();
+  if (directions == 2 && threads > 1 &&
+      (partition == Partition::chosen || partition == Partition::directions)) {
     const Plan half = plan(work, threads / 2);
-    constexpr double worth = 0.95;  // one after the other they share what the caches hold
-    if (way == Partition::directions || half.seconds < worth * 2 * whole.seconds)
+    constexpr double required_ratio = 0.95;  // directions one after the other share the caches
+    if (partition == Partition::directions || half.seconds < required_ratio * 2 * all_threads.seconds)
       return {{half, plan(work_of(cell, layers[1]), threads - threads / 2)}, true};
   }
-  return {{whole, {}}, false};
+  return {{all_threads, {}}, false};
 }
 
-// Calls work(direction, team, scratch) for all directions; bytes(direction) is what it needs.
+// Calls work(direction, team, scratch) for all directions. bytes(direction) is the size of the scratch.
 template <class Bytes, class F>
 void run_directions(const Plans& plans, int directions, Bytes bytes, F work) {
-  const std::size_t need[2] = {static_cast<std::size_t>(bytes(0)),
+  const std::size_t size[2] = {static_cast<std::size_t>(bytes(0)),
                                static_cast<std::size_t>(bytes(directions - 1))};
   if (plans.together) {
-    const Memory first(need[0], scratch_waste), second(need[1], scratch_waste);
+    const Memory first(size[0], scratch_waste), second(size[1], scratch_waste);
     run_teams(plans, 0,
               [&](int d, const Team& team) { work(d, team, (d == 0 ? first : second).data()); });
   } else {
-    const Memory scratch(std::max(need[0], need[1]), scratch_waste);
+    const Memory scratch(std::max(size[0], size[1]), scratch_waste);
     for (int direction = 0; direction < directions; ++direction)
       run_teams(plans, direction, [&](int d, const Team& team) { work(d, team, scratch.data()); });
   }
 }
 
-// Calls work(layer, team, scratch) for all layers of a wavefront; bytes(layer) is what it needs. A
-// thread takes the layers of its column in order, and a layer waits only for the one before: whichever
-// threads there are, the first layer that is not done can go on.
+// Calls work(layer, team, scratch) for all layers of a wavefront. bytes(layer) is the size of the
+// scratch. A thread takes the layers of its column in order, and a layer waits only for the layer
+// before it. So the first layer that is not done can always go on, however many threads there are.
 template <class Bytes, class F>
-void run_columns(const Wavefront& plan, int count, Bytes bytes, F work) {
-  const auto layers = static_cast<std::size_t>(count), team = static_cast<std::size_t>(plan.team);
+void run_columns(const Wavefront& plan, int layer_count, Bytes bytes, F work) {
+  const auto layers = static_cast<std::size_t>(layer_count), team = static_cast<std::size_t>(plan.team);
   std::vector<std::unique_ptr<Memory>> scratch;
-  for (int k = 0; k < count; ++k)
+  for (int k = 0; k < layer_count; ++k)
     scratch.push_back(std::make_unique<Memory>(static_cast<std::size_t>(bytes(k)), scratch_waste));
   struct Meeting {
     Barrier barrier[barriers]{};
   };
   std::vector<Meeting> meetings(layers);
   std::vector<Progress> progress(layers * team);
-  run_region(Partition::wavefront, plan.columns * plan.team, plan.seconds, [&](int rank, int there) {
-    const bool all = there == plan.columns * plan.team;
-    const int columns = all ? plan.columns : there, size = all ? plan.team : 1;
-    for (int k = rank / size; k < count; k += columns) {
-      const auto at = static_cast<std::size_t>(k);
+  run_region(Partition::wavefront, plan.columns * plan.team, plan.seconds, [&](int rank, int count) {
+    const bool complete = count == plan.columns * plan.team;
+    const int columns = complete ? plan.columns : count, size = complete ? plan.team : 1;
+    for (int k = rank / size; k < layer_count; k += columns) {
+      const auto layer = static_cast<std::size_t>(k);
       work(k,
-           Team{rank % size, size, plan.split, meetings[at].barrier,
-                k > 0 ? &progress[(at - 1) * team] : nullptr,
-                k + 1 < count ? &progress[at * team] : nullptr},
-           scratch[at]->data());
+           Team{rank % size, size, plan.split, meetings[layer].barrier,
+                k > 0 ? &progress[(layer - 1) * team] : nullptr,
+                k + 1 < layer_count ? &progress[layer * team] : nullptr},
+           scratch[layer]->data());
     }
   });
 }
 
-// to += from, the gradients of x that a direction of the layer found.
+// to += from. Both are gradients of x, from one direction of the layer each.
 template <class T>
 void add(const Layer<T>& layer, Sequence<T> to, Sequence<const T> from) {
   for (index t = 0; t < layer.steps; ++t)
@@ -186,58 +186,62 @@ void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, i
   const CellKernels<T>& kernel = kernels().of<T>(cell);
   const Plans plans = plans_of(cell, layers, directions, threads);
   const Layer<T>& layer = layers[directions - 1];
-  Gradients<T> own[2] = {grads[0], grads[directions - 1]};
-  std::optional<Memory> apart;  // the second direction's gradient of x
-  if (directions == 2 && own[1].x.data) {
-    own[1].x_accumulate = !plans.together;
+  Gradients<T> direction_grads[2] = {grads[0], grads[directions - 1]};
+  std::optional<Memory> second_dx;  // the second direction's gradient of x
+  if (directions == 2 && direction_grads[1].x.data) {
+    direction_grads[1].x_accumulate = !plans.together;
     if (plans.together) {
       const index rows = layer.ragged.packed ? rows_of(layer) : layer.steps * layer.batch;
-      apart.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
-      own[1].x = {static_cast<T*>(apart->data()), layer.batch * layer.inputs, layer.inputs};
+      second_dx.emplace(static_cast<std::size_t>(rows * layer.inputs) * sizeof(T));
+      direction_grads[1].x = {static_cast<T*>(second_dx->data()), layer.batch * layer.inputs,
+                              layer.inputs};
     }
   }
   run_directions(
-      plans, directions, [&](int d) { return kernel.backward_scratch(layers[d], own[d]); },
+      plans, directions, [&](int d) { return kernel.backward_scratch(layers[d], direction_grads[d]); },
       [&](int d, const Team& team, void* scratch) {
-        kernel.backward(layers[d], own[d], team, scratch);
+        kernel.backward(layers[d], direction_grads[d], team, scratch);
       });
-  if (apart) add(layer, grads[1].x, {own[1].x.data, own[1].x.step, own[1].x.row});
+  if (second_dx)
+    add(layer, grads[1].x,
+        {direction_grads[1].x.data, direction_grads[1].x.step, direction_grads[1].x.row});
 }
 
 template <class T>
 Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, int threads) {
   if (count < 2 || layers[0].steps < 2 || layers[0].batch == 0) return {};
-  const bool forced = asked() == Partition::wavefront;
-  if (!forced && asked() != Partition::chosen) return {};
+  const bool forced = forced_partition() == Partition::wavefront;
+  if (!forced && forced_partition() != Partition::chosen) return {};
   threads = threads_now(threads);
   if (threads < 2) return {};
-  Wavefront found{std::min(count, threads), threads / std::min(count, threads)};
-  found.split = layers[0].batch > 1 ? Split::rows : Split::units;
-  // A group of rows that begins when another has ended could not follow the layer that it reads.
+  Wavefront candidate{std::min(count, threads), threads / std::min(count, threads)};
+  candidate.split = layers[0].batch > 1 ? Split::rows : Split::units;
+  // Groups of rows that run one after the other cannot stay a few steps behind the layer that they
+  // read.
   for (int k = 0; backward && k < count; ++k)
     if (kernels().of<T>(cell).backward_groups(layers[k]) > 1) return {};
-  if (forced) return found;
+  if (forced) return candidate;
 
   for (int k = 0; k < count; ++k)
-    if (plan(work_of(cell, layers[k]), found.team).threads == 1) found.team = 1;
-  double in_turn = 0, longest = 0;
+    if (plan(work_of(cell, layers[k]), candidate.team).threads == 1) candidate.team = 1;
+  double in_turn = 0, longest = 0;  // seconds
   for (int k = 0; k < count; ++k) {
     const Work work = work_of(cell, layers[k]);
-    // Shared among more threads, more of the weights stay where they are.
-    if (!fits_cache(work, found.team)) return {};
-    const Plan alone = plan(work, found.team);
-    if (alone.seconds > longest) {
-      longest = alone.seconds;
-      found.split = alone.split;
+    // Without a wavefront all threads share these weights, and more of them stay in the caches.
+    if (!fits_cache(work, candidate.team)) return {};
+    const Plan team_plan = plan(work, candidate.team);
+    if (team_plan.seconds > longest) {
+      longest = team_plan.seconds;
+      candidate.split = team_plan.split;
     }
     in_turn += plan(work, threads).seconds;
   }
   const index steps = layers[0].steps, piece = wavefront_steps(steps, layers[0].batch);
   const auto pieces = static_cast<double>((steps + piece - 1) / piece);
-  const int rounds = (count + found.columns - 1) / found.columns;
-  found.seconds = longest * (rounds + (found.columns - 1) / pieces) + region_seconds;
-  constexpr double worth = 0.95;
-  return found.seconds <= worth * in_turn ? found : Wavefront{};
+  const int rounds = (count + candidate.columns - 1) / candidate.columns;
+  candidate.seconds = longest * (rounds + (candidate.columns - 1) / pieces) + region_seconds;
+  constexpr double required_ratio = 0.95;
+  return candidate.seconds <= required_ratio * in_turn ? candidate : Wavefront{};
 }
 
 template <class T>
@@ -283,13 +287,13 @@ double peak_flops(double (*run)(long rounds), int threads, double seconds) {
   const auto elapsed = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  std::vector<double> each(static_cast<std::size_t>(threads));
+  std::vector<double> thread_flops(static_cast<std::size_t>(threads));
   run_parallel(threads, [&](int rank, int) {
-    double done = 0;
-    while (elapsed() < seconds) done += run(2000);
-    each[static_cast<std::size_t>(rank)] = done;
+    double sum = 0;
+    while (elapsed() < seconds) sum += run(2000);
+    thread_flops[static_cast<std::size_t>(rank)] = sum;
   });
-  for (const double done : each) flops += done;
+  for (const double sum : thread_flops) flops += sum;
   return flops / elapsed();
 }
 

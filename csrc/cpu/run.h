@@ -1,4 +1,4 @@
-// Runs the layers of a stack: chooses the threads and the partition, and has the scratch memory.
+// Runs the layers of a stack: chooses the threads and the partition, and provides the scratch memory.
 #pragma once
 
 #include "core/layer.h"
@@ -7,9 +7,9 @@
 
 namespace rnnfast {
 
-// `layers` are the one or two directions of one layer, of the same sizes; they may run side by side,
-// each with half of the threads. Throw std::bad_alloc before anything is written. `threads` is what the
-// call may use at most.
+// `layers` has the one or two directions of one layer, of the same sizes; they may run side by side,
+// each with half of the threads. The call uses at most `threads` threads. All functions throw
+// std::bad_alloc before anything is written.
 template <class T>
 void run_forward(int cell, const Layer<T>* layers, int directions, int threads);
 // The gradient of x is the sum over the directions.
@@ -17,20 +17,20 @@ template <class T>
 void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, int directions,
                   int threads);
 
-// A wavefront over layers of one direction: `columns` of them at a time, each by a team of its own that
-// is some steps behind the team of the layer that it reads. None where columns is 1.
+// A wavefront over layers of one direction: `columns` layers run at a time, each by its own team, which
+// is some steps behind the team of the layer that it reads. There is no wavefront where columns is 1.
 struct Wavefront {
   int columns = 1;
-  int team = 1;  // threads of each
+  int team = 1;  // threads of a team
   Split split = Split::rows;
   double seconds = 0;
 
   explicit operator bool() const { return columns > 1; }
 };
 
-// Whether that is faster than one layer after the other. Of the layers only the sizes matter. One that
-// is chosen may be run, with the same layers, in the order of processing: those of backward from the
-// last layer to the first. Each layer then needs an x and a y, or gradients of them, of its own.
+// Plans a wavefront where it is faster than one layer after the other. Only the sizes of the layers
+// matter. run_forward and run_backward take the same layers in the order of processing: backward starts
+// with the last layer. Every layer then needs its own x and y, or its own gradients of them.
 template <class T>
 Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, int threads);
 template <class T>

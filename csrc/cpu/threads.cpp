@@ -9,7 +9,7 @@ namespace rnnfast {
 namespace {
 
 // OpenMP's threads do not survive a fork, and a parallel region in the child would wait for them for
-// ever. A thread that the child starts has none yet, and can have a team of its own.
+// ever. A thread that the child starts has no OpenMP threads yet, and can start its own.
 bool forked = false;
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -19,7 +19,7 @@ int max_threads() { return omp_get_max_threads(); }
 
 int processors() { return omp_get_num_procs(); }
 
-void run_parallel(int threads, const std::function<void(int rank, int there)>& work) {
+void run_parallel(int threads, const std::function<void(int rank, int count)>& work) {
   const auto region = [&] {
 #pragma omp parallel num_threads(threads)
     work(omp_get_thread_num(), omp_get_num_threads());

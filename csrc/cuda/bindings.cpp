@@ -1,4 +1,4 @@
-// The module _cuda: sizes are checked here, against a plan, before any address is used.
+// The module _cuda. It checks sizes against a plan before any address is used.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace rnnfast::cuda {
 namespace {
 
-// Calls f(kernels) with those of a type of numbers and an engine.
+// Calls f(kernels) with the kernels of a number type and an engine.
 template <class F>
 auto with_kernels(Dtype dtype, bool tf32, F f) {
   switch (dtype) {
@@ -34,7 +34,7 @@ auto with_kernels(Dtype dtype, bool tf32, F f) {
   }
 }
 
-// One layer's launch: what it is for, and who computes what.
+// The plan for the launches of one layer, and what the plan was made for.
 struct Choice {
   int device, cell;
   std::string dtype_name;
@@ -81,7 +81,7 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
   choice->batch = batch;
   choice->directions = directions;
   const Device device = facts(device_number);
-  const bool found = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
+  const bool has_plan = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
     choice->info = kernels.cells[cell].info;
     choice->sizes = kernels.sizes;
     const Problem problem{choice->info,   kernels.sizes, kernels.engine,    backward,
@@ -90,10 +90,10 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
     if (plan) choice->plan = *plan;
     return plan.has_value();
   });
-  return found ? std::move(choice) : nullptr;
+  return has_plan ? std::move(choice) : nullptr;
 }
 
-// A layer's tensors, each seen once and checked where it is used.
+// Checks a layer's tensors and turns them into the structs of a Recurrence.
 class Arguments {
  public:
   Arguments(const Choice& choice, std::int64_t steps, std::int64_t rows)
@@ -103,7 +103,7 @@ class Arguments {
   template <class T>
   Sequence<T> sequence(py::handle object, const char* name, std::int64_t width, bool required,
                        Dtype dtype) const {
-    const Tensor view = seen(object, name, !std::is_const_v<T>, required);
+    const Tensor view = tensor_of(object, name, !std::is_const_v<T>, required);
     if (!view) return {};
     if (rows_ >= 0) {
       expect(view, dtype, {rows_, width});
@@ -116,7 +116,7 @@ class Arguments {
   template <class T>
   Matrix<T> matrix(py::handle object, const char* name, std::int64_t height, std::int64_t width,
                    bool required) const {
-    const Tensor view = seen(object, name, !std::is_const_v<T>, required);
+    const Tensor view = tensor_of(object, name, !std::is_const_v<T>, required);
     if (!view) return {};
     expect(view, choice_.dtype, {height, width});
     return {static_cast<T*>(view.data()), view.stride(0)};
@@ -124,14 +124,14 @@ class Arguments {
 
   template <class T>
   const T* vector(py::handle object, const char* name, std::int64_t size) const {
-    const Tensor view = seen(object, name, false, false);
+    const Tensor view = tensor_of(object, name, false, false);
     if (!view) return nullptr;
     expect(view, choice_.dtype, {size});
     return static_cast<const T*>(view.data());
   }
 
   Resets resets(py::handle object) const {
-    const Tensor view = seen(object, "reset", false, false);
+    const Tensor view = tensor_of(object, "reset", false, false);
     if (!view) return {};
     if (rows_ >= 0) {
       expect(view, Dtype::boolean, {rows_}, false);
@@ -141,10 +141,10 @@ class Arguments {
     return {static_cast<const std::uint8_t*>(view.data()), view.stride(0), view.stride(1)};
   }
 
-  // Bytes of the device's memory.
+  // At least `bytes` bytes of device memory; null for no bytes.
   void* memory(py::handle object, const char* name, std::int64_t bytes) const {
     if (bytes == 0) return nullptr;
-    const Tensor view = seen(object, name, true, true);
+    const Tensor view = tensor_of(object, name, true, true);
     if (view.dtype() != Dtype::uint8 || view.dims() != 1 || view.size(0) < bytes ||
         !view.has_contiguous_rows() || reinterpret_cast<std::uintptr_t>(view.data()) % 16 != 0)
       throw py::value_error(std::string(name) + " must be " + std::to_string(bytes) +
@@ -154,7 +154,7 @@ class Arguments {
   }
 
  private:
-  Tensor seen(py::handle object, const char* name, bool writable, bool required) const {
+  Tensor tensor_of(py::handle object, const char* name, bool writable, bool required) const {
     if (required && object.is_none()) throw py::type_error(std::string(name) + " must not be None");
     return Tensor(object, name, writable, memory_place);
   }
@@ -179,40 +179,41 @@ class Arguments {
 
 // The tensors of one direction, in the order of _cuda.pyi.
 template <class T>
-Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const py::tuple& of) {
+Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const py::tuple& tensors) {
   const std::int64_t B = choice.batch, H = choice.hidden, G = choice.info.weight_blocks * H,
                      S = choice.info.gates * H;
   const bool has_c = choice.info.cell_state, backward = choice.backward;
   const Dtype dtype = choice.dtype, real = sizeof(Real<T>) == 8 ? Dtype::float64 : Dtype::float32;
   constexpr std::size_t forward_tensors = 10, all_tensors = 17;
-  if (of.size() != (backward ? all_tensors : forward_tensors))
-    throw py::value_error("a direction has " + std::to_string(of.size()) + " tensors; expected " +
+  if (tensors.size() != (backward ? all_tensors : forward_tensors))
+    throw py::value_error("a direction has " + std::to_string(tensors.size()) + " tensors; expected " +
                           std::to_string(backward ? all_tensors : forward_tensors));
   Recurrence<T> r{};
   r.hidden = choice.hidden;
   r.batch = choice.batch;
-  if (!backward) r.products = checked.sequence<const T>(of[0], "products", G, true, dtype);
-  r.w_hh = checked.matrix<const T>(of[1], "w_hh", G, H, true);
-  r.b_hh = checked.vector<T>(of[2], "b_hh", G);
-  r.h0 = checked.matrix<const T>(of[3], "h0", B, H, false);
-  if (has_c) r.c0 = checked.matrix<const T>(of[4], "c0", B, H, false);
-  r.y = checked.sequence<T>(of[5], "y", H, true, dtype);
-  if (has_c) r.cell_states = checked.sequence<Real<T>>(of[6], "cell_states", H, backward, real);
-  r.gates = checked.sequence<T>(of[7], "gates", S, backward, dtype);
-  r.h_n = checked.matrix<T>(of[8], "h_n", B, H, false);
-  if (has_c) r.c_n = checked.matrix<T>(of[9], "c_n", B, H, false);
+  if (!backward) r.products = checked.sequence<const T>(tensors[0], "products", G, true, dtype);
+  r.w_hh = checked.matrix<const T>(tensors[1], "w_hh", G, H, true);
+  r.b_hh = checked.vector<T>(tensors[2], "b_hh", G);
+  r.h0 = checked.matrix<const T>(tensors[3], "h0", B, H, false);
+  if (has_c) r.c0 = checked.matrix<const T>(tensors[4], "c0", B, H, false);
+  r.y = checked.sequence<T>(tensors[5], "y", H, true, dtype);
+  if (has_c) r.cell_states = checked.sequence<Real<T>>(tensors[6], "cell_states", H, backward, real);
+  r.gates = checked.sequence<T>(tensors[7], "gates", S, backward, dtype);
+  r.h_n = checked.matrix<T>(tensors[8], "h_n", B, H, false);
+  if (has_c) r.c_n = checked.matrix<T>(tensors[9], "c_n", B, H, false);
   if (!backward) return r;
-  r.dy = checked.sequence<const T>(of[10], "dy", H, false, dtype);
-  if (has_c) r.dcell_states = checked.sequence<const T>(of[11], "dcell_states", H, false, dtype);
-  r.dh_n = checked.matrix<const T>(of[12], "dh_n", B, H, false);
-  if (has_c) r.dc_n = checked.matrix<const T>(of[13], "dc_n", B, H, false);
-  r.dgates = checked.sequence<T>(of[14], "dgates", S, true, dtype);
-  r.dh0 = checked.matrix<T>(of[15], "dh0", B, H, false);
-  if (has_c) r.dc0 = checked.matrix<T>(of[16], "dc0", B, H, false);
+  r.dy = checked.sequence<const T>(tensors[10], "dy", H, false, dtype);
+  if (has_c) r.dcell_states = checked.sequence<const T>(tensors[11], "dcell_states", H, false, dtype);
+  r.dh_n = checked.matrix<const T>(tensors[12], "dh_n", B, H, false);
+  if (has_c) r.dc_n = checked.matrix<const T>(tensors[13], "dc_n", B, H, false);
+  r.dgates = checked.sequence<T>(tensors[14], "dgates", S, true, dtype);
+  r.dh0 = checked.matrix<T>(tensors[15], "dh0", B, H, false);
+  if (has_c) r.dc0 = checked.matrix<T>(tensors[16], "dc0", B, H, false);
   return r;
 }
 
-// Runs a layer on the caller's stream. Packed, `first` has room for T + 1 int64 as bytes.
+// Runs a layer on the caller's stream. For packed sequences `first` is memory for T + 1 int64, as
+// bytes.
 void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps, py::handle batch_sizes,
          py::handle first, py::handle reset, const py::list& directions, py::handle workspace) {
   if (static_cast<int>(directions.size()) != choice.directions)
@@ -230,7 +231,8 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
                           std::to_string(most_steps));
   const Arguments checked(choice, steps, packed ? packing.rows() : -1);
   const Ragged ragged = packing.ragged();
-  std::vector<std::int64_t> rows_before(ragged.before, ragged.before + (packed ? steps + 1 : 0));
+  std::vector<std::int64_t> rows_before(ragged.rows_before,
+                                        ragged.rows_before + (packed ? steps + 1 : 0));
   const auto table_bytes = static_cast<std::int64_t>(sizeof(std::int64_t) * rows_before.size());
   void* table = packed ? checked.memory(first, "first", table_bytes) : nullptr;
   const Resets resets = checked.resets(reset);
@@ -247,7 +249,7 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
       r = recurrence<T>(choice, checked, tensors);
       r.steps = static_cast<int>(steps);
       r.reverse = d == 1;
-      r.first = static_cast<const std::int64_t*>(table);
+      r.step_begin = static_cast<const std::int64_t*>(table);
       r.resets = resets;
     }
     if (packed) copy_to_device(table, rows_before.data(), table_bytes, stream);
@@ -280,11 +282,11 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("plan", &choose);
   m.def("device", [](int number) {
     const Device device = facts(number);
-    py::dict found;
-    found["multiprocessors"] = device.multiprocessors;
-    found["shared_bytes"] = device.shared_bytes;
-    found["most_cluster"] = device.most_cluster;
-    found["cooperative"] = device.cooperative;
-    return found;
+    py::dict properties;
+    properties["multiprocessors"] = device.multiprocessors;
+    properties["shared_bytes"] = device.shared_bytes;
+    properties["most_cluster"] = device.most_cluster;
+    properties["cooperative"] = device.cooperative;
+    return properties;
   });
 }

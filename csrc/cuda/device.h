@@ -1,5 +1,5 @@
-// What the kernels ask of the device, and nothing else of it is named elsewhere. The tests give these
-// functions another meaning: threads that take turns on the CPU.
+// All that the kernels use of the device: no other file names a CUDA builtin. The tests replace these
+// functions by an emulator, whose threads take turns on the CPU.
 #pragma once
 
 #include "cuda/recurrence.h"
@@ -24,30 +24,31 @@ RNNFAST_INLINE unsigned char* shared_memory() {
 
 RNNFAST_INLINE void sync_block() { __syncthreads(); }
 
-// Waits for the blocks of the cluster; what they wrote before is seen after.
+// Waits for the blocks of the cluster; what they wrote before is then visible.
 RNNFAST_INLINE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 #else
-  __trap();  // not compiled for a device with clusters, which then has none
+  __trap();  // code for a device without clusters never gets here
 #endif
 }
 
-// An address in this block's shared memory, in that of another block of the cluster.
+// Maps an address in this block's shared memory to the shared memory of block `rank` of the cluster.
 template <class T>
 RNNFAST_INLINE T* shared_of(T* address, int rank) {
 #if __CUDA_ARCH__ >= 900
-  T* there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(address), "r"(rank));
-  return there;
+  T* mapped;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(address), "r"(rank));
+  return mapped;
 #else
   __trap();
   return address;
 #endif
 }
 
-// Counts this block and waits until `target` were counted; what those wrote before is seen after.
+// Counts this block and waits until the counter has reached `target`; what the counted blocks wrote
+// before is then visible.
 RNNFAST_INLINE void meet(unsigned* counter, unsigned target) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -64,7 +65,8 @@ struct alignas(16) Words {
   unsigned word[4];
 };
 
-// From device memory that another block has written meanwhile: not from this multiprocessor's cache.
+// Loads from device memory that another block has just written: not from this multiprocessor's L1
+// cache.
 RNNFAST_INLINE Words load_fresh(const Words* from) {
   const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from));
   return {{v.x, v.y, v.z, v.w}};
@@ -76,7 +78,8 @@ RNNFAST_INLINE float widen(Float16 x) { return __half2float(__ushort_as_half(x.b
 RNNFAST_INLINE Float16 narrow_to_half(float x) { return {__half_as_ushort(__float2half_rn(x))}; }
 
 // D = A B + D on a warp's tensor cores: A is 16 by k in rows, B k by 8 in columns, k = 32 bytes of a
-// row. Which lane has what: PTX ISA, "Matrix fragments for mma.m16n8k16" and "mma.m16n8k8".
+// row. For the elements of each lane see PTX ISA, "Matrix fragments for mma.m16n8k16" and
+// "mma.m16n8k8".
 RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                   Bfloat16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -91,7 +94,7 @@ RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const u
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// float: in TF32, of which the device reads the upper 19 bits.
+// The operands are TF32: the device reads the upper 19 bits of a float.
 RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                   float) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

@@ -1,4 +1,4 @@
-// Which rows, units and steps a block has, and how it meets the others of its group.
+// Which rows, units and steps a block computes, and how it waits for the other blocks of its group.
 #pragma once
 
 #include "cuda/layout.h"
@@ -6,7 +6,7 @@
 
 namespace rnnfast::cuda {
 
-// Numbers in the block's shared memory.
+// The address of numbers in the block's shared memory.
 template <class S>
 RNNFAST_INLINE S* shared(int offset) {
   return reinterpret_cast<S*>(shared_memory() + offset);
@@ -17,39 +17,39 @@ class Group {
  public:
   RNNFAST_INLINE explicit Group(const Launch<T>& launch)
       : plan(launch.plan),
-        place_(block() / plan.blocks),
+        number_(block() / plan.blocks),
         rank(block() % plan.blocks),
-        of(launch.direction[place_ / plan.groups]),
+        layer(launch.direction[number_ / plan.groups]),
         per_unit_(1.0f / static_cast<float>(plan.units)) {
-    const int group = place_ % plan.groups;
+    const int group = number_ % plan.groups;
     first_row = group * plan.rows;
-    rows = min(plan.rows, of.batch - first_row);
+    rows = min(plan.rows, layer.batch - first_row);
     first_unit = rank * plan.units;
     if (plan.tier == Tier::grid) {
-      counter_ = launch.counters + place_;
+      counter_ = launch.counters + number_;
       exchange =
-          static_cast<unsigned char*>(launch.exchange) + place_ * (plan.exchange_bytes / plan.groups);
+          static_cast<unsigned char*>(launch.exchange) + number_ * (plan.exchange_bytes / plan.groups);
     }
   }
 
   static RNNFAST_INLINE int min(int a, int b) { return a < b ? a : b; }
 
-  // Step number s in the order of processing.
-  RNNFAST_INLINE int step(int s) const { return of.reverse ? of.steps - 1 - s : s; }
+  // The step that is number s in the order of processing.
+  RNNFAST_INLINE int step(int s) const { return layer.reverse ? layer.steps - 1 - s : s; }
 
-  // How many of the group's rows have a step t.
+  // How many rows of the group step t has.
   RNNFAST_INLINE int active(int t) const {
-    if (!of.first) return rows;
-    const long n = of.first[t + 1] - of.first[t] - first_row;
+    if (!layer.step_begin) return rows;
+    const long n = layer.step_begin[t + 1] - layer.step_begin[t] - first_row;
     return n < 0 ? 0 : n < rows ? static_cast<int>(n) : rows;
   }
 
-  // Row b of the group at step t.
+  // The features of row b of the group at step t.
   template <class S>
   RNNFAST_INLINE auto at(const S& sequence, int t, int b) const {
     const long row = first_row + b;
-    return of.first ? sequence.data + (of.first[t] + row) * sequence.row
-                    : sequence.data + t * sequence.step + row * sequence.row;
+    return layer.step_begin ? sequence.data + (layer.step_begin[t] + row) * sequence.row
+                            : sequence.data + t * sequence.step + row * sequence.row;
   }
   template <class M>
   RNNFAST_INLINE auto at(const M& matrix, int b) const {
@@ -57,26 +57,29 @@ class Group {
   }
 
   // Whether the states of row b are zero before step t.
-  RNNFAST_INLINE bool cut(int t, int b) const { return of.resets.data && *at(of.resets, t, b) != 0; }
+  RNNFAST_INLINE bool cut(int t, int b) const {
+    return layer.resets.data && *at(layer.resets, t, b) != 0;
+  }
 
-  // Waits for all blocks of the group; what they wrote before is seen after.
+  // Waits for all blocks of the group; what they wrote before is then visible.
   RNNFAST_INLINE void sync() {
     if (plan.tier == Tier::block)
       sync_block();
     else if (plan.tier == Tier::cluster)
       sync_cluster();
     else
-      meet(counter_, met_ += static_cast<unsigned>(plan.blocks));
+      meet(counter_, target_ += static_cast<unsigned>(plan.blocks));
   }
 
-  // i / plan.units, at a tenth of a division's instructions; exact below 2^20.
+  // i / plan.units, in a tenth of the instructions of a division; exact below 2^20.
   RNNFAST_INLINE int over_units(int i) const {
     return static_cast<int>((static_cast<float>(i) + 0.5f) * per_unit_);
   }
 
-  // Calls f(row, unit of the block) for the rows below `count`, each from the same thread every time.
+  // Calls f(row, unit of the block) for the rows below `count`. The same thread always gets the same
+  // row and unit.
   template <class F>
-  RNNFAST_INLINE void for_own(int count, const F& f) const {
+  RNNFAST_INLINE void for_units(int count, const F& f) const {
     for (int i = thread(); i < count * plan.units; i += threads()) {
       const int b = over_units(i);
       f(b, i - b * plan.units);
@@ -86,18 +89,18 @@ class Group {
   const Plan& plan;
 
  private:
-  const int place_;
+  const int number_;  // of the group, over both directions
 
  public:
   const int rank;
-  const Recurrence<T>& of;
+  const Recurrence<T>& layer;
   int first_row, rows, first_unit;
-  unsigned char* exchange = nullptr;  // the group's
+  unsigned char* exchange = nullptr;  // the group's part of Launch::exchange
 
  private:
   const float per_unit_;
   unsigned* counter_ = nullptr;
-  unsigned met_ = 0;
+  unsigned target_ = 0;  // the counter's value after the last sync
 };
 
 template <class T, class Engine>

@@ -1,4 +1,4 @@
-// What kernels() is, for the sources that compile it for one type of numbers each.
+// The definition of kernels(), for the .cu files, each of which compiles it for one number type.
 #pragma once
 
 #include "cuda/backward.h"

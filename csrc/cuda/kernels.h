@@ -1,4 +1,4 @@
-// The kernels of one type of numbers and one engine, as host functions that start them.
+// The kernels of one number type and one engine, as host functions that start them.
 #pragma once
 
 #include "cuda/layout.h"
@@ -19,7 +19,7 @@ struct CellKernels {
   void (*backward)(const Launch<T>&, const Stream&);
 };
 
-// Of all cells, in the order of cells.h.
+// The kernels of all cells, in the order of cells.h.
 template <class T>
 struct NumberKernels {
   int count;

@@ -1,4 +1,4 @@
-// What lies where in a block's shared memory: asked by the kernels, and by the plan for its size.
+// The layout of a block's shared memory: kernels use its offsets, and the plan its size.
 #pragma once
 
 #include "cuda/recurrence.h"
@@ -11,17 +11,17 @@ constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multip
 struct Arena {
   int used = 0;
   constexpr int take(long numbers, int bytes) {
-    const int at = used;
+    const int offset = used;
     used += static_cast<int>((numbers * bytes + 15) / 16 * 16);
-    return at;
+    return offset;
   }
 };
 
-// What the layouts depend on, beside the plan: sizes of a number and of a sum, and the engine's tiles.
+// What the layouts depend on beside the plan: bytes of a number and of a sum, and the engine's tiles.
 struct Sizes {
   int number, sum;
   int tile_depth, tile_columns;
-  constexpr int pad() const { return 16 / number; }  // keeps the rows of an operand in different banks
+  constexpr int pad() const { return 16 / number; }  // puts the rows of an operand in different banks
 };
 
 constexpr int width(Gates gates) { return gates.end - gates.begin; }
@@ -34,18 +34,18 @@ constexpr int widest(const CellInfo& cell) {
   return most;
 }
 
-// What of h a group exchanges: that of a block's units from each, padding included.
+// The width of an operand as a group exchanges it: the units of all blocks, padding included.
 constexpr int exchanged_width(const Plan& plan) { return plan.blocks * plan.units; }
 
 struct ForwardLayout {
-  int stride, buffer;  // of an operand's row, and of one operand, in numbers
+  int stride, buffer;  // the sizes of an operand's row and of an operand, in numbers
   int operands;        // [2 or, where the tier is grid, 1][rows][stride]
   int partial;         // [pieces][gates of the window][units][columns]
-  int columns;         // rows of the batch, and one more to spread them over the banks
-  int h, c;            // [rows][units], the states, as sums are
-  int mine;            // [rows][units], what is published next
+  int columns;         // rows of a chunk, and one more to spread them over the banks
+  int h, c;            // [rows][units], the states, of the type of sums
+  int outgoing;        // [rows][units], the block's part of the next operand
   int bias;            // [gates][units]
-  int kept;            // [slots][rows][units], from stage to stage
+  int kept;            // [slots][rows][units], the slots between two stages
   int bytes;
 
   constexpr ForwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size, int hidden) {
@@ -57,25 +57,25 @@ struct ForwardLayout {
     int pieces = 1;
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
-    const int own = plan.rows * plan.units;
+    const int state_size = plan.rows * plan.units;
     Arena arena;
     operands = arena.take(long{buffer} * (plan.tier == Tier::grid ? 1 : 2), size.number);
     partial = arena.take(long{pieces} * widest(cell) * plan.units * columns, size.sum);
-    h = arena.take(own, size.sum);
-    c = arena.take(cell.cell_state ? own : 0, size.sum);
-    mine = arena.take(own, size.number);
+    h = arena.take(state_size, size.sum);
+    c = arena.take(cell.cell_state ? state_size : 0, size.sum);
+    outgoing = arena.take(state_size, size.number);
     bias = arena.take(cell.gates * plan.units, size.sum);
-    kept = arena.take(cell.stages > 1 ? long{cell.slots} * own : 0, size.sum);
+    kept = arena.take(cell.stages > 1 ? long{cell.slots} * state_size : 0, size.sum);
     bytes = arena.used;
   }
 };
 
 struct BackwardLayout {
-  int stride;   // of the operand's row, in numbers
-  int operand;  // [rows][stride]: the gradients of the block's own gates
-  int inbox;  // [2][one for each block and piece][rows][units]; in device memory where the tier is grid
-  int parcels;  // those
-  int dh, dc;   // [rows][units], without what comes through the products
+  int stride;   // the size of an operand's row, in numbers
+  int operand;  // [rows][stride]: the gradients of the block's gates
+  int inbox;    // [2][parcels][rows][units]; in device memory where the tier is grid
+  int parcels;  // one for each block and piece
+  int dh, dc;   // [rows][units], without the part that comes through the products
   int bytes;
 
   constexpr BackwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size) {
@@ -85,12 +85,12 @@ struct BackwardLayout {
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
     parcels = plan.blocks * pieces;
-    const int own = plan.rows * plan.units;
+    const int state_size = plan.rows * plan.units;
     Arena arena;
     operand = arena.take(long{rows} * stride, size.number);
-    inbox = arena.take(plan.tier == Tier::grid ? 0 : 2L * parcels * own, size.sum);
-    dh = arena.take(own, size.sum);
-    dc = arena.take(cell.cell_state ? own : 0, size.sum);
+    inbox = arena.take(plan.tier == Tier::grid ? 0 : 2L * parcels * state_size, size.sum);
+    dh = arena.take(state_size, size.sum);
+    dc = arena.take(cell.cell_state ? state_size : 0, size.sum);
     bytes = arena.used;
   }
 };

@@ -1,4 +1,4 @@
-// What the time loops in both directions share: a block's place and its weights.
+// What the forward and the backward time loop share: the block's group and its weights.
 #pragma once
 
 #include "cuda/group.h"
@@ -14,30 +14,31 @@ class Loop {
   static constexpr bool has_c = Cell::cell_state >= 0;
 
   RNNFAST_INLINE explicit Loop(const Launch<T>& launch)
-      : group_(launch), of_(group_.of), plan_(launch.plan) {}
+      : group_(launch), layer_(group_.layer), plan_(launch.plan) {}
 
-  // The rows of W_hh that feed the block's gates, of every stage. Transposed, the rows of a product are
-  // the units of h, and its sum runs over the block's own gates.
+  // Loads the rows of W_hh that feed the block's gates, for every stage. Where `transposed`, the rows
+  // of a product are the units of h, and its sum runs over the block's gates.
   template <bool transposed, int stage = 0>
   RNNFAST_INLINE void load() {
     if constexpr (stage < stages) {
       constexpr Window window = Cell::recurrent[stage];
       product_[stage].load(plan_.schedule[stage], [&](int m, int k) {
-        const int own = transposed ? k : m, column = transposed ? m : k;
-        const int number = own / plan_.units, j = group_.first_unit + own - number * plan_.units;
-        if (number >= window.width() || j >= of_.hidden || column >= of_.hidden) return T{};
-        const int row = weight_block<Cell, window.begin, window.end>(number) * of_.hidden + j;
-        return of_.w_hh.data[row * of_.w_hh.row + column];
+        const int gate_row = transposed ? k : m, column = transposed ? m : k;
+        const int number = gate_row / plan_.units;
+        const int j = group_.first_unit + gate_row - number * plan_.units;
+        if (number >= window.width() || j >= layer_.hidden || column >= layer_.hidden) return T{};
+        const int row = weight_block<Cell, window.begin, window.end>(number) * layer_.hidden + j;
+        return layer_.w_hh.data[row * layer_.w_hh.row + column];
       });
       load<transposed, stage + 1>();
     }
   }
 
   Group<T> group_;
-  const Recurrence<T>& of_;
+  const Recurrence<T>& layer_;
   const Plan& plan_;
   Product<Engine, Engine::most_tiles / stages> product_[stages];
-  int phase_ = 0;  // counts the stages of steps
+  int phase_ = 0;  // the number of stages done, over all steps
 };
 
 }  // namespace rnnfast::cuda

@@ -1,4 +1,4 @@
-// What math.h and the cells need of a number in a CUDA thread.
+// What math.h and the cells need of a number type in a CUDA thread.
 #pragma once
 
 #include "cuda/device.h"
@@ -26,7 +26,7 @@ RNNFAST_INLINE Float16 narrow<Float16>(float x) {
 
 namespace rnnfast::cuda {
 
-// The block of H rows in torch's weights that belongs to gate `number` of a window.
+// The block of H rows in torch's weights that belongs to gate `number` of the window [first, last).
 template <class Cell, int first, int last>
 RNNFAST_INLINE int weight_block(int number) {
   constexpr int block = Cell::weight_block[first];
@@ -37,11 +37,12 @@ RNNFAST_INLINE int weight_block(int number) {
   }
 }
 
-// Calls f(std::integral_constant) for each slot from first to last, so that slots stay in registers.
 template <int number>
 struct Number {
   static constexpr int value = number;
 };
+// Calls f(Number<slot>{}) for the slots from `first` to before `last`. Slots with constant numbers stay
+// in registers.
 template <int first, int last, class F>
 RNNFAST_INLINE void for_slots(const F& f) {
   if constexpr (first < last) {

@@ -12,7 +12,7 @@ int divide_up(int a, int b) { return (a + b - 1) / b; }
 constexpr Tier tiers[] = {Tier::block, Tier::cluster, Tier::grid};
 constexpr const char* names[] = {"block", "cluster", "grid"};
 
-// What a plan with these blocks and units would need; nothing where it does not fit.
+// The plan with these blocks and units; nullopt where it does not fit.
 std::optional<Plan> fitted(const Device& device, const Problem& problem, Tier tier, int blocks,
                            int units) {
   const CellInfo& cell = problem.cell;
@@ -29,8 +29,9 @@ std::optional<Plan> fitted(const Device& device, const Problem& problem, Tier ti
     if (!found) return {};
     plan.schedule[stage] = *found;
   }
-  // As many groups as are resident at once, each with the rows that one pass over a tile serves, or a
-  // multiple. Groups of a grid must all be resident; others may wait for each other.
+  // Prefers as many groups as can be resident at once. The rows of a group are a multiple of the
+  // columns of a tile. All groups of a grid must be resident; groups of other tiers may run one after
+  // the other.
   const int resident = device.multiprocessors / (blocks * problem.directions);
   if (resident < 1 && tier == Tier::grid) return {};
   const int most = divide_up(problem.batch, engine.columns);
@@ -87,7 +88,7 @@ std::optional<Schedule> schedule(int rows, int depth, const EngineShape& engine,
   const int workers = block_threads / engine.lanes;
   std::optional<Schedule> best;
   int least = tiles + 1;
-  // A piece more, once every worker has something, only adds to what is summed afterwards.
+  // More pieces than give every worker an item only add sums of pieces.
   for (int pieces = 1; pieces <= depth_tiles; ++pieces) {
     const int each = round_up(divide_up(depth_tiles, pieces), 2);
     if (divide_up(depth_tiles, each) != pieces) continue;

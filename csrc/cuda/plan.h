@@ -1,5 +1,5 @@
-// Which tier runs a layer, and how its blocks share it. Plain arithmetic on the facts of a device, so
-// that it is tested without one.
+// Which tier runs a layer, and how its blocks share it. The plan is plain arithmetic on the properties
+// of a device, so that tests need no device.
 #pragma once
 
 #include <optional>
@@ -11,23 +11,24 @@ namespace rnnfast::cuda {
 
 struct Sizes;
 
-// What the choice depends on.
+// The properties of a device that a plan depends on.
 struct Device {
   int multiprocessors;
-  int shared_bytes;  // that a block can have
-  int most_cluster;  // blocks in a cluster; 1 where there are none
-  bool cooperative;  // whether all blocks of a grid can be made resident
+  int shared_bytes;  // the most that a block can have
+  int most_cluster;  // the most blocks of a cluster; 1 where there are no clusters
+  bool cooperative;  // whether a launch can require all blocks of a grid to be resident
 };
 
-// What runs a product: how its tiles are shaped, how many a worker keeps, and the workers of a block.
+// An engine of product.h: the shape of its tiles, the threads of a worker, and the tiles that a worker
+// keeps.
 struct EngineShape {
   int rows, depth, columns, lanes, most_tiles;
 };
 
 inline constexpr int block_threads = 256;
 
-// A product of `rows` rows and `depth` terms on the workers of a block; nothing where its tiles do not
-// fit their registers.
+// Schedules a product of `rows` rows and `depth` terms on the workers of a block; nullopt where a
+// worker would need more than `tiles` tiles.
 std::optional<Schedule> schedule(int rows, int depth, const EngineShape& engine, int tiles);
 
 // A pass of a layer that needs a plan.
@@ -39,8 +40,7 @@ struct Problem {
   int hidden, batch, directions;
 };
 
-// The best plan of the forced tier, or of the first tier that has one; nothing: no tier takes the
-// layer.
+// The best plan of the forced tier, or of the first tier that has one; nullopt where no tier has one.
 std::optional<Plan> plan(const Device& device, const Problem& problem, std::optional<Tier> forced);
 
 const char* name_of(Tier tier);

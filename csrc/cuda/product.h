@@ -1,10 +1,11 @@
 // Rows of weights, held in registers for a whole sequence, times the columns of an operand in shared
 // memory: out[m][b] = sum over k of weight(m, k) operand[b][k].
 //
-// An engine says how one tile is multiplied. Its worker is who does it together: a thread or a warp.
+// An engine multiplies one tile. A worker is a thread or a warp, as the engine needs.
 //
-// Kept: pieces of an even number of tiles, and a multiplication by 1 / units in the place of a
-// division, bring the compilation of bfloat16 from 53 to 38 s. The effect on the speed is not measured.
+// Tried: pieces of an even number of tiles, and a multiplication by 1 / units instead of a division,
+// reduce the compilation of bfloat16 from 53 to 38 s, and are kept. Their effect on speed is not
+// measured.
 #pragma once
 
 #include "cuda/numbers.h"
@@ -40,7 +41,7 @@ struct Scalars {
         sum.value[b] = fma(tile.weights[i], operand[b * stride + i], sum.value[b]);
   }
 
-  // Calls put(row, column, value) for what this lane has of a tile.
+  // Calls put(row, column, value) for this lane's elements of a tile.
   template <class Put>
   static RNNFAST_INLINE void put(const Sum& a, const Sum& b, int, const Put& put) {
 #pragma unroll
@@ -72,21 +73,21 @@ struct TensorCores {
 
   template <class Weight>
   static RNNFAST_INLINE Tile load(int m, int k, int lane, const Weight& weight) {
-    const int row = m + lane / 4, at = k + lane % 4 * pair;
-    return {{word(row, at, weight), word(row + 8, at, weight), word(row, at + depth / 2, weight),
-             word(row + 8, at + depth / 2, weight)}};
+    const int row = m + lane / 4, column = k + lane % 4 * pair;
+    return {{word(row, column, weight), word(row + 8, column, weight),
+             word(row, column + depth / 2, weight), word(row + 8, column + depth / 2, weight)}};
   }
 
   static RNNFAST_INLINE void multiply(Sum& sum, const Tile& tile, const T* operand, int stride,
                                       int lane) {
-    const T* at = operand + lane / 4 * stride + lane % 4 * pair;
+    const T* from = operand + lane / 4 * stride + lane % 4 * pair;
     unsigned words[2];
     if constexpr (pair == 2) {
-      words[0] = *reinterpret_cast<const unsigned*>(at);
-      words[1] = *reinterpret_cast<const unsigned*>(at + depth / 2);
+      words[0] = *reinterpret_cast<const unsigned*>(from);
+      words[1] = *reinterpret_cast<const unsigned*>(from + depth / 2);
     } else {
-      words[0] = to_tf32(at[0]);
-      words[1] = to_tf32(at[depth / 2]);
+      words[0] = to_tf32(from[0]);
+      words[1] = to_tf32(from[depth / 2]);
     }
     multiply_tile(sum.value, tile.words, words, T{});
   }
@@ -104,67 +105,70 @@ struct TensorCores {
 template <class Engine, int most_tiles>
 class Product {
  public:
-  // weight(m, k) may be asked beyond the last row and column, and is zero there.
+  // weight(m, k) must be zero beyond the last row and column.
   template <class Weight>
   RNNFAST_INLINE void load(const Schedule& schedule, const Weight& weight) {
     schedule_ = schedule;
     first_.item = thread() / Engine::lanes;
     find(first_);
-    Place at = first_;
+    Position position = first_;
 #pragma unroll
     for (int i = 0; i < most_tiles; ++i) {
-      if (!at.there) continue;
-      tiles_[i] = Engine::load(at.row, at.k * Engine::depth, lane(), weight);
-      if (++at.k == at.end) next(at);
+      if (!position.valid) continue;
+      tiles_[i] = Engine::load(position.row, position.k * Engine::depth, lane(), weight);
+      if (++position.k == position.end) next(position);
     }
   }
 
-  // For the columns below `columns`; more of the operand are read, up to a multiple of Engine::columns.
-  // Calls put(piece, m, column, sum), also for rows and columns beyond the last.
+  // Multiplies by the columns below `columns`, and reads columns of the operand up to a multiple of
+  // Engine::columns. Calls put(piece, m, column, sum), also for rows and columns beyond the last.
   template <class T, class Put>
   RNNFAST_INLINE void multiply(const T* operand, int stride, int columns, const Put& put) const {
     for (int column = 0; column < columns; column += Engine::columns) {
-      Place at = first_;
+      Position position = first_;
       const T* from = operand + column * stride;
       typename Engine::Sum even{}, odd{};  // two chains, for latency
 #pragma unroll
       for (int i = 0; i < most_tiles; ++i) {
-        if (!at.there) break;
-        Engine::multiply(i % 2 ? odd : even, tiles_[i], from + at.k * Engine::depth, stride, lane());
-        // Pieces are of an even number of tiles: half the code that stores sums.
-        if (++at.k < at.end || i % 2 == 0) continue;
-        Engine::put(even, odd, lane(),
-                    [&](int m, int b, auto sum) { put(at.piece, at.row + m, column + b, sum); });
+        if (!position.valid) break;
+        Engine::multiply(i % 2 ? odd : even, tiles_[i], from + position.k * Engine::depth, stride,
+                         lane());
+        // A piece has an even number of tiles: this halves the code that stores sums.
+        if (++position.k < position.end || i % 2 == 0) continue;
+        Engine::put(even, odd, lane(), [&](int m, int b, auto sum) {
+          put(position.piece, position.row + m, column + b, sum);
+        });
         even = odd = {};
-        next(at);
+        next(position);
       }
     }
   }
 
  private:
-  // Where a worker is: a tile of rows, a piece of its sum, and the tiles of depth in that.
-  struct Place {
+  // The position of a worker: item `item`, which is piece `piece` of the sums of the tile at
+  // `row`, and tile k of the depth tiles before `end`. Not valid past the last item.
+  struct Position {
     int item, row, piece, k, end;
-    bool there;
+    bool valid;
   };
 
   static RNNFAST_INLINE int lane() { return thread() % Engine::lanes; }
 
-  RNNFAST_INLINE void next(Place& at) const {
-    at.item += threads() / Engine::lanes;
-    find(at);
+  RNNFAST_INLINE void next(Position& position) const {
+    position.item += threads() / Engine::lanes;
+    find(position);
   }
-  RNNFAST_INLINE void find(Place& at) const {
-    at.piece = at.item / schedule_.row_tiles;
-    at.row = (at.item - at.piece * schedule_.row_tiles) * Engine::rows;
-    at.k = at.piece * schedule_.piece_tiles;
-    at.end = at.k + schedule_.piece_tiles;
-    if (at.end > schedule_.depth_tiles) at.end = schedule_.depth_tiles;
-    at.there = at.piece < schedule_.pieces;
+  RNNFAST_INLINE void find(Position& position) const {
+    position.piece = position.item / schedule_.row_tiles;
+    position.row = (position.item - position.piece * schedule_.row_tiles) * Engine::rows;
+    position.k = position.piece * schedule_.piece_tiles;
+    position.end = position.k + schedule_.piece_tiles;
+    if (position.end > schedule_.depth_tiles) position.end = schedule_.depth_tiles;
+    position.valid = position.piece < schedule_.pieces;
   }
 
   Schedule schedule_;
-  Place first_;
+  Position first_;
   typename Engine::Tile tiles_[most_tiles];
 };
 

@@ -1,4 +1,4 @@
-// What the host asks of the device: its facts, launches, and memory put in order before them.
+// All that the host asks of the device: its properties, launches, and the memory that launches need.
 #pragma once
 
 #include "cuda/plan.h"
@@ -21,9 +21,9 @@ struct Stream {
   void* handle;
 };
 
-inline void check(cudaError_t status, const std::string& doing) {
+inline void check(cudaError_t status, const std::string& action) {
   if (status != cudaSuccess)
-    throw std::runtime_error(doing + " failed: " + cudaGetErrorString(status) + " (" +
+    throw std::runtime_error(action + " failed: " + cudaGetErrorString(status) + " (" +
                              cudaGetErrorName(status) + ")");
 }
 
@@ -39,11 +39,11 @@ inline Device facts(int device) {
   const int major = attribute(cudaDevAttrComputeCapabilityMajor);
   const bool clusters = major >= 9 && attribute(cudaDevAttrClusterLaunch);
   return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          // Data-centre chips can have 16 where a kernel says so, all others 8.
+          // A cluster can have 16 blocks on data-centre GPUs where a kernel allows it, otherwise 8.
           clusters ? (major < 12 ? 16 : 8) : 1, attribute(cudaDevAttrCooperativeLaunch) != 0};
 }
 
-// The calling thread's current device, until it goes out of scope.
+// Makes `device` the calling thread's current device until it goes out of scope.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -63,7 +63,7 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// From memory of the host that the caller may free at once.
+// The caller may free or change `from` at once.
 inline void copy_to_device(void* to, const void* from, std::int64_t bytes, const Stream& stream) {
   const OnDevice current(stream.device);
   const auto handle = static_cast<cudaStream_t>(stream.handle);
@@ -71,9 +71,8 @@ inline void copy_to_device(void* to, const void* from, std::int64_t bytes, const
   check(cudaStreamIsCapturing(handle, &capturing), "cudaStreamIsCapturing");
   if (capturing != cudaStreamCaptureStatusNone)
     throw std::runtime_error(
-        "rnnfast: a packed sequence cannot be captured in a CUDA graph, since its lengths are the "
-        "host's; "
-        "pad the batch");
+        "rnnfast: a packed sequence cannot be captured in a CUDA graph, since its lengths are in the "
+        "host's memory; pad the batch");
   check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, handle),
         "rnnfast: copying the lengths of a packed sequence");
 }
@@ -88,16 +87,17 @@ inline void zero(void* memory, std::int64_t bytes, const Stream& stream) {
 template <class T>
 void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream& stream) {
   const Plan& plan = launch.plan;
-  const Recurrence<T>& of = launch.direction[0];
+  const Recurrence<T>& layer = launch.direction[0];
   const OnDevice current(stream.device);
-  const std::string doing =
-      "rnnfast: a recurrence of T=" + std::to_string(of.steps) + ", B=" + std::to_string(of.batch) +
-      ", H=" + std::to_string(of.hidden) + " on tier " + name_of(plan.tier) + ", groups of " +
-      std::to_string(plan.blocks) + " blocks with " + std::to_string(plan.shared_bytes) +
-      " bytes of shared memory each (RNNFAST_CUDA_TIER chooses another tier)";
+  const std::string action = "rnnfast: a recurrence of T=" + std::to_string(layer.steps) +
+                             ", B=" + std::to_string(layer.batch) +
+                             ", H=" + std::to_string(layer.hidden) + " on tier " + name_of(plan.tier) +
+                             ", groups of " + std::to_string(plan.blocks) + " blocks with " +
+                             std::to_string(plan.shared_bytes) +
+                             " bytes of shared memory each (RNNFAST_CUDA_TIER chooses another tier)";
   const void* function = reinterpret_cast<const void*>(kernel);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
-        doing);
+        action);
   cudaLaunchAttribute attributes[1];
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.groups * plan.blocks * launch.directions));
@@ -110,13 +110,13 @@ void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream& str
     attributes[0].id = cudaLaunchAttributeClusterDimension;
     attributes[0].val.clusterDim.x = static_cast<unsigned>(plan.blocks);
     attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    if (plan.blocks > 8)  // what every device with clusters has
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), doing);
+    if (plan.blocks > 8)  // 8 are possible on every device with clusters
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), action);
   } else if (plan.tier == Tier::grid) {
     attributes[0].id = cudaLaunchAttributeCooperative;
     attributes[0].val.cooperative = 1;
   }
-  check(cudaLaunchKernelEx(&config, kernel, launch), doing);
+  check(cudaLaunchKernelEx(&config, kernel, launch), action);
 }
 
 }  // namespace rnnfast::cuda

@@ -27,13 +27,13 @@ py::dict build_info() {
 }
 
 py::dict onnx_of(const Onnx& onnx) {
-  py::dict found;
-  found["op"] = onnx.op;
-  found["order"] = py::tuple(py::cast(std::vector<int>(onnx.order, onnx.order + onnx.blocks)));
-  found["activation"] = onnx.activation;
-  found["linear_before_reset"] =
+  py::dict attributes;
+  attributes["op"] = onnx.op;
+  attributes["order"] = py::tuple(py::cast(std::vector<int>(onnx.order, onnx.order + onnx.blocks)));
+  attributes["activation"] = onnx.activation;
+  attributes["linear_before_reset"] =
       onnx.linear_before_reset < 0 ? py::object(py::none()) : py::cast(onnx.linear_before_reset);
-  return found;
+  return attributes;
 }
 
 template <class T, class F>
@@ -43,7 +43,7 @@ py::tuple tuple_of(const T* items, int count, F f) {
   return tuple;
 }
 
-// The table of cells: a cell's number is its place.
+// The table of cells. The index of a cell is its number.
 py::list cells() {
   const auto range = [](Gates gates) { return py::make_tuple(gates.begin, gates.end); };
   py::list table;
@@ -101,16 +101,17 @@ void force_partition(const std::string& name, bool oversubscribe) {
 }
 
 std::pair<std::string, int> used_partition() {
-  const Used used = last_used();
+  const Usage usage = last_usage();
   for (const auto& [text, partition] : partitions)
-    if (partition == used.partition) return {text, used.threads};
+    if (partition == usage.partition) return {text, usage.threads};
   return {};
 }
 
-// What a method of the C API was given; pybind11 takes half a microsecond to look at so many arguments.
+// The arguments of a method of the C API. pybind11 takes half a microsecond to convert so many
+// arguments.
 class Arguments {
  public:
-  Arguments(PyObject* const* given, Py_ssize_t count, Py_ssize_t expected) : next_(given) {
+  Arguments(PyObject* const* arguments, Py_ssize_t count, Py_ssize_t expected) : next_(arguments) {
     if (count != expected)
       throw py::type_error("incompatible arguments: got " + std::to_string(count) + ", expected " +
                            std::to_string(expected));
@@ -120,7 +121,7 @@ class Arguments {
   T next_as() {
     const py::handle object = next();
     try {
-      // A cast to a type of Python's would convert.
+      // A cast to a py:: type would convert an object of another type.
       if (!std::is_base_of_v<py::object, T> || py::isinstance<T>(object)) return py::cast<T>(object);
     } catch (const py::cast_error&) {
     }
@@ -141,9 +142,9 @@ std::array<py::handle, n> entries(const py::tuple& tuple, const char* name) {
   if (tuple.size() != n)
     throw py::type_error(std::string(name) + " has " + std::to_string(tuple.size()) +
                          " entries; expected " + std::to_string(n));
-  std::array<py::handle, n> found;
-  for (std::size_t at = 0; at < n; ++at) found[at] = PyTuple_GET_ITEM(tuple.ptr(), at);
-  return found;
+  std::array<py::handle, n> handles;
+  for (std::size_t k = 0; k < n; ++k) handles[k] = PyTuple_GET_ITEM(tuple.ptr(), k);
+  return handles;
 }
 
 py::list weights_of(py::handle object) {
@@ -163,15 +164,15 @@ void forward_stack(const Stack& stack, int threads, const py::tuple& inputs, con
 }
 
 void backward_stack(const Stack& stack, int threads, const py::tuple& inputs, py::handle y,
-                    py::handle saved, const py::tuple& given, const py::tuple& wanted) {
-  const auto [dy, dh_n, dc_n, dcell_states] = entries<4>(given, "the gradients of the outputs");
-  const auto [dx, dh0, dc0, dweights] = entries<4>(wanted, "the gradients of the inputs");
+                    py::handle saved, const py::tuple& output_grads, const py::tuple& input_grads) {
+  const auto [dy, dh_n, dc_n, dcell_states] = entries<4>(output_grads, "the gradients of the outputs");
+  const auto [dx, dh0, dc0, dweights] = entries<4>(input_grads, "the gradients of the inputs");
   stack.backward(threads, inputs_of(inputs), y, saved, {dy, dh_n, dc_n, dcell_states},
                  {dx, dh0, dc0, weights_of(dweights)});
 }
 
-py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 5);
+py::object call(const Stack& stack, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments a(arguments, count, 5);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
   const auto inputs = a.next_as<py::tuple>();
@@ -180,8 +181,8 @@ py::object call(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
   return stack.call(types, threads, inputs_of(inputs), save, packed);
 }
 
-py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 6);
+py::object call_module(const Stack& stack, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments a(arguments, count, 6);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
   const auto [x, hx, parameters, names, sizes, reset] = entries<6>(a.next_as<py::tuple>(), "inputs");
@@ -197,15 +198,15 @@ py::object call_module(const Stack& stack, PyObject* const* given, Py_ssize_t co
       packed);
 }
 
-py::object is_of(const Packed& packed, PyObject* const* given, Py_ssize_t count) {
-  Arguments a(given, count, 1);
+py::object is_of(const Packed& packed, PyObject* const* arguments, Py_ssize_t count) {
+  Arguments a(arguments, count, 1);
   return py::bool_(packed.is_of(a.next_as<py::list>()));
 }
 
 template <class T, py::object (*f)(const T&, PyObject* const*, Py_ssize_t)>
-PyObject* method(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+PyObject* method(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   try {
-    return f(py::cast<const T&>(py::handle(self)), given, count).release().ptr();
+    return f(py::cast<const T&>(py::handle(self)), arguments, count).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -238,7 +239,7 @@ void add_method(py::handle type, const char* name) {
 PYBIND11_MODULE(_C, m) {
   using namespace rnnfast;
   translate_errors();
-  kernels();  // an instruction set that RNNFAST_ISA forces in vain fails here, at import
+  kernels();  // where RNNFAST_ISA names an instruction set that cannot run, the import fails here
   py::class_<Memory, Saved>(m, "Block", py::buffer_protocol()).def_buffer([](Memory& memory) {
     return py::buffer_info(static_cast<unsigned char*>(memory.data()),
                            static_cast<py::ssize_t>(memory.size()));

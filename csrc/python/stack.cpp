@@ -10,7 +10,7 @@ namespace py = pybind11;
 namespace rnnfast {
 namespace {
 
-// Methods of torch.Tensor; to find them costs half as much as to run them.
+// Methods of torch.Tensor, looked up once: a look-up costs half as much as a call.
 struct Methods {
   explicit Methods(const py::tuple& types)
       : is_neg(py::object(types[0].attr("is_neg")).release().ptr()),
@@ -22,30 +22,30 @@ struct Methods {
   PyObject *const is_neg, *const new_empty;
 };
 
-py::object called(PyObject* function, PyObject* const* arguments, std::size_t count) {
+py::object vectorcall(PyObject* function, PyObject* const* arguments, std::size_t count) {
   PyObject* result = PyObject_Vectorcall(function, arguments, count, nullptr);
   if (!result) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
 
-// Methods of a tensor that ask something of it release the GIL, 45 ns each: so only is_neg is asked
-// here. Whether a tensor is of one of these exact types, and its memory does not hold the negatives of
-// its values, as the imaginary part of a conjugate does. (Zeros without memory have no address to
-// read.)
+// Whether a tensor has one of these exact types, and its memory does not hold the negatives of its
+// values, as that of the imaginary part of a conjugate does. is_neg is the only method called here,
+// since such methods release the GIL, which costs 45 ns each. (Zero tensors without memory have no
+// address to read.)
 bool is_plain(py::handle object, const py::tuple& types) {
   const auto is_type = [&](py::handle type) {
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type.ptr();
   };
   PyObject* const argument = object.ptr();
   return std::any_of(types.begin(), types.end(), is_type) &&
-         called(Methods::of(types).is_neg, &argument, 1).ptr() != Py_True;
+         vectorcall(Methods::of(types).is_neg, &argument, 1).ptr() != Py_True;
 }
 
 bool is_list_or_tuple(py::handle object) {
   return PyTuple_CheckExact(object.ptr()) || PyList_CheckExact(object.ptr());
 }
 
-// Like x in all but shape, uninitialised.
+// A new tensor like x in all but shape, uninitialised.
 //
 // Tried: Tensor.new saves a dispatch, 3 percent of a cell's call, but is undocumented.
 // Tried: torch.empty and torch.empty_strided are no faster.
@@ -58,30 +58,30 @@ py::object new_like(const Methods& methods, py::handle x, std::initializer_list<
     arguments[count + 1] = sizes[count].ptr();
     ++count;
   }
-  return called(methods.new_empty, arguments, count + 1);
+  return vectorcall(methods.new_empty, arguments, count + 1);
 }
 
 py::object new_sequence(const Methods& methods, const Call& call, py::handle x, index features) {
   if (call.is_packed || call.is_step) return new_like(methods, x, {call.rows, features});
-  return call.s.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
-                            : new_like(methods, x, {call.steps, call.batch, features});
+  return call.stack.batch_first ? new_like(methods, x, {call.batch, call.steps, features})
+                                : new_like(methods, x, {call.steps, call.batch, features});
 }
 
 py::object new_states(const Methods& methods, const Call& call, py::handle x, index features) {
   return call.is_step ? new_like(methods, x, {call.batch, features})
-                      : new_like(methods, x, {call.numbers, call.batch, features});
+                      : new_like(methods, x, {call.all_directions, call.batch, features});
 }
 
 // The tensors of a flat list of weights, or of their gradients.
 std::vector<Tensor> weight_tensors(const Description& stack, const py::list& list, bool gradients) {
   std::vector<Tensor> tensors;
   tensors.reserve(list.size());
-  for (std::size_t at = 0; at < list.size(); ++at)
-    tensors.emplace_back(list[at], stack.weight_name(at, gradients), gradients);
+  for (std::size_t k = 0; k < list.size(); ++k)
+    tensors.emplace_back(list[k], stack.weight_name(k, gradients), gradients);
   return tensors;
 }
 
-// Keeps the memory of what a call reads.
+// The tensors that a call reads. They keep buffers alive.
 struct InputTensors {
   InputTensors(const Description& description, const Inputs& inputs)
       : stack(description),
@@ -100,9 +100,9 @@ struct InputTensors {
   Tensor sizes, reset;
 };
 
-// The same of what it writes.
+// The tensors that a call writes.
 struct OutputTensors {
-  explicit OutputTensors(const Written& written)
+  explicit OutputTensors(const WrittenTensors& written)
       : y(written.y, "y", true),
         h_n(written.h_n, "h_n", true),
         c_n(written.c_n, "c_n", true),
@@ -115,17 +115,17 @@ struct OutputTensors {
 };
 
 struct GradientTensors {
-  GradientTensors(const Description& description, const GradientsOfOutputs& given,
-                  const GradientsOfInputs& wanted)
+  GradientTensors(const Description& description, const GradientsOfOutputs& output_grads,
+                  const GradientsOfInputs& input_grads)
       : stack(description),
-        dy(given.y, "dy", false),
-        dh_n(given.h_n, "dh_n", false),
-        dc_n(given.c_n, "dc_n", false),
-        dcell_states(given.cell_states, "dcell_states", false),
-        dx(wanted.x, "dx", true),
-        dh0(wanted.h0, "dh0", true),
-        dc0(wanted.c0, "dc0", true),
-        weights(weight_tensors(stack, wanted.weights, true)) {}
+        dy(output_grads.y, "dy", false),
+        dh_n(output_grads.h_n, "dh_n", false),
+        dc_n(output_grads.c_n, "dc_n", false),
+        dcell_states(output_grads.cell_states, "dcell_states", false),
+        dx(input_grads.x, "dx", true),
+        dh0(input_grads.h0, "dh0", true),
+        dc0(input_grads.c0, "dc0", true),
+        weights(weight_tensors(stack, input_grads.weights, true)) {}
 
   GradientViews views() const {
     return {dy, dh_n, dc_n, dcell_states, dx, dh0, dc0, all_weights(stack, weights)};
@@ -150,7 +150,7 @@ void run(const Call& call, const OutputTensors& outputs, const Packed* packed, i
 
 Stack::Stack(const Description& description) : description_(description) { description.check(); }
 
-void Stack::forward(int threads, const Inputs& inputs, const Written& outputs) const {
+void Stack::forward(int threads, const Inputs& inputs, const WrittenTensors& outputs) const {
   const InputTensors tensors(description_, inputs);
   Call call(description_, tensors.views());
   call.check_input();
@@ -159,7 +159,7 @@ void Stack::forward(int threads, const Inputs& inputs, const Written& outputs) c
   run(call, OutputTensors(outputs), nullptr, threads);
 }
 
-// Of a call; without y where the kernels do not take the arguments.
+// The outputs of a call. y is null where the kernels do not take the inputs.
 struct Stack::Results {
   py::object y, h_n, c_n, cell_states, saved;
 };
@@ -185,11 +185,11 @@ Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs&
     return {};
   } catch (const py::builtin_exception&) {
     return {};
-  } catch (py::error_already_set&) {  // no strided memory: sparse, meta, nested
+  } catch (py::error_already_set&) {  // a tensor without strided memory: sparse, meta, nested
     return {};
   }
   if (form && (call->x.dims() != form->dims || call->inputs != form->features)) return {};
-  if (!call->has_like_weights()) return {};
+  if (!call->has_usable_weights()) return {};
   call->check_weights();
   try {
     call->check_states();
@@ -202,25 +202,25 @@ Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs&
   const Methods& methods = Methods::of(types);
   const py::object none = py::none();
   const py::handle x = inputs.x;
-  Results made{new_sequence(methods, *call, x, call->width), none, none, none, none};
-  if (!call->is_step) made.h_n = new_states(methods, *call, x, call->outputs);
-  if (has_c) made.c_n = new_states(methods, *call, x, call->hidden);
+  Results outputs{new_sequence(methods, *call, x, call->width), none, none, none, none};
+  if (!call->is_step) outputs.h_n = new_states(methods, *call, x, call->outputs);
+  if (has_c) outputs.c_n = new_states(methods, *call, x, call->hidden);
   if (description_.cell_states)
-    made.cell_states = new_sequence(methods, *call, x, call->s.directions * call->hidden);
+    outputs.cell_states = new_sequence(methods, *call, x, call->stack.directions * call->hidden);
   if (!save.is_none()) {
     Saved memory;
     try {
       memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
-    } catch (const std::bad_alloc&) {  // torch's exception, after which programs try a smaller batch
+    } catch (const std::bad_alloc&) {  // raised as torch does, since programs then try a smaller batch
       throw std::runtime_error("can't allocate memory: what backward needs of " +
                                std::to_string(call->rows) + " rows of " + std::to_string(call->hidden) +
                                " hidden units");
     }
-    made.saved = save(py::cast(std::move(memory)));
+    outputs.saved = save(py::cast(std::move(memory)));
   }
-  const Written written{made.y, made.h_n, made.c_n, made.cell_states, made.saved};
+  const WrittenTensors written{outputs.y, outputs.h_n, outputs.c_n, outputs.cell_states, outputs.saved};
   run(*call, OutputTensors(written), packed, threads);
-  return made;
+  return outputs;
 }
 
 py::object Stack::call(const py::tuple& types, int threads, const Inputs& inputs, py::handle save,
@@ -244,15 +244,15 @@ py::object Stack::call_module(const py::tuple& types, int threads, const ModuleI
     if (h0.is_none() || c0.is_none()) return none;
   }
   py::list weights;
-  for (Py_ssize_t at = 0; at < PySequence_Fast_GET_SIZE(names.ptr()); ++at) {
-    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), at));
+  for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(names.ptr()); ++k) {
+    const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), k));
     PyObject* weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
     if (!weight && PyErr_Occurred()) throw py::error_already_set();
     if (!weight) return none;
     weights.append(py::handle(weight));
   }
   const Form form{dims, PyNumber_AsSsize_t(features.ptr(), nullptr)};
-  if (PyErr_Occurred()) {  // no integer
+  if (PyErr_Occurred()) {  // features is no integer
     PyErr_Clear();
     return none;
   }
@@ -276,45 +276,47 @@ Panels Packed::panels() const {
 bool Packed::is_of(const py::list& weights) const {
   if (weights.size() != weights_.size() || isa_ != kernels().name) return false;
   try {
-    for (std::size_t at = 0; at < weights.size(); ++at) {
-      const py::object packed = weights_[at];
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+      const py::object packed = weights_[k];
       if (packed.is_none()) continue;
-      if (!Tensor(weights[at], "", false).is_at(Tensor(packed, "", false))) return false;
+      if (!Tensor(weights[k], "", false).is_at(Tensor(packed, "", false))) return false;
     }
   } catch (const std::invalid_argument&) {
     return false;
   } catch (const py::builtin_exception&) {
     return false;
-  } catch (py::error_already_set&) {  // no strided memory
+  } catch (py::error_already_set&) {  // a tensor without strided memory
     return false;
   }
   return true;
 }
 
 bool Stack::fits(const Packed& packed, const Call& call) const {
-  const Description& of = packed.of_;
-  return packed.isa_ == kernels().name && of.cell == description_.cell &&
-         of.layers == description_.layers && of.directions == description_.directions &&
-         of.projected == description_.projected && packed.dtype_ == call.x.dtype() &&
+  const Description& description = packed.description_;
+  return packed.isa_ == kernels().name && description.cell == description_.cell &&
+         description.layers == description_.layers &&
+         description.directions == description_.directions &&
+         description.projected == description_.projected && packed.dtype_ == call.x.dtype() &&
          packed.inputs_ == call.inputs && packed.hidden_ == call.hidden &&
          packed.outputs_ == call.outputs;
 }
 
 void Stack::backward(int threads, const Inputs& inputs, py::handle y, py::handle saved,
-                     const GradientsOfOutputs& given, const GradientsOfInputs& wanted) const {
+                     const GradientsOfOutputs& output_grads,
+                     const GradientsOfInputs& input_grads) const {
   const InputTensors tensors(description_, inputs);
   Call call(description_, tensors.views());
   call.check_input();
   call.check_weights();
   call.check_states();
-  const OutputTensors left({y, Py_None, Py_None, Py_None, saved});
-  left.views().check(call);
-  require(left.saved);
-  const GradientTensors gradients(description_, given, wanted);
+  const OutputTensors outputs({y, Py_None, Py_None, Py_None, saved});
+  outputs.views().check(call);
+  require(outputs.saved);
+  const GradientTensors gradients(description_, output_grads, input_grads);
   const GradientViews grads = gradients.views();
   grads.check(call);
   const py::gil_scoped_release release;
-  rnnfast::backward(call, left.y, left.saved, grads, threads);
+  rnnfast::backward(call, outputs.y, outputs.saved, grads, threads);
 }
 
 std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const {
@@ -323,11 +325,11 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
   call.check_input();
   call.check_weights();
   auto packed = std::make_unique<Packed>();
-  for (std::size_t at = 0; at < weights.size(); ++at)
-    packed->weights_.append(tensors.weights[at].dims() == 1 ? py::object(py::none())
-                                                            : py::object(weights[at]));
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    packed->weights_.append(tensors.weights[k].dims() == 1 ? py::object(py::none())
+                                                           : py::object(weights[k]));
   packed->isa_ = kernels().name;
-  packed->of_ = description_;
+  packed->description_ = description_;
   packed->dtype_ = call.x.dtype();
   packed->inputs_ = call.inputs;
   packed->hidden_ = call.hidden;
@@ -338,7 +340,7 @@ std::unique_ptr<Packed> Stack::pack(py::handle x, const py::list& weights) const
 
 namespace {
 
-constexpr bool is_large(std::size_t bytes) { return bytes >> 24; }  // about a millisecond
+constexpr bool is_large(std::size_t bytes) { return bytes >> 24; }  // freeing it takes a millisecond
 
 }  // namespace
 
@@ -352,7 +354,7 @@ Saved Stack::new_saved(Dtype dtype, index rows, index hidden, index outputs) con
   const auto bytes = saved_bytes(description_, dtype, rows, hidden, outputs);
   if (!bytes) throw std::invalid_argument("new_saved: an argument is out of range");
   std::optional<py::gil_scoped_release> release;
-  if (is_large(*bytes)) release.emplace();  // kept blocks that are too small are freed
+  if (is_large(*bytes)) release.emplace();  // Memory may free kept blocks that are too small
   return Saved(new Memory(*bytes));
 }
 

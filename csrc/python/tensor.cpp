@@ -8,7 +8,7 @@ namespace py = pybind11;
 namespace rnnfast {
 namespace {
 
-// The binary interface of DLPack 1, as far as it is used here.
+// The part of the binary interface of DLPack 1 that is used here.
 namespace dlpack {
 struct Struct {
   void* data;
@@ -31,16 +31,17 @@ struct Exchange {
 constexpr int code_int = 0, code_uint = 1, code_float = 2, code_bfloat = 4, code_bool = 6;
 }  // namespace dlpack
 
-// The exchange table of a type, or null. Types are few (Tensor, Parameter), so the last ones are kept.
+// The exchange table of a type, or null. Callers use few types (Tensor, Parameter), so the tables of
+// the last four are kept.
 const dlpack::Exchange* exchange_of(PyTypeObject* type) {
-  struct Known {
+  struct Entry {
     PyTypeObject* type;
     const dlpack::Exchange* table;
   };
-  static Known known[4] = {};
+  static Entry cache[4] = {};
   static int next = 0;
-  for (const Known& k : known)
-    if (k.type == type) return k.table;
+  for (const Entry& entry : cache)
+    if (entry.type == type) return entry.table;
   const dlpack::Exchange* table = nullptr;
   PyObject* capsule =
       PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
@@ -50,8 +51,8 @@ const dlpack::Exchange* exchange_of(PyTypeObject* type) {
   PyErr_Clear();
   Py_XDECREF(capsule);  // the type keeps it alive
   Py_INCREF(type);
-  Py_XDECREF(known[next].type);
-  known[next] = {type, table};
+  Py_XDECREF(cache[next].type);
+  cache[next] = {type, table};
   next = (next + 1) % 4;
   return table;
 }
@@ -73,7 +74,7 @@ std::string name_of(const dlpack::Struct& t) {
              : "DLPack type " + std::to_string(t.code) + ", " + bits + " bits";
 }
 
-std::string not_in(Place place) {
+std::string not_in_message(Place place) {
   return std::string("it is not in ") + (place == Place::cpu ? "CPU" : "CUDA") + " memory";
 }
 
@@ -83,7 +84,7 @@ Tensor::Tensor(py::handle object, const char* name, bool writable, Place place) 
   if (object.is_none()) return;
   present_ = true;
   if (!read_exchange_api(object, place) && !read_torch_methods(object, place)) {
-    if (place != Place::cpu) refuse(not_in(place));
+    if (place != Place::cpu) refuse(not_in_message(place));
     read_buffer(object, writable);
   }
   std::int64_t elements = 1;
@@ -107,7 +108,7 @@ bool Tensor::read_exchange_api(py::handle object, Place place) {
   if (!table) return false;
   dlpack::Struct t{};
   if (table->view(object.ptr(), &t) != 0) throw py::error_already_set();
-  if (t.device_type != static_cast<int>(place)) refuse(not_in(place));
+  if (t.device_type != static_cast<int>(place)) refuse(not_in_message(place));
   device_ = t.device_id;
   if (t.ndim > most_dims) refuse("it has " + std::to_string(t.ndim) + " dimensions");
   data_ = static_cast<char*>(t.data) + t.byte_offset;
@@ -129,7 +130,7 @@ bool Tensor::read_torch_methods(py::handle object, Place place) {
   if (!py::hasattr(object, "data_ptr")) return false;
   const py::object device = object.attr("device");
   if (py::str(device.attr("type")).cast<std::string>() != (place == Place::cpu ? "cpu" : "cuda"))
-    refuse(not_in(place));
+    refuse(not_in_message(place));
   if (place != Place::cpu) device_ = device.attr("index").cast<int>();
   data_ = reinterpret_cast<void*>(object.attr("data_ptr")().cast<std::uintptr_t>());
   const auto shape = object.attr("shape").cast<std::vector<std::int64_t>>();
@@ -150,9 +151,9 @@ bool Tensor::read_torch_methods(py::handle object, Place place) {
 
 void Tensor::read_buffer(py::handle object, bool writable) {
   const int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-  auto held = std::make_unique<Py_buffer>();
-  if (PyObject_GetBuffer(object.ptr(), held.get(), flags) != 0) throw py::error_already_set();
-  buffer_.reset(held.release());
+  auto buffer = std::make_unique<Py_buffer>();
+  if (PyObject_GetBuffer(object.ptr(), buffer.get(), flags) != 0) throw py::error_already_set();
+  buffer_.reset(buffer.release());
   const Py_buffer& view = *buffer_;
   if (view.itemsize < 1) refuse("its items have no size");
   if (view.ndim > most_dims) refuse("it has " + std::to_string(view.ndim) + " dimensions");

@@ -1,7 +1,7 @@
-// A Python object's memory: a torch tensor or anything with the buffer protocol, such as a NumPy array;
-// where it must be in a GPU's memory, only a torch tensor. torch tensors are read through the DLPack C
-// exchange API (dlpack.h 1.2, "DLPackExchangeAPI"), which costs nanoseconds, or by their Python methods
-// where torch is too old to have it.
+// The memory of a Python object: of a torch tensor, or, in CPU memory, of anything with the buffer
+// protocol, such as a NumPy array. torch tensors are read through the DLPack C exchange API (dlpack.h
+// 1.2, "DLPackExchangeAPI"), which costs nanoseconds, or through their Python methods where torch is
+// too old for it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,7 @@
 
 namespace rnnfast {
 
-// Throws std::invalid_argument for an object whose memory cannot be used. None is no tensor.
+// Throws std::invalid_argument for an object whose memory cannot be used. None makes an absent view.
 class Tensor : public View {
  public:
   Tensor(pybind11::handle object, const char* name, bool writable, Place place = Place::cpu);
@@ -37,7 +37,7 @@ class Tensor : public View {
   std::unique_ptr<Py_buffer, Release> buffer_;  // null for torch tensors
 };
 
-// Has Python see WrongType as a TypeError. (pybind11 makes std::invalid_argument a ValueError.)
+// Turns WrongType into a TypeError of Python. (pybind11 makes std::invalid_argument a ValueError.)
 inline void translate_errors() {
   pybind11::register_local_exception_translator([](std::exception_ptr error) {
     try {

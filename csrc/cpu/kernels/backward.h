@@ -1,12 +1,12 @@
-// Backward of a whole layer: packs the weights, runs the reversed loop over groups of rows, and adds up
-// what the groups found.
+// Backward of a layer: packs the weights, runs the reversed loop over groups of rows, and adds up the
+// weight gradients of the groups.
 //
 // A large batch is cut into two groups, which share nothing until their weight gradients are added at
-// the end. Two threads then meet once a call rather than twice a chunk, and no gradient of a gate has
-// to travel from one core's cache to another's. Weights too large for two copies of their gradients to
-// stay in the caches are not worth it. The cut depends on the layer's sizes alone, so that sums have
-// one order for any team. Rows of different lengths are dealt to the two groups (states.h), which then
-// have about equally many steps.
+// the end. Two threads then meet once a call instead of twice a chunk, and no gradient of a gate has to
+// travel from one core's cache to another's. A batch is not cut where the caches cannot hold two copies
+// of the weight gradients. The cut depends on the layer's sizes alone, so that sums have the same order
+// for all teams. Rows of different lengths are dealt to the two groups (states.h), so that both groups
+// have about equally many rows.
 #pragma once
 
 #include "cpu/kernels/backward_loop.h"
@@ -16,7 +16,7 @@ namespace rnnfast::RNNFAST_TARGET {
 template <class Cell, class T>
 class Backward {
  public:
-  // From a null base it only counts the scratch memory.
+  // With a null base it only counts the scratch memory.
   Backward(const Layer<T>& layer, const Gradients<T>& grads, void* base)
       : layer_(layer),
         grads_(grads),
@@ -28,12 +28,12 @@ class Backward {
   index scratch() const { return arena_.used(); }
 
   static int groups(const Layer<T>& layer) {
-    constexpr index enough_rows = 512, least = 8;
+    constexpr index least_rows = 512, least_batch = 8;
     const Ragged& ragged = layer.ragged;
-    const index rows = ragged.count ? ragged.before[layer.steps] : layer.steps * layer.batch;
-    const bool worth = rows >= enough_rows && layer.batch >= least &&
-                       BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
-    return worth ? 2 : 1;
+    const index rows = ragged.count ? ragged.rows_before[layer.steps] : layer.steps * layer.batch;
+    const bool cut = rows >= least_rows && layer.batch >= least_batch &&
+                     BackwardLoop<Cell, T>::weight_bytes(layer) <= l2_bytes;
+    return cut ? 2 : 1;
   }
 
   void run(const Team& team) {
@@ -56,7 +56,7 @@ class Backward {
 
   using AllPanels = BackwardPanels<Cell, T>;
 
-  // Numbers in one panel of each kind.
+  // The size of one panel of each kind, in numbers.
   index stage_size(int s) const { return AllPanels::size(blocks_, Cell::recurrent[s].width()); }
   index input_size() const { return AllPanels::size(blocks_, Cell::input.width()); }
   index projection_size() const { return AllPanels::size(blocks_of<T>(layer_.outputs), 1); }
@@ -73,7 +73,7 @@ class Backward {
     return panels;
   }
 
-  // The loop over group k; where there is no such group, one that owns no memory and never runs.
+  // The loop over group k. Where there is no group k, the loop has no memory and never runs.
   BackwardLoop<Cell, T> loop(int k) {
     Arena none(nullptr);
     Arena& arena = k < groups(layer_) ? arena_ : none;
@@ -83,25 +83,25 @@ class Backward {
 
   BackwardLoop<Cell, T> dense_loop(int k, Arena& arena) {
     const Range rows = share(layer_.batch, groups(layer_), k);
-    const auto own = [&](auto s) {
-      if (s.data) s.data += rows.begin * s.row;
-      return s;
+    const auto group_part = [&](auto tensor) {
+      if (tensor.data) tensor.data += rows.begin * tensor.row;
+      return tensor;
     };
     Layer<T> layer = layer_;
     layer.batch = rows.size();
-    layer.x = own(layer.x);
-    layer.y = own(layer.y);
-    layer.resets = own(layer.resets);
-    layer.h0 = own(layer.h0);
-    layer.c0 = own(layer.c0);
+    layer.x = group_part(layer.x);
+    layer.y = group_part(layer.y);
+    layer.resets = group_part(layer.resets);
+    layer.h0 = group_part(layer.h0);
+    layer.c0 = group_part(layer.c0);
     Gradients<T> grads = grads_;
-    grads.y = own(grads.y);
-    grads.cell_states = own(grads.cell_states);
-    grads.x = own(grads.x);
-    grads.h_n = own(grads.h_n);
-    grads.c_n = own(grads.c_n);
-    grads.h0 = own(grads.h0);
-    grads.c0 = own(grads.c0);
+    grads.y = group_part(grads.y);
+    grads.cell_states = group_part(grads.cell_states);
+    grads.x = group_part(grads.x);
+    grads.h_n = group_part(grads.h_n);
+    grads.c_n = group_part(grads.c_n);
+    grads.h0 = group_part(grads.h0);
+    grads.c0 = group_part(grads.c0);
     return {layer, grads, slots_from(rows.begin, {}), panels_, arena};
   }
 
@@ -111,59 +111,59 @@ class Backward {
     layer.batch = Deal{2, k}.count(layer_.batch);
     const auto take = [&](index*& numbers, index count) {
       numbers = arena.template take<index>(count);
-      // Where memory is only counted, the loop asks whether there is an array, and never reads it.
+      // Where memory is only counted, the loop asks whether the array is null, and never reads it.
       return numbers ? numbers : layer_.ragged.count;
     };
-    OwnRows& own = own_rows_[k];
-    layer.ragged.count = take(own.count, layer.steps);
-    layer.ragged.first = layer.ragged.before = take(own.before, layer.steps + 1);
-    layer.ragged.order = take(own.order, layer.batch);
+    GroupRows& group = group_rows_[k];
+    layer.ragged.count = take(group.count, layer.steps);
+    layer.ragged.first_row = layer.ragged.rows_before = take(group.rows_before, layer.steps + 1);
+    layer.ragged.order = take(group.order, layer.batch);
     return {layer, grads_, slots_from(0, {2, k}), panels_, arena};
   }
 
   SlotMemory<T> slots_from(index row, Deal deal) const {
-    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.before, deal, true};
+    return {layer_.saved + row * Cell::slots * L, layer_.batch, layer_.ragged.rows_before, deal, true};
   }
 
-  // Which rows a group has of each step. The rows of its chunks follow the order of processing.
-  void find_own_rows(int k) {
-    const OwnRows& own = own_rows_[k];
+  // Finds which rows of each step group k has. The rows of its chunks are in the order of processing.
+  void find_group_rows(int k) {
+    const GroupRows& group = group_rows_[k];
     const Deal deal{2, k};
-    if (!own.count) return;
-    own.before[0] = 0;
+    if (!group.count) return;
+    group.rows_before[0] = 0;
     for (index t = 0; t < layer_.steps; ++t) {
-      own.count[t] = deal.count(layer_.ragged.count[t]);
-      own.before[t + 1] = own.before[t] + own.count[t];
+      group.count[t] = deal.count(layer_.ragged.count[t]);
+      group.rows_before[t + 1] = group.rows_before[t] + group.count[t];
     }
     for (index b = 0; b < deal.count(layer_.batch); ++b)
-      own.order[b] = layer_.ragged.place(deal.row(b));
+      group.order[b] = layer_.ragged.batch_row(deal.row(b));
   }
 
   void pack(const Team& team) {
-    // A share of the blocks of `columns` columns of a matrix.
-    const auto own = [&](index columns, auto pack_block) {
+    // Packs this thread's share of the blocks of `columns` columns of a matrix.
+    const auto pack_share = [&](index columns, auto pack_block) {
       const Range blocks = share(blocks_of<T>(columns), team.size, team.rank);
       for (index block = blocks.begin; block < blocks.end; ++block)
         pack_block(block, block * L, columns - block * L);
     };
     for (int s = 0; s < Cell::stages; ++s)
-      own(operand_width(layer_, s), [&](index block, index column, index columns) {
+      pack_share(operand_width(layer_, s), [&](index block, index column, index columns) {
         pack_backward<Cell>(panels_.stage[s] + block * stage_size(s), layer_.w_hh, layer_.hidden,
                             Cell::recurrent[s], column, columns);
       });
     if (grads_.x.data)
-      own(layer_.inputs, [&](index block, index column, index columns) {
+      pack_share(layer_.inputs, [&](index block, index column, index columns) {
         pack_backward<Cell>(panels_.input + block * input_size(), layer_.w_ih, layer_.hidden,
                             Cell::input, column, columns);
       });
     if (is_projected<Cell>(layer_))
-      own(layer_.hidden, [&](index block, index column, index columns) {
+      pack_share(layer_.hidden, [&](index block, index column, index columns) {
         pack_backward<Plain>(panels_.projection + block * projection_size(), layer_.w_hr,
-                             layer_.outputs, Plain::all, column, columns);
+                             layer_.outputs, Plain::window, column, columns);
       });
     if (team.rank > 0) return;
     for (index k = 0; k < zeros_of(layer_); ++k) panels_.zeros[k] = 0;
-    for (int k = 0; k < 2; ++k) find_own_rows(k);
+    for (int k = 0; k < 2; ++k) find_group_rows(k);
   }
 
   // Adds the second group's sums to the first's, and writes them in torch's layout.
@@ -207,13 +207,13 @@ class Backward {
       unpack_forward<Plain>(
           grads_.w_hr,
           sum(loops_[0].weights().dw_hr(), loops_[1].weights().dw_hr(), layer_.hidden * L, block),
-          layer_.outputs, layer_.hidden, Plain::all, unit, units);
+          layer_.outputs, layer_.hidden, Plain::window, unit, units);
     }
   }
 
   // What the Ragged of a group points to.
-  struct OwnRows {
-    index *count = nullptr, *before = nullptr, *order = nullptr;
+  struct GroupRows {
+    index *count = nullptr, *rows_before = nullptr, *order = nullptr;
   };
 
   const Layer<T> layer_;
@@ -221,7 +221,7 @@ class Backward {
   const index blocks_;
   Arena arena_;
   BackwardPanels<Cell, T> panels_;
-  OwnRows own_rows_[2];
+  GroupRows group_rows_[2];
   BackwardLoop<Cell, T> loops_[2];
 };
 

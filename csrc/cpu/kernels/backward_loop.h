@@ -1,10 +1,10 @@
-// The reversed time loop over any cell, for the rows of a batch that belong together, and the gradients
+// The reversed time loop over any cell, for one group of a batch's rows (backward.h), and the gradients
 // of inputs.
 //
-// A chunk of steps at a time, latest first: the loop leaves the gradients of the chunk's
-// pre-activations in d, [blocks][rows of the chunk][gates][lanes]. Read along its rows d is the left
-// side of the products that give the gradients of states and inputs. Where h is a projection, p holds
-// the gradients of its outputs in the same way.
+// The loop takes a chunk of steps at a time, the latest first. It leaves the gradients of the chunk's
+// pre-activations in d, [blocks][rows of the chunk][gates][lanes]. Read along its rows, d is the left
+// operand of the products that give the gradients of states and inputs. Where h is a projection, p
+// holds the gradients of its outputs in the same way.
 #pragma once
 
 #include "cpu/kernels/weight_gradients.h"
@@ -17,16 +17,16 @@ struct BackwardPanels {
   T *stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
   Real<T>* zeros;                               // zeros_of(layer)
 
-  // One panel, for gradients of `blocks` blocks with `gates` gates each.
+  // The size of one panel, for gradients of `blocks` blocks with `gates` gates each.
   static constexpr index size(index blocks, int gates) { return blocks * gates * lanes<T> * lanes<T>; }
 };
 
-inline constexpr index l2_bytes = 640 * 1024;  // what the gradients of the weights may have of it
+inline constexpr index l2_bytes = 640 * 1024;  // the part of the L2 cache for the weight gradients
 
 template <class Cell, class T>
 class BackwardLoop {
  public:
-  // `saved`: where the slots of the layer's rows are. From a null arena it only counts its memory.
+  // `saved`: the slots of the layer's rows. With a null arena it only counts its memory.
   BackwardLoop(const Layer<T>& layer, const Gradients<T>& grads, const SlotMemory<T>& saved,
                const BackwardPanels<Cell, T>& panels, Arena& arena)
       : layer_(layer),
@@ -41,7 +41,7 @@ class BackwardLoop {
     chunk_.d = arena.template take<T>(rows_ * padded * Cell::gates);
     chunk_.p = arena.template take<T>(is_projected<Cell>(layer_) ? rows_ * outputs_ * L : 0);
     chunk_.operand = arena.template take<T>(weights_.uses_operand(grads) ? rows_ * padded : 0);
-    chunk_.places = arena.template take<Place>(layer.ragged.order ? rows_ : 0);
+    chunk_.positions = arena.template take<Position>(layer.ragged.order ? rows_ : 0);
     dh_ = arena.template take<Real<T>>(layer.batch * outputs_ * L);
     dc_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
     dq_ = arena.template take<Real<T>>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
@@ -53,15 +53,15 @@ class BackwardLoop {
     return Cell::gates * layer.hidden * (layer.inputs + layer.outputs) * index{sizeof(Real<T>)};
   }
 
-  BackwardLoop(const BackwardLoop&) = delete;  // it points to itself
+  BackwardLoop(const BackwardLoop&) = delete;  // state_ points to layer_
 
   const WeightGradients<Cell, T>& weights() const { return weights_; }
 
-  // By all threads of the team, each with its rank.
+  // All threads of the team call it, each with its rank.
   void run(const Team& team) {
     team_ = team;
     const Part part = part_of(layer_, team_);
-    const Rows gathered = rows_once(layer_.batch, team_, part);
+    const Rows rows_to_gather = rows_once(layer_.batch, team_, part);
     prepare(part);
     wait(team_);
     if (layer_.batch == 0) {  // the weight gradients are zero
@@ -77,9 +77,9 @@ class BackwardLoop {
       for (index end = t1, begin; end > chunk.steps.begin; end = begin) {
         begin = end - piece > chunk.steps.begin ? end - piece : chunk.steps.begin;
         wait_for_source(team_, layer_.steps - begin);
-        for (index t = end - 1; t >= begin; --t) step(t, chunk.place(t), part);
-        find_places(chunk, {begin, end}, gathered);
-        if (begin == chunk.steps.begin) weights_.gather(chunk, state_, gathered);
+        for (index t = end - 1; t >= begin; --t) step(t, chunk.step_row(t), part);
+        find_positions(chunk, {begin, end}, rows_to_gather);
+        if (begin == chunk.steps.begin) weights_.gather(chunk, state_, rows_to_gather);
         wait(team_);
         if (grads_.x.data) input_gradients(chunk, {begin, end});
         have_done(team_, layer_.steps - begin);
@@ -96,34 +96,36 @@ class BackwardLoop {
   static constexpr int L = lanes<T>, per = per_word<T>;
   static constexpr int last = Cell::stages - 1;
 
-  // Many rows make the weight gradients' loads and stores cheap; few stay in the L2 cache with them.
+  // The most rows of a chunk. Many rows make the loads and stores of weight gradients cheap; few rows
+  // stay in the L2 cache beside the weight gradients.
   static index most_rows(const Layer<T>& layer) {
-    const index bytes = weight_bytes(layer), all = layer.steps * layer.batch;
+    const index bytes = weight_bytes(layer), all_rows = layer.steps * layer.batch;
     index rows = bytes <= l2_bytes ? 128 : bytes <= 4 * l2_bytes ? 256 : 512;
     if (rows < layer.batch) rows = layer.batch;
-    return rows < all ? rows : all;
+    return rows < all_rows ? rows : all_rows;
   }
 
-  // The chunk that ends at t1: as many steps as have at most rows_ rows together, and at least one.
+  // The chunk that ends at t1: as many steps as fit in rows_ rows, and at least one.
   Chunk<Cell, T> chunk_before(index t1) const {
     index t0 = t1 - 1;
-    while (t0 > 0 && state_.before(t1) - state_.before(t0 - 1) <= rows_) --t0;
+    while (t0 > 0 && state_.rows_before(t1) - state_.rows_before(t0 - 1) <= rows_) --t0;
     Chunk<Cell, T> chunk = chunk_;
     chunk.steps = {t0, t1};
-    chunk.rows = state_.before(t1) - state_.before(t0);
+    chunk.rows = state_.rows_before(t1) - state_.rows_before(t0);
     return chunk;
   }
 
-  // Where each row of some of a chunk's steps lies.
-  void find_places(const Chunk<Cell, T>& chunk, Range steps, Rows rows) {
-    if (!chunk.places) return;
+  // Finds the positions of the rows of some steps of a chunk.
+  void find_positions(const Chunk<Cell, T>& chunk, Range steps, Rows rows) {
+    if (!chunk.positions) return;
     const Ragged& ragged = layer_.ragged;
     for (index t = steps.begin; t < steps.end; ++t) {
-      const Rows there = rows.present(state_.count(t));
-      for (index r = 0; r < there.size(); ++r) {
-        const index b = there[r];
-        chunk.places[chunk.place(t) + b] =
-            ragged.packed ? Place{0, ragged.packed[t] + ragged.order[b]} : Place{t, ragged.order[b]};
+      const Rows active = rows.present(state_.count(t));
+      for (index r = 0; r < active.size(); ++r) {
+        const index b = active[r];
+        chunk.positions[chunk.step_row(t) + b] = ragged.packed
+                                                     ? Position{0, ragged.packed[t] + ragged.order[b]}
+                                                     : Position{t, ragged.order[b]};
       }
     }
   }
@@ -137,29 +139,29 @@ class BackwardLoop {
     if (team_.rank == 0) weights_.clear();
   }
 
-  // `row`: where the rows of step t begin in the chunk.
+  // `step_row`: the first row of step t in the chunk.
   //
   // Tried: to prefetch the slots of the step before changes nothing, since bandwidth is the limit.
-  void step(index t, index row, Part part) {
+  void step(index t, index step_row, Part part) {
     const Rows rows = part.rows.present(state_.count(t));
     if (Cell::cell_state >= 0 && grads_.cell_states.data) add_cell_gradients(t, rows, part.blocks);
     if (is_projected<Cell>(layer_)) {
-      output_gradients(t, row, rows, part.outputs);
-      product({chunk_.p_at(0, row), rows_ * L, outputs_, Plain::all}, panels_.projection, t, rows,
-              part.blocks, dq_, true);
+      output_gradients(t, step_row, rows, part.outputs);
+      product({chunk_.p_at(0, step_row), rows_ * L, outputs_, Plain::window}, panels_.projection, t,
+              rows, part.blocks, dq_, true);
     }
-    apply_all<last>(t, row, rows, part.blocks);
+    apply_all<last>(t, step_row, rows, part.blocks);
     if constexpr (last > 0) {
-      gate_product<last>(t, row, rows, part.blocks, dq_, true);
-      apply_all<last - 1>(t, row, rows, part.blocks);
+      gate_product<last>(t, step_row, rows, part.blocks, dq_, true);
+      apply_all<last - 1>(t, step_row, rows, part.blocks);
       static_assert(last <= 1);
     }
     if (t > 0 || grads_.h0.data)
-      gate_product<0>(t, row, rows, part.outputs, dh_, is_projected<Cell>(layer_));
+      gate_product<0>(t, step_row, rows, part.outputs, dh_, is_projected<Cell>(layer_));
     if (layer_.resets.data) cut(t, rows, part);
   }
 
-  // The gradients of the cell states that the caller was given.
+  // Adds the incoming gradients of the cell states.
   void add_cell_gradients(index t, Rows rows, Range blocks) {
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];
@@ -172,11 +174,11 @@ class BackwardLoop {
     }
   }
 
-  // No gradient reaches the states before a reset.
+  // Zeros the gradients of the states before a reset.
   void cut(index t, Rows rows, Part part) {
-    const auto clear = [&](Real<T>* of, Range blocks, index b) {
+    const auto clear = [&](Real<T>* grads, Range blocks, index b) {
       for (index block = blocks.begin; block < blocks.end; ++block)
-        store(of + (block * layer_.batch + b) * L, Vector<T>{});
+        store(grads + (block * layer_.batch + b) * L, Vector<T>{});
     };
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];
@@ -186,8 +188,8 @@ class BackwardLoop {
     }
   }
 
-  // The gradients of the step's projected outputs.
-  void output_gradients(index t, index place, Rows rows, Range blocks) {
+  // Writes the gradients of the step's projected outputs to p.
+  void output_gradients(index t, index step_row, Rows rows, Range blocks) {
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];
       const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
@@ -195,25 +197,25 @@ class BackwardLoop {
         const index left = layer_.outputs - block * L;
         Vector<T> v = load(static_cast<const Real<T>*>(dh_) + (block * layer_.batch + b) * L);
         if (dy) v += load_some(dy + block * L, left);
-        store(chunk_.p_at(block, place + b), left < L ? first_lanes<T>(v, left) : v);
+        store(chunk_.p_at(block, step_row + b), left < L ? first_lanes<T>(v, left) : v);
       }
     }
   }
 
   template <int s>
-  void apply_all(index t, index place, Rows rows, Range blocks) {
-    for (index first = 0; first < rows.size(); first += group) {
-      const Rows own = rows.group_from(first);
-      const index count = own.size();
-      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, own);
+  void apply_all(index t, index step_row, Rows rows, Range blocks) {
+    for (index begin = 0; begin < rows.size(); begin += strip) {
+      const Rows strip_rows = rows.strip_from(begin);
+      const index count = strip_rows.size();
+      const RowsOfStep<Cell, T, const T> step(state_, grads_.y, t, strip_rows);
       for (index block = blocks.begin; block < blocks.end; ++block) {
-        const index at = block * layer_.batch * L;
+        const index offset = block * layer_.batch * L;
         const Local local{block * step.block,
-                          dh_ + at,
-                          Cell::cell_state < 0 ? nullptr : dc_ + at,
-                          dq_ ? dq_ + at : nullptr,
-                          chunk_.d_at(block, place),
-                          chunk_.operand ? chunk_.operand_at(place) : nullptr,
+                          dh_ + offset,
+                          Cell::cell_state < 0 ? nullptr : dc_ + offset,
+                          dq_ ? dq_ + offset : nullptr,
+                          chunk_.d_at(block, step_row),
+                          chunk_.operand ? chunk_.operand_at(step_row) : nullptr,
                           blocks_ * L,
                           block,
                           layer_.hidden - block * L,
@@ -226,22 +228,22 @@ class BackwardLoop {
     }
   }
 
-  // What apply needs of this object, for one block: by value, since the compiler must assume that any
-  // store of numbers changes the object.
+  // What apply needs of this object, for one block. apply takes it by value, since the compiler must
+  // assume that any store of numbers changes this object.
   struct Local {
-    index slots;  // those of the block, from those of block 0 on
+    index slots;  // the distance from the slots of block 0 to those of the block
     Real<T>*dh, *dc, *dq;
     T *d, *operand;
     index padded, block, units;
     bool has_dy, is_projected;
   };
 
-  // The cell's formula for one row, or for two (V a Pack).
+  // Applies the cell's formula to one row, or to two rows where V is a Pack.
   template <int s, class V>
-  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local of,
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local local,
                                    index row) {
     constexpr index d_size = Cell::gates * L;
-    const index unit = of.block * L;
+    const index unit = local.block * L;
     const auto read = [&](const auto* from, index size) {
       return gather<V>([&](int r) { return load(from + step.b[row + r] * size); });
     };
@@ -252,54 +254,55 @@ class BackwardLoop {
 #pragma GCC unroll 8
     for (int slot = 0; slot < Cell::slots; ++slot)
       v[slot] = gather<V>([&](int r) {
-        return load(static_cast<const Real<T>*>(step.slots[row + r]) + of.slots + slot * L);
+        return load(static_cast<const Real<T>*>(step.slots[row + r]) + local.slots + slot * L);
       });
     V h = splat<V>(0);
     if constexpr (!Cell::projects)
-      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, of.units); });
-    const V c =
-        gather<V>([&](int r) { return load(step.c[row + r].data + of.block * step.c[row + r].block); });
-    const bool whole = !(Cell::projects && of.is_projected);  // dh has the width of the cell
+      h = gather<V>([&](int r) { return load_some(step.h[row + r] + unit, local.units); });
+    const V c = gather<V>(
+        [&](int r) { return load(step.c[row + r].data + local.block * step.c[row + r].block); });
+    const bool dh_of_units = !(Cell::projects && local.is_projected);  // dh has the width H, not R
     V dh = splat<V>(0), dc = splat<V>(0), grad;
-    if (whole) dh = read(of.dh, L);
-    if constexpr (Cell::cell_state >= 0) dc = read(of.dc, L);
-    // Other threads may be reading the rest, which the last stage wrote.
+    if (dh_of_units) dh = read(local.dh, L);
+    if constexpr (Cell::cell_state >= 0) dc = read(local.dc, L);
+    // An earlier stage writes only its own gates: other threads may be reading those of the last stage.
     constexpr Window written = s == last ? Window{0, Cell::gates} : Cell::recurrent[s];
     if constexpr (s == last) {
-      grad = whole ? dh : read(of.dq, L);
-      if (whole && of.has_dy)
-        grad = grad + gather<V>([&](int r) { return load_some(step.y[row + r] + unit, of.units); });
+      grad = dh_of_units ? dh : read(local.dq, L);
+      if (dh_of_units && local.has_dy)
+        grad = grad + gather<V>([&](int r) { return load_some(step.y[row + r] + unit, local.units); });
       dh = splat<V>(0);
 #pragma GCC unroll 8
       for (int slot = 0; slot < Cell::gates; ++slot) dv[slot] = splat<V>(0);
     } else {
-      grad = read(of.dq, L);
+      grad = read(local.dq, L);
 #pragma GCC unroll 8
       for (int slot = written.begin; slot < written.end; ++slot)
-        dv[slot] = read(of.d + slot * L, d_size);
+        dv[slot] = read(local.d + slot * L, d_size);
     }
     if constexpr (s == last && (last > 0 || Cell::projects))
-      if (of.operand) write(of.operand + unit, of.padded, Cell::operand(v, h));
+      if (local.operand) write(local.operand + unit, local.padded, Cell::operand(v, h));
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
-    if (whole) write(of.dh, L, dh);
-    if constexpr (Cell::cell_state >= 0) write(of.dc, L, dc);
+    if (dh_of_units) write(local.dh, L, dh);
+    if constexpr (Cell::cell_state >= 0) write(local.dc, L, dc);
 #pragma GCC unroll 8
     for (int slot = written.begin; slot < written.end; ++slot)
       scatter(dv[slot], [&](int r, Vector<T> x) {
-        // Padding must stay zero: an infinite input would make it NaN, and the products spread it.
-        store(of.d + step.b[row + r] * d_size + slot * L,
-              of.units < L ? first_lanes<T>(x, of.units) : x);
+        // Padding must stay zero: an infinite input would make it NaN, and products would spread the
+        // NaN.
+        store(local.d + step.b[row + r] * d_size + slot * L,
+              local.units < L ? first_lanes<T>(x, local.units) : x);
       });
   }
 
-  // The gradients of stage s's gates times its weights.
+  // Multiplies the gradients of the gates of stage s by its weights.
   template <int s>
-  void gate_product(index t, index first, Rows rows, Range blocks, Real<T>* to, bool from_zero) {
-    product({chunk_.d_at(0, first), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s]},
+  void gate_product(index t, index step_row, Rows rows, Range blocks, Real<T>* to, bool from_zero) {
+    product({chunk_.d_at(0, step_row), rows_ * Cell::gates * L, blocks_, Cell::recurrent[s]},
             panels_.stage[s], t, rows, blocks, to, from_zero);
   }
 
-  // Along a row of gradients: `count` blocks, block_stride apart, of the lanes of a window's slots.
+  // A row of gradients: `count` blocks, block_stride apart, each with the lanes of a window's gates.
   static constexpr Depth along(index count, index block_stride, Window window) {
     return {count, block_stride, window.width() * L / per, per};
   }
@@ -312,7 +315,7 @@ class BackwardLoop {
     Window window;
   };
 
-  // to = or += gradients times weights.
+  // to = (where from_zero) or += gradients times weights.
   void product(const Factor& factor, const T* weights, index t, Rows rows, Range blocks, Real<T>* to,
                bool from_zero) {
     if (team_.split == Split::units) wait(team_);
@@ -334,13 +337,15 @@ class BackwardLoop {
         });
   }
 
-  // The gradients of the inputs of some of a chunk's steps.
+  // Writes the gradients of the inputs of some steps of a chunk.
   //
-  // Tried: to write them straight from the tile, without the copy through a buffer, changes nothing.
+  // Tried: to write from the tile straight to the tensor, without the buffer `result`, changes nothing.
   void input_gradients(const Chunk<Cell, T>& chunk, Range steps) {
-    const index a = chunk.place(steps.begin), b = chunk.place(steps.end - 1), first = a < b ? a : b;
-    Range rows = share(state_.before(steps.end) - state_.before(steps.begin), team_.size, team_.rank);
-    rows = {first + rows.begin, first + rows.end};
+    const index begin = chunk.step_row(steps.begin), last_step = chunk.step_row(steps.end - 1);
+    const index first_row = begin < last_step ? begin : last_step;
+    Range rows =
+        share(state_.rows_before(steps.end) - state_.rows_before(steps.begin), team_.size, team_.rank);
+    rows = {first_row + rows.begin, first_row + rows.end};
     const index panel = panels_.size(blocks_, Cell::input.width());
     const Extent extent{along(blocks_, rows_ * Cell::gates * L, Cell::input), panel, L * per, L, 0};
     const Range columns{0, blocks_of<T>(layer_.inputs)};
@@ -371,11 +376,11 @@ class BackwardLoop {
   Gradients<T> grads_;
   BackwardPanels<Cell, T> panels_;
   Team team_;
-  index blocks_, outputs_;  // of the hidden units, and of h
-  index rows_;              // the most that a chunk has
+  index blocks_, outputs_;  // blocks of the hidden units, and of h
+  index rows_;              // the most rows of a chunk
   WeightGradients<Cell, T> weights_;
-  Chunk<Cell, T> chunk_;    // of no steps yet
-  Real<T>*dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of what a second product multiplied
+  Chunk<Cell, T> chunk_;    // without steps
+  Real<T>*dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of the operand of a second product
   Real<T>* c0_;
   States<Cell, T> state_;
 };

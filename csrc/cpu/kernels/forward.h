@@ -1,10 +1,10 @@
 // The time loop over any cell, forward.
 //
-// A chunk of steps at a time, or in a wavefront a piece of one: its input products go straight into the
-// slots of its steps, then each step adds its recurrent products to them and applies the cell's
-// formula, tile by tile. Every pre-activation is bias, then input products, then recurrent products,
-// each in the order of k. Where h is a projection one more product turns what the formula gave into the
-// step's output.
+// The loop takes a chunk of steps at a time, or a piece of a chunk in a wavefront. The input products
+// of the chunk go straight into the slots of its steps. Then each step adds its recurrent products to
+// its slots and applies the cell's formula, tile by tile. Every pre-activation is the bias, then the
+// input products, then the recurrent products, each in the order of k. Where h is a projection, one
+// more product turns the formula's result into the step's output.
 #pragma once
 
 #include "cpu/kernels/states.h"
@@ -12,8 +12,8 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// One product of the forward pass: rows times the transposed matrix w of `units` rows a gate (or of
-// that many rows, where it has no gates) and `depth` columns.
+// One product of the forward pass: rows times the transposed matrix w, which has `units` rows for each
+// gate (or in all, where it has no gates) and `depth` columns.
 template <class T>
 struct Product {
   Window window;
@@ -21,10 +21,15 @@ struct Product {
   index units, depth;
   T* panels;  // [blocks][k][gates of the window][lanes], see product.h
 
-  // Packed: before the first step. Lazy: by the thread that alone reads them, when it first does, a few
-  // blocks at a time, which are in the cache then. Weights that are read once are not worth a packed
-  // copy of them all. Streamed: as lazy, and overwritten by the next few. Unpacked: not even that, for
-  // a few rows and a step or two.
+  // When the weights are packed.
+  // - packed: before the first step.
+  // - lazy: at their first use, a few blocks at a time, which are then in the cache. Only one thread
+  // may
+  //   read them.
+  // - streamed: as lazy, but the next few blocks overwrite them. Weights that are read once are not
+  // worth
+  //   a packed copy of them all.
+  // - unpacked: never, for a few rows and one or two steps.
   enum class Use { packed, lazy, streamed, unpacked } use;
 
   index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
@@ -41,15 +46,16 @@ struct Product {
 template <class Cell, class T>
 class Forward {
  public:
-  // From a null base it only counts the scratch memory.
+  // With a null base it only counts the scratch memory.
   Forward(const Layer<T>& layer, const Team& team, void* base)
       : layer_(layer), team_(team), blocks_(blocks_of<T>(layer.hidden)) {
     const index chunk = States<Cell, T>::chunk_steps(layer, layer.batch), padded = blocks_ * L;
-    Arena arena(base), held(layer.panels);
+    Arena arena(base), caller_panels(layer.panels);
     const auto product = [&](Window window, Matrix<const T> w, index units, index depth, index times,
                              index rows) {
       Product<T> p{window, w, units, depth, nullptr, use(times, rows)};
-      p.panels = (layer.panels ? held : arena).template take<T>(blocks_of<T>(units) * p.panel());
+      p.panels =
+          (layer.panels ? caller_panels : arena).template take<T>(blocks_of<T>(units) * p.panel());
       return p;
     };
     piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
@@ -61,13 +67,14 @@ class Forward {
                           layer.steps, layer.batch);
     if (is_projected<Cell>(layer_))
       projection_ =
-          product(Plain::all, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
+          product(Plain::window, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
     bias_ = arena.template take<Real<T>>(padded * Cell::gates);
     operand_ = arena.template take<T>(
         Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
-    whole_x_ =
-        arena.template take<T>(is_whole(layer.inputs) ? 0 : chunk * layer.batch * whole(layer.inputs));
-    whole_h_ = arena.template take<T>(is_whole(layer.outputs) ? 0 : layer.batch * whole(layer.outputs));
+    padded_x_ = arena.template take<T>(
+        needs_padding(layer.inputs) ? chunk * layer.batch * padded_width(layer.inputs) : 0);
+    padded_h_ = arena.template take<T>(
+        needs_padding(layer.outputs) ? layer.batch * padded_width(layer.outputs) : 0);
     c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
     zeros_ = arena.template take<Real<T>>(zeros_of(layer));
     const bool saves = layer.saved;
@@ -76,24 +83,24 @@ class Forward {
     state_ = {&layer_,
               zeros_,
               c0_,
-              {saves ? layer.saved : slots, layer.batch, layer.ragged.before, {}, saves},
+              {saves ? layer.saved : slots, layer.batch, layer.ragged.rows_before, {}, saves},
               chunk};
     scratch_ = arena.used();
   }
 
   index scratch() const { return scratch_; }
 
-  // The packed weights of all products, which a caller may hold from call to call.
+  // The size of the packed weights of all products, which a caller may keep from call to call.
   index panels_size() const {
-    Arena counted(nullptr);
+    Arena counter(nullptr);
     for_products([&](auto, const Product<T>& product, index blocks) {
-      counted.template take<T>(blocks * product.panel());
+      counter.template take<T>(blocks * product.panel());
     });
-    return counted.used() / index{sizeof(T)};
+    return counter.used() / index{sizeof(T)};
   }
   void pack_panels() const {
-    for_products([](auto of, const Product<T>& product, index blocks) {
-      pack<decltype(of)>(product, {0, blocks});
+    for_products([](auto kind, const Product<T>& product, index blocks) {
+      pack<decltype(kind)>(product, {0, blocks});
     });
   }
 
@@ -119,9 +126,9 @@ class Forward {
   static constexpr int L = lanes<T>;
   using Use = typename Product<T>::Use;
 
-  // What other threads computed of a step, where a team shares its units.
+  // Waits for what the other threads computed of a step, where the team splits the units.
   //
-  // Tried: to prefetch what the other thread has just written changes nothing at B=8 while a line
+  // Tried: to prefetch what the other thread has just written changes nothing at B=8 while a cache line
   // travels slowly between the cores; otherwise training is 4 to 10 percent slower.
   void wait_for_units() const {
     if (team_.split == Split::units) wait(team_);
@@ -144,10 +151,12 @@ class Forward {
   }
 
   void prepare(Part part) {
-    // Each thread prepares some blocks: its own ones where it alone needs them.
+    // Each thread prepares its share of the blocks: those that it alone needs, where the units are
+    // split.
     if (!layer_.panels)
-      for_products([&](auto of, const Product<T>& product, index all) {
-        if (product.use == Use::packed) pack<decltype(of)>(product, share(all, team_.size, team_.rank));
+      for_products([&](auto kind, const Product<T>& product, index all) {
+        if (product.use == Use::packed)
+          pack<decltype(kind)>(product, share(all, team_.size, team_.rank));
       });
     const Range blocks = share(blocks_, team_.size, team_.rank);
     for (index block = blocks.begin; block < blocks.end; ++block) sum_biases(block);
@@ -157,7 +166,7 @@ class Forward {
       for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
   }
 
-  // Calls f(Cell or Plain, product, its blocks).
+  // Calls f(Cell{} or Plain{}, product, blocks of the product) for every product.
   template <class F>
   void for_products(F f) const {
     f(Cell{}, input_, blocks_);
@@ -165,20 +174,20 @@ class Forward {
     if (is_projected<Cell>(layer_)) f(Plain{}, projection_, blocks_of<T>(layer_.outputs));
   }
 
-  // Of a product with so many rows, so many times.
+  // How to use the weights of a product of `rows` rows that runs `times` times.
   Use use(index times, index rows) const {
     if (layer_.panels) return Use::packed;
-    const index turns = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
-    if (turns <= most_turns_unpacked) return Use::unpacked;
+    const index transpositions = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
+    if (transpositions <= most_transpositions) return Use::unpacked;
     const bool own_blocks = team_.split == Split::units || team_.size == 1;
     return !own_blocks ? Use::packed : times == 1 ? Use::streamed : Use::lazy;
   }
 
-  template <class Of>
+  template <class Kind>
   static void pack(const Product<T>& product, Range blocks, index shift = 0) {
     for (index block = blocks.begin; block < blocks.end; ++block)
-      pack_forward<Of>(product.panels + (block - shift) * product.panel(), product.w, product.units,
-                       product.depth, product.window, block * L, product.units_of(block));
+      pack_forward<Kind>(product.panels + (block - shift) * product.panel(), product.w, product.units,
+                         product.depth, product.window, block * L, product.units_of(block));
   }
 
   void sum_biases(index block) {
@@ -195,13 +204,13 @@ class Forward {
   }
 
   // Calls f(first row, rows, first block, blocks, tile) for tiles that cover the rows and the blocks,
-  // as for_each_tile does; a tile is called as those of product.h.
-  template <class Of, int P, class F>
+  // as for_each_tile does. A tile has the arguments of tile().
+  template <class Kind, int P, class F>
   static void for_tiles(const Product<T>& product, index rows, Range blocks, bool descending, F f) {
     if (product.use != Use::unpacked) {
       for_each_tile<T, P>(rows, blocks, descending,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
-                            f(row, R, block, N, Tile<Of, T, P>{tile, R, {}, 0, 0, 0, 0});
+                            f(row, R, block, N, Tile<Kind, T, P>{tile, R, {}, 0, 0, 0, 0});
                           });
     } else {
       for (index block = blocks.begin; block < blocks.end; ++block)
@@ -209,28 +218,28 @@ class Forward {
           const int R =
               rows - row < unpacked_tile_rows ? static_cast<int>(rows - row) : unpacked_tile_rows;
           f(row, R, block, 1,
-            Tile<Of, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
-                           product.window.begin});
+            Tile<Kind, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
+                             product.window.begin});
         }
     }
   }
 
-  // Calls f(blocks, panels), the latter from block 0 on, for the packed panels of the blocks: for all
-  // of them at once, or where they are packed just before for a few at a time. `first`: whether this is
-  // the product's first use.
+  // Calls f(blocks, panels) with the packed panels of the blocks; `panels` is the address of block 0. f
+  // gets all blocks at once, or a few at a time where they are packed just before. `first_use`: whether
+  // this is the product's first use.
   //
-  // Tried: one block at a time takes 6 percent less than two for LSTM B=1 H=1024, and as much for GRU
-  // and for narrower layers.
-  template <class Of, int P, class F>
-  static void for_panels(const Product<T>& product, Range blocks, bool first, F f) {
+  // Tried: one block at a time takes 6 percent less than two for LSTM B=1 H=1024, and the same time for
+  // GRU and for narrower layers.
+  template <class Kind, int P, class F>
+  static void for_panels(const Product<T>& product, Range blocks, bool first_use, F f) {
     const bool streamed = product.use == Use::streamed;
-    if (!streamed && !(first && product.use == Use::lazy)) return f(blocks, product.panels);
+    if (!streamed && !(first_use && product.use == Use::lazy)) return f(blocks, product.panels);
     for (index block = blocks.begin; block < blocks.end; block += most_panels<P>) {
       const index end = block + most_panels<P>;
-      const Range few{block, end < blocks.end ? end : blocks.end};
-      const index shift = streamed ? block - blocks.begin : 0;  // all in the place of the first
-      pack<Of>(product, few, shift);
-      f(few, product.panels - shift * product.panel());
+      const Range piece{block, end < blocks.end ? end : blocks.end};
+      const index shift = streamed ? block - blocks.begin : 0;  // every piece overwrites the first
+      pack<Kind>(product, piece, shift);
+      f(piece, product.panels - shift * product.panel());
     }
   }
 
@@ -238,11 +247,11 @@ class Forward {
     constexpr int P = Cell::input.width();
     const index block_stride = state_.slots(steps.begin).block;
     const Extent extent = input_.extent(block_stride, Cell::gates * L);
-    if (whole_x_) copy_whole_x(steps, part);
-    const bool starts = steps.begin == 0;
-    for_panels<Cell, P>(input_, part.blocks, starts, [&](Range blocks, const T* panels) {
-      const T* x[group];
-      Real<T>* slots[group];
+    if (padded_x_) pad_x(steps, part);
+    const bool first_use = steps.begin == 0;
+    for_panels<Cell, P>(input_, part.blocks, first_use, [&](Range blocks, const T* panels) {
+      const T* x[strip];
+      Real<T>* slots[strip];
       index rows = 0;
       const auto project = [&] {
         for_tiles<Cell, P>(input_, rows, blocks, false,
@@ -258,52 +267,52 @@ class Forward {
       };
       for (index t = steps.begin; t < steps.end; ++t) {
         const Slots<Cell, T> step = state_.slots(t);
-        const Rows there = part.rows.present(state_.count(t));
-        for (index r = 0; r < there.size(); ++r) {
-          x[rows] = x_row(steps, t, there[r]);
-          slots[rows] = step.at(0, there[r]);
-          if (++rows == group) project();
+        const Rows active = part.rows.present(state_.count(t));
+        for (index r = 0; r < active.size(); ++r) {
+          x[rows] = x_row(steps, t, active[r]);
+          slots[rows] = step.at(0, active[r]);
+          if (++rows == strip) project();
         }
       }
       project();
     });
   }
 
-  // Words must not reach past a row. Rows of an odd number of bfloat16 are copied, with a zero after
-  // them.
-  static constexpr index whole(index width) { return words<T>(width) * per_word<T>; }
-  static constexpr bool is_whole(index width) { return whole(width) == width; }
-  static void copy_whole(T* to, const T* from, index width) {
+  // A word must not reach past a row. Rows of an odd number of bfloat16 are copied, and padded with a
+  // zero.
+  static constexpr index padded_width(index width) { return words<T>(width) * per_word<T>; }
+  static constexpr bool needs_padding(index width) { return padded_width(width) != width; }
+  static void pad_row(T* to, const T* from, index width) {
     for (index k = 0; k < width; ++k) to[k] = from[k];
     to[width] = T{};
   }
 
-  Rows copied(Part part, index t) const {
+  Rows rows_to_pad(Part part, index t) const {
     return rows_once(layer_.batch, team_, part).present(state_.count(t));
   }
-  T* whole_x(Range steps, index t, index b) const {
-    return whole_x_ + ((t - steps.begin) * layer_.batch + b) * whole(layer_.inputs);
+  T* padded_x(Range steps, index t, index b) const {
+    return padded_x_ + ((t - steps.begin) * layer_.batch + b) * padded_width(layer_.inputs);
   }
   const T* x_row(Range steps, index t, index b) const {
-    return whole_x_ ? whole_x(steps, t, b) : state_.row(layer_.x, t, b);
+    return padded_x_ ? padded_x(steps, t, b) : state_.row(layer_.x, t, b);
   }
-  void copy_whole_x(Range steps, Part part) {
-    wait_for_units();  // others may still read those of the steps before
+  void pad_x(Range steps, Part part) {
+    wait_for_units();  // other threads may still read the rows of the steps before
     for (index t = steps.begin; t < steps.end; ++t) {
-      const Rows rows = copied(part, t);
+      const Rows rows = rows_to_pad(part, t);
       for (index r = 0; r < rows.size(); ++r)
-        copy_whole(whole_x(steps, t, rows[r]), state_.row(layer_.x, t, rows[r]), layer_.inputs);
+        pad_row(padded_x(steps, t, rows[r]), state_.row(layer_.x, t, rows[r]), layer_.inputs);
     }
     wait_for_units();
   }
-  void copy_whole_h(index t, Part part) {
-    const Rows rows = copied(part, t);
+  void pad_h(index t, Part part) {
+    const Rows rows = rows_to_pad(part, t);
     for (index r = 0; r < rows.size(); ++r)
-      copy_whole(whole_h_ + rows[r] * whole(layer_.outputs), state_.h(t, rows[r]), layer_.outputs);
+      pad_row(padded_h_ + rows[r] * padded_width(layer_.outputs), state_.h(t, rows[r]), layer_.outputs);
     wait_for_units();
   }
 
-  // Gates that the input does not feed.
+  // Sets the gates that the input does not feed to their bias.
   void start_from_bias(Real<T>* const* slots, int R, index block_stride, index block, int N) {
     for (int slot = 0; slot < Cell::gates; ++slot)
       if (!Cell::input.has(slot))
@@ -318,19 +327,19 @@ class Forward {
     constexpr Window window = Cell::recurrent[s];
     constexpr int P = window.width();
     const index padded = blocks_ * L;
-    const Rows there = part.rows.present(state_.count(t));
-    if (s == 0 && whole_h_) copy_whole_h(t, part);
-    for (index first = 0; first < there.size(); first += group) {
-      const Rows rows = there.group_from(first);
+    const Rows active = part.rows.present(state_.count(t));
+    if (s == 0 && padded_h_) pad_h(t, part);
+    for (index begin = 0; begin < active.size(); begin += strip) {
+      const Rows rows = active.strip_from(begin);
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, rows);
       const Extent extent = stage_[s].extent(step.block, 0);
-      const T* a[group];
+      const T* a[strip];
       for (index r = 0; r < rows.size(); ++r)
-        a[r] = s > 0      ? operand_ + step.b[r] * padded
-               : whole_h_ ? whole_h_ + step.b[r] * whole(layer_.outputs)
-                          : step.h[r];
-      const bool starts = t == 0 && first == 0;
-      for_panels<Cell, P>(stage_[s], part.blocks, starts, [&](Range blocks, const T* panels) {
+        a[r] = s > 0       ? operand_ + step.b[r] * padded
+               : padded_h_ ? padded_h_ + step.b[r] * padded_width(layer_.outputs)
+                           : step.h[r];
+      const bool first_use = t == 0 && begin == 0;
+      for_panels<Cell, P>(stage_[s], part.blocks, first_use, [&](Range blocks, const T* panels) {
         for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
                              Real<T>* c[accumulators];
@@ -343,7 +352,7 @@ class Forward {
     }
   }
 
-  // The cell's formula for one block of rows [begin, end) of the group.
+  // Applies the cell's formula to one block of units, for rows [begin, end) of the strip.
   template <int s>
   void apply_to(const RowsOfStep<Cell, T, T>& step, index block, index begin, index end) {
     const index units = layer_.hidden - block * L;
@@ -355,7 +364,7 @@ class Forward {
     for (; row < end; ++row) apply<s, Vector<T>>(step, operand, padded, block, units, row);
   }
 
-  // For one row, or for two (V a Pack).
+  // The same for one row, or for two rows where V is a Pack.
   template <int s, class V>
   static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index padded,
                                    index block, index units, index row) {
@@ -385,13 +394,13 @@ class Forward {
 
   void project_outputs(index t, Part part) {
     const Extent extent = projection_.extent(L, 0);
-    const Rows there = part.rows.present(state_.count(t));
-    for (index first = 0; first < there.size(); first += group) {
-      const Rows rows = there.group_from(first);
-      const T* a[group];
+    const Rows active = part.rows.present(state_.count(t));
+    for (index begin = 0; begin < active.size(); begin += strip) {
+      const Rows rows = active.strip_from(begin);
+      const T* a[strip];
       for (index r = 0; r < rows.size(); ++r) a[r] = operand_ + rows[r] * blocks_ * L;
-      const bool starts = t == 0 && first == 0;
-      for_panels<Plain, 1>(projection_, part.outputs, starts, [&](Range blocks, const T* panels) {
+      const bool first_use = t == 0 && begin == 0;
+      for_panels<Plain, 1>(projection_, part.outputs, first_use, [&](Range blocks, const T* panels) {
         for_tiles<Plain, 1>(projection_, rows.size(), blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
                               Real<T>* c[accumulators];
@@ -409,28 +418,28 @@ class Forward {
   }
 
   void write_cell_states(index t, Part part) {
-    const Rows there = part.rows.present(state_.count(t));
+    const Rows active = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
-    for (index r = 0; r < there.size(); ++r)
+    for (index r = 0; r < active.size(); ++r)
       for (index block = part.blocks.begin; block < part.blocks.end; ++block)
-        store_some(state_.row(layer_.cell_states, t, there[r]) + block * L,
-                   load(slots.at(block, there[r]) + Cell::cell_state * L), layer_.hidden - block * L);
+        store_some(state_.row(layer_.cell_states, t, active[r]) + block * L,
+                   load(slots.at(block, active[r]) + Cell::cell_state * L), layer_.hidden - block * L);
   }
 
-  // From the last step that each row has; a row that inference no longer holds was written then.
+  // Writes the final states of the rows whose last step is t. Inference overwrites their slots later.
   void write_final_states(index t, Part part) {
-    const Rows left = part.rows.present(t + 1 < layer_.steps ? state_.count(t + 1) : 0);
-    const Rows there = part.rows.present(state_.count(t));
+    const Rows continuing = part.rows.present(t + 1 < layer_.steps ? state_.count(t + 1) : 0);
+    const Rows active = part.rows.present(state_.count(t));
     const Slots<Cell, T> slots = state_.slots(t);
-    for (index r = left.size(); r < there.size(); ++r) {
-      const index b = there[r], place = layer_.ragged.place(b);
+    for (index r = continuing.size(); r < active.size(); ++r) {
+      const index b = active[r], row = layer_.ragged.batch_row(b);
       for (index k = part.outputs.begin * L; layer_.h_n.data && k < part.outputs.end * L; k += L) {
         const T* y = state_.row(layer_.y, t, b) + k;
-        store_some(layer_.h_n.data + place * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
+        store_some(layer_.h_n.data + row * layer_.h_n.row + k, load_some(y, layer_.outputs - k),
                    layer_.outputs - k);
       }
       for (index block = part.blocks.begin; layer_.c_n.data && block < part.blocks.end; ++block)
-        store_some(layer_.c_n.data + place * layer_.c_n.row + block * L,
+        store_some(layer_.c_n.data + row * layer_.c_n.row + block * L,
                    load(slots.at(block, b) + Cell::cell_state * L), layer_.hidden - block * L);
     }
   }
@@ -438,12 +447,12 @@ class Forward {
   const Layer<T> layer_;
   const Team team_;
   const index blocks_;
-  index piece_;  // the steps whose inputs are multiplied at once: those of a chunk, or fewer
+  index piece_;  // the steps whose inputs are multiplied at once: a chunk, or fewer in a wavefront
   index scratch_;
   Product<T> input_, stage_[Cell::stages], projection_;
-  Real<T>* bias_;          // [blocks][gates][lanes]
-  T* operand_;             // [B][blocks][lanes], what a second stage or the projection multiplies
-  T *whole_x_, *whole_h_;  // [rows of a chunk][I], [B][R], where those end in half a word: padded
+  Real<T>* bias_;            // [blocks][gates][lanes]
+  T* operand_;               // [B][blocks][lanes], of the second stage or of the projection
+  T *padded_x_, *padded_h_;  // [rows of a chunk][padded I], [B][padded R]; null: no padding is needed
   Real<T>*c0_, *zeros_;
   States<Cell, T> state_;
 };

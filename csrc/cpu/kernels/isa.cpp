@@ -79,8 +79,8 @@ double peak(long rounds) {
   return 2.0 * 16 * chains * lanes<T> * per_word<T> * static_cast<double>(rounds);
 }
 
-// RNNFAST_NUMBERS is a sum of those types that are built; an instruction set leaves the others to the
-// ones before it.
+// RNNFAST_NUMBERS is the sum of the NumberBits of the types that are built. The other types have the
+// kernels of an earlier instruction set.
 #if !defined(RNNFAST_NUMBERS)
 #define RNNFAST_NUMBERS 7
 #endif

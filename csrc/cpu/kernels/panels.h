@@ -1,6 +1,6 @@
-// Two vectors that a cell's formula treats as one number. Its operations interleave: a chain of
-// dependent ones, as exp is, fills the processor's schedulers and leaves its pipes idle if it runs
-// alone.
+// Two vectors that a cell's formula treats as one number, so that the operations on both interleave. A
+// single chain of dependent operations, as exp is, fills the processor's schedulers and leaves its
+// execution units idle.
 #pragma once
 
 #include "cpu/kernels/vec.h"
@@ -68,7 +68,7 @@ RNNFAST_INLINE Pack<V> where_less(Pack<V> a, Pack<V> b, Pack<V> x, Pack<V> y) {
   return {where_less(a.a, b.a, x.a, y.a), where_less(a.b, b.b, x.b, y.b)};
 }
 
-// A number from f(0), f(1), one vector each; and f(0, first), f(1, second) of its vectors.
+// gather makes a V of the vectors f(0) and f(1), or of f(0) alone. scatter calls f(k, vector k of v).
 template <class V, class F>
 RNNFAST_INLINE V gather(F f) {
   if constexpr (Traits<V>::vectors == 2)

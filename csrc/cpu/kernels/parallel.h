@@ -1,5 +1,5 @@
-// Who computes what. A call's threads form a Team; every output element belongs to exactly one of them,
-// and which one never changes its value.
+// How threads share work and wait for each other. The threads of a call form a Team. Every output
+// element is computed by exactly one thread, and its value does not depend on which.
 #pragma once
 
 #include <sched.h>
@@ -30,8 +30,8 @@ inline void pause() {
 #endif
 }
 
-// Returns when ready() holds. It spins, since a sleeping thread pays a time slice to wake where the
-// cores are busy, but gives its core up where the one it waits for may need it.
+// Returns when ready() holds. It spins, since a sleeping thread waits a time slice to wake on a busy
+// core. After some time it yields its core, which the other thread may need.
 template <class Ready>
 RNNFAST_INLINE void spin_until(Ready ready) {
   constexpr int spins_before_yield = 2000;
@@ -43,7 +43,7 @@ RNNFAST_INLINE void spin_until(Ready ready) {
   }
 }
 
-// Returns when the whole team has arrived; what any member wrote before is then seen by all.
+// Returns when the whole team has arrived; what any member wrote before is then visible to all members.
 inline void wait(const Team& team) {
   if (team.size == 1) return;
   Barrier& b = *team.barrier;
@@ -56,21 +56,21 @@ inline void wait(const Team& team) {
   spin_until([&] { return __atomic_load_n(&b.generation, __ATOMIC_ACQUIRE) != generation; });
 }
 
-// Returns when all of the team that this one reads from have done `steps` of their steps; what they
-// wrote before is then seen.
+// Returns when all members of the source team have done `steps` steps; what they wrote before is then
+// visible.
 inline void wait_for_source(const Team& team, index steps) {
   if (!team.source) return;
   for (int k = 0; k < team.size; ++k)
     spin_until([&] { return __atomic_load_n(&team.source[k].steps, __ATOMIC_ACQUIRE) >= steps; });
 }
 
-// Says that this member has done `steps` of its steps.
+// Tells the team that reads from this one that this member has done `steps` steps.
 inline void have_done(const Team& team, index steps) {
-  if (team.own) __atomic_store_n(&team.own[team.rank].steps, steps, __ATOMIC_RELEASE);
+  if (team.progress) __atomic_store_n(&team.progress[team.rank].steps, steps, __ATOMIC_RELEASE);
 }
 
-// Flushes denormals to zero while it lives: decaying states otherwise make some CPUs tens of times
-// slower. The caller's setting is restored.
+// Flushes denormals to zero while it lives, and then restores the caller's setting. Denormals of
+// decaying states make some CPUs tens of times slower.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
@@ -91,7 +91,8 @@ class FlushDenormals {
 #endif
 };
 
-// Hands out aligned pieces of one allocation, null for none; from a null base it only counts them.
+// Hands out aligned pieces of one allocation, null for a count of zero. With a null base it only
+// counts.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}

@@ -6,27 +6,28 @@
 // output columns. For a layer's forward weights the P vectors of a block are the gates of `lanes`
 // hidden units, so that a tile of c holds all gates of its units.
 //
-// Of bfloat16 k counts words of two neighbours, in rows and in panels ([k][P][lanes][2]); the result
-// and what it starts from are in float32. All strides are in numbers.
+// For bfloat16 k counts words of two neighbours, in rows and in panels ([k][P][lanes][2]); the result
+// and its initial value are float32. All strides are in numbers.
 #pragma once
 
 #include "cpu/kernels/panels.h"
 #include "cpu/kernels/parallel.h"
 #include "cpu/kernels/vec.h"
 
-#include "cells/math.h"  // after the number types they are written on
+#include "cells/math.h"  // needs the number types above
 #include "cells/cells.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// How many accumulators fit the registers, beside the operands.
+// How many accumulators fit the registers beside the operands.
 #if RNNFAST_VECTOR_REGISTERS >= 32
 inline constexpr int accumulators = 24;
 #else
 inline constexpr int accumulators = 12;
 #endif
 
-// The contraction index k runs over outer * inner; a row's word is at outer and inner strides.
+// The index k of the sum runs over outer * inner words of a row, which are outer_stride and
+// inner_stride apart.
 struct Depth {
   index outer, outer_stride, inner, inner_stride;
 };
@@ -39,29 +40,31 @@ constexpr Depth contiguous(index n) {
 template <class T>
 struct Panels {
   const T* data;
-  index panel;  // from one panel to the next
-  index step;   // from one k to the next: P vectors, or more where a panel is part of a wider one
+  index panel;  // the distance from one panel to the next
+  index step;   // the distance from one k to the next: P vectors, more in a part of a wider panel
 };
 
-// What all tiles of a product have in common. By reference: on the stack of every call it cost a
-// stalled load, 2 percent of a training step.
+// What all tiles of a product have in common. Tiles take it by reference: to copy it to the stack of
+// every call cost a stalled load, 2 percent of a training step.
 struct Extent {
   Depth depth;
-  index panel, step;          // of the panels, as there
-  index c_panel, init_panel;  // from the result in one panel to that in the next, and in init
+  index panel, step;          // as in Panels
+  index c_panel, init_panel;  // the distance from one panel to the next in c and in init
 };
 
-// A sum is added up in slices, each from zero, and then the slices: rounding errors grow with the
-// square root of the longest chain, and one chain of 1024 is worse than what BLAS libraries do.
-// Longer for bfloat16, whose own rounding outweighs that of any such chain.
+// The length of a slice: a sum adds up slices that start from zero, and then the slices. Rounding
+// errors grow with the square root of the longest chain of additions, and one chain of 1024 is less
+// exact than BLAS libraries. Slices of bfloat16 are longer, since the rounding of its numbers outweighs
+// that of the chain.
 template <class T>
 inline constexpr index slice = is_bfloat16<T> ? 256
                                : fused        ? 64
                                               : 32;
 
-// Each of R rows (addresses in a) times N panels of P vectors from b on. Row r's result in panel n is
-// at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or where that is null from
-// c. Every element is the same sequence of fused multiply-adds in the order of k, whatever R and N.
+// Multiplies R rows (addresses in a) by N panels of P vectors, which begin at b. The result of row r in
+// panel n is at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or from c where
+// `init` is null. Every element is the same sequence of fused multiply-adds in the order of k, for all
+// R and N.
 //
 // Tried: software prefetch 2 KiB ahead in the tile of one row is 0 to 4 percent slower.
 // Tried: tiles of 7 to 12 rows by two vectors read the panels once; the time changes by at most 3
@@ -77,12 +80,12 @@ void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
   const index b_panel = extent.panel, step = extent.step, c_panel = extent.c_panel;
   // Slices run along the inner index where there is one outer step, otherwise over whole outer steps.
   const bool along_inner = depth.outer == 1;
-  const index whole = along_inner ? depth.inner : depth.outer;
+  const index length = along_inner ? depth.inner : depth.outer;
   index part = along_inner ? slice<T> : slice<T> / (depth.inner + 1) + 1;
-  if (part > whole) part = whole;
+  if (part > length) part = length;
   index begin = 0;
   do {
-    const index end = begin + part < whole ? begin + part : whole;
+    const index end = begin + part < length ? begin + part : length;
     V acc[R][N][P];
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
@@ -124,14 +127,14 @@ void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
           store(c[r] + n * c_panel + p * L, load(from + n * from_panel + p * L) + acc[r][n][p]);
     }
     begin = end;
-  } while (begin < whole);
+  } while (begin < length);
 }
 
 template <class T>
 using TileFunction = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*,
                               const Extent&);
 
-// Panels taken at once: wide tiles keep the arithmetic ahead of the loads, and give a few rows enough
+// Panels of a tile: wide tiles need fewer loads for their arithmetic, and give a few rows enough
 // independent accumulators.
 template <int P>
 inline constexpr int most_panels = P == 1 ? 4 : 2;
@@ -145,22 +148,23 @@ TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
 }
 
 // Calls f(first row, rows, first panel, panels, tile function) for tiles that cover `rows` rows and the
-// panels in `panels`; all rows of a group of panels before the next group. The rows are shared evenly
-// among the tiles of a group. Where every step reads the same panels, `descending` in turn: what the
-// step before read last is still in the cache, of panels too large for it.
+// panels in `panels`. All tiles of a group of panels come before the next group, and share the rows
+// evenly. Steps that read the same panels alternate `descending`, so that the panels read last are
+// still cached where the cache cannot hold all panels.
 template <class T, int P, class F>
 RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f) {
   if (rows <= 0) return;
   while (panels.size() > 0) {
     const index left = panels.size();
     auto group = [&]<int N>(std::integral_constant<int, N>) {
-      constexpr int most = most_rows<P, N>;
-      const index tiles = (rows + most - 1) / most;
+      constexpr int tile_rows = most_rows<P, N>;
+      const index tiles = (rows + tile_rows - 1) / tile_rows;
       const index panel = descending ? panels.end - N : panels.begin;
       for (index i = 0; i < tiles; ++i) {
         const index begin = rows * i / tiles;
         const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
-        f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
+        f(begin, count, panel, N,
+          tile_of<T, P, N>(count, std::make_integer_sequence<int, tile_rows>{}));
       }
       if (descending)
         panels.end -= N;
@@ -175,7 +179,7 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
       else
         group(std::integral_constant<int, 1>{});
     } else {
-      // With enough rows one panel fills the registers; two would only shorten the rows.
+      // With enough rows one panel fills the registers; a tile of two panels would have fewer rows.
       if (left >= 2 && (P == 2 || rows <= most_rows<P, 2>))
         group(std::integral_constant<int, 2>{});
       else
@@ -184,29 +188,30 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
   }
 }
 
-// A matrix without gates, in the terms of the packing below.
+// Stands for a cell in the packing of a matrix without gates.
 struct Plain {
   static constexpr int weight_block[] = {0};
-  static constexpr Window all{0, 1};
+  static constexpr Window window{0, 1};
 };
 
 // --- packing ---------------------------------------------------------------------------------------
 
-// The weights of a unit, of a matrix that has `hidden` rows for each gate.
+// The row of weights of a gate and a unit, in a matrix that has `hidden` rows for each gate block.
 template <class Cell, class T>
 T* unit_row(Matrix<T> w, index hidden, int slot, index unit) {
   return w.data + (Cell::weight_block[slot] * hidden + unit) * w.row;
 }
 
-// Those that are read after one gate of a block of units: the next gate's, or the next block's.
+// The rows that are read after one gate of a block of units: those of the next gate or the next block.
 template <class Cell, class T>
 const T* next_rows(Matrix<const T> w, index hidden, Window window, int slot, index unit) {
   return slot + 1 < window.end ? unit_row<Cell>(w, hidden, slot + 1, unit)
                                : unit_row<Cell>(w, hidden, window.begin, unit + lanes<T>);
 }
 
-// As much as one turn of pack_forward reads, in the order of memory: of rows to come, which the
-// processor cannot foresee, all of it while as much is packed.
+// Prefetches as many numbers as one iteration of pack_forward reads, in the order of memory. All
+// iterations of a gate together prefetch the rows that are read next, which the processor cannot
+// predict.
 template <class T>
 RNNFAST_INLINE void prefetch_tile(const T* p) {
   constexpr index line = 64 / sizeof(T);
@@ -214,8 +219,8 @@ RNNFAST_INLINE void prefetch_tile(const T* p) {
   for (index k = 0; k < lanes<T> * lanes<T> * per_word<T>; k += line) prefetch(p + k);
 }
 
-// One panel of a layer's forward weights: the gates in `window` of the `units` units from `unit` of
-// `hidden`, all k < depth. What lies past the units and past the depth is zero.
+// Packs one panel of a layer's forward weights: the gates in `window` of `units` units that begin at
+// `unit`, for all k < depth. The panel is zero past the units and past the depth.
 template <class Cell, class T>
 void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
                   index units) {
@@ -240,7 +245,7 @@ void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window wi
   }
 }
 
-// The inverse, for gradients: a panel of the full window, [k][gates][lanes], to torch's layout.
+// The inverse of pack_forward, for gradients: from a panel [k][gates][lanes] to torch's layout.
 template <class Cell, class T>
 void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth, Window window,
                     index unit, index units) {
@@ -261,9 +266,9 @@ void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth,
   }
 }
 
-// One panel of `columns` columns from `column`, for products with the gradients of the gates: k runs
-// over (block of units, slot of the window, lane), as those gradients are stored. Lanes past the
-// matrix are zero.
+// Packs one panel of `columns` columns that begin at `column`, for products with the gradients of the
+// gates: k runs over (block of units, slot of the window, lane), the order in which these gradients are
+// stored. Lanes past the matrix are zero.
 template <class Cell, class T>
 void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
   constexpr int L = lanes<T>, per = per_word<T>;
@@ -272,7 +277,7 @@ void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index 
       for (index u = unit; u < unit + L; u += per, to += L * per) {
         const auto row = [&](index n) {
           const T* from = unit_row<Cell>(w, hidden, slot, n) + column;
-          prefetch(from + L * w.row);  // one line of every row: no order that processors foresee
+          prefetch(from + L * w.row);  // one line of every row, which processors cannot predict
           return n < hidden ? load_some(from, columns) : Vector<T>{};
         };
         if constexpr (per == 2)
@@ -282,9 +287,9 @@ void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index 
       }
 }
 
-// Pairs rows [begin, end), of `numbers` numbers each, so that words run along them: word k of row pair
-// p, at to[(p * numbers + k) * 2], is number k of rows 2 p and 2 p + 1. A missing last row is zero.
-// `row` gives a row's address.
+// Copies pairs of rows, of `numbers` numbers each, so that a word has one number of both rows: word k
+// of pair p, at to[(p * numbers + k) * 2], is number k of the rows 2 p and 2 p + 1. A missing last row
+// is zero. row(r) is the address of row r.
 template <class Row>
 void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
   constexpr int L = lanes<Bfloat16>;
@@ -298,7 +303,8 @@ void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
       if (b) __builtin_memcpy(&high, b + k, sizeof high);
       store_words(out + k * 2, pair(low, high));
     }
-    // Fewer than L are left. Without this bound GCC warns, for aarch64, of a loop of 2^63 turns.
+    // Fewer than L numbers are left. Without the bound `left` GCC warns, for aarch64, of 2^63
+    // iterations.
     for (int left = L; k < numbers && left > 0; ++k, --left) {
       out[k * 2] = a[k];
       out[k * 2 + 1] = b ? b[k] : Bfloat16{};

@@ -1,24 +1,26 @@
-// The product of product.h for a few rows and weights that are read only once or twice, as a single
-// step's are: each vector of weights is turned in registers and used at once, since to write it to a
-// panel and read it again would cost more than the product. The sequence of operations of every element
-// is that of tile().
+// The product of product.h for a few rows and for weights that are read only once or twice, as in a
+// single step. The weights are transposed in registers and used at once: to write them to a panel and
+// to read the panel would cost more than the product. The sequence of operations of every element is
+// that of tile().
 #pragma once
 
 #include "cpu/kernels/product.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
-inline constexpr int unpacked_tile_rows = 8;     // for which a vector is turned
-inline constexpr index most_turns_unpacked = 2;  // with more it is faster to pack
+inline constexpr int unpacked_tile_rows = 8;  // rows that share one transposition
+// How often a product may transpose its weights: with more transpositions it is faster to pack.
+inline constexpr index most_transpositions = 2;
 
-// One gate of a block of units, whose first row of weights is at w; `next` are those to read after it;
-// init as in tile(). S slices of the
-// sum side by side: a row or two alone have too few independent ones. All gates side by side would do
-// as well, but read 64 rows of weights in turns, which is more than processors prefetch.
+// One gate of a block of units. w is its first row of weights, `next` the row that is read after the
+// gate; `init` is as in tile(). S slices of the sum run side by side, since one or two rows alone have
+// too few independent accumulators. All gates side by side would do as well, but read 64 rows of
+// weights in turn, which is more than processors prefetch.
 //
-// Tried: half the shuffles, by 16-byte inserts from memory, is up to 40 percent slower from the
-// last-level cache. Tried: software prefetch within the same rows is 10 percent slower. Tried: a loop
-// without bounds checks for whole blocks is 30 percent slower, since the compiler spills.
+// Tried: half the shuffles, by 16-byte inserts from memory, are up to 40 percent slower from the
+// last-level cache.
+// Tried: software prefetch within the same rows is 10 percent slower.
+// Tried: a loop without bounds checks for full blocks is 30 percent slower, since the compiler spills.
 template <class T, int R, int S>
 void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index depth, index units,
                    Real<T>* const* c, const Real<T>* init) {
@@ -62,14 +64,14 @@ void unpacked_gate(const T* const* a, Matrix<const T> w, const T* next, index de
   }
 }
 
-// Either kind of tile, with the arguments of tile().
+// A packed or an unpacked tile, called with the arguments of tile().
 template <class Cell, class T, int P>
 struct Tile {
-  TileFunction<T> packed;  // null: the other
+  TileFunction<T> packed;  // null: the tile is unpacked
   int rows;
   Matrix<const T> w;
   index hidden, depth, unit;
-  int begin;  // of the window
+  int begin;  // the first gate of the window
 
   void operator()(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
                   const Extent& extent) const {

@@ -1,6 +1,6 @@
-// The vector type of the instruction set being compiled, in the language's own vector extension, and
-// what math.h and the kernels need of it. RNNFAST_VECTOR_BYTES and RNNFAST_TARGET (the namespace that
-// keeps the translation units of different instruction sets apart) come from the build.
+// The vector type of the instruction set being compiled, made with the compiler's vector extension, and
+// what math.h and the kernels need of it. The build defines RNNFAST_VECTOR_BYTES and RNNFAST_TARGET,
+// the namespace that keeps the translation units of different instruction sets apart.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace rnnfast::RNNFAST_TARGET {
 template <class T>
 inline constexpr int lanes = RNNFAST_VECTOR_BYTES / sizeof(Real<T>);
 
-// One vector; for bfloat16 one of the float32 that it is computed in.
+// One vector. For bfloat16 it is a vector of float32, the type that bfloat16 is computed in.
 template <class T>
 struct VectorOf {
   typedef Real<T> type __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
@@ -59,9 +59,8 @@ RNNFAST_INLINE V splat(scalar_of<V> x) {
     return x - V{};  // not x + V{}: that would turn -0 into +0
 }
 
-// a * b + c in one rounding where the instruction set can. Spelled out, since the compiler's own
-// contraction may fuse either product of a * b + c * d, and not the same one in every copy of a
-// function.
+// a * b + c, rounded once where the instruction set can. The kernels call it explicitly: if the
+// compiler contracted a * b + c * d, it might fuse a different product in every copy of a function.
 #if defined(__FMA__) || defined(__aarch64__)
 inline constexpr bool fused = true;
 #else
@@ -95,8 +94,8 @@ RNNFAST_INLINE V fma(V a, V b, V c) {
 }
 #endif
 
-// A NaN stays a NaN: these instructions return their second operand where either is one. GCC turns the
-// language's own `x < low ? low : x` into a comparison and a blend where low is a constant.
+// A NaN stays a NaN: these instructions return their second operand where either operand is a NaN. GCC
+// compiles `x < low ? low : x` to a comparison and a blend where low is a constant.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Vector<float> at_least(Vector<float> x, Vector<float> low) {
   return _mm512_max_ps(low, x);
@@ -125,7 +124,7 @@ RNNFAST_INLINE Vector<double> at_most(Vector<double> x, Vector<double> high) {
 }
 #endif
 
-// As widen and narrow of one number.
+// The same for vectors as widen and narrow of one number.
 using rnnfast::narrow;
 using rnnfast::widen;
 typedef std::uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
@@ -168,7 +167,7 @@ RNNFAST_INLINE void store(T* p, Vector<T> v) {
   }
 }
 
-// As if stored and loaded again.
+// v as it would be after store and load.
 template <class T>
 RNNFAST_INLINE Vector<T> rounded(Vector<T> v) {
   if constexpr (is_bfloat16<T>)
@@ -177,8 +176,7 @@ RNNFAST_INLINE Vector<T> rounded(Vector<T> v) {
     return v;
 }
 
-// Asks for what lies at p ahead of its use, into the second-level cache. Only a hint: p may be
-// anywhere.
+// Prefetches what lies at p into the L2 cache. p may be any address.
 template <class T>
 RNNFAST_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 2);
@@ -197,7 +195,7 @@ RNNFAST_INLINE void copy_some(T* to, const T* from, index n) {
   }
 }
 
-// The first n elements; the other lanes are zero. Nothing past them is touched.
+// Loads the first n elements; the other lanes are zero. Memory past them is not read.
 template <class T>
 RNNFAST_INLINE Vector<T> load_some(const T* p, index n) {
   if (n >= lanes<T>) return load(p);
@@ -214,13 +212,14 @@ RNNFAST_INLINE void store_some(T* p, Vector<T> v, index n) {
   copy_some(p, static_cast<const T*>(numbers), n);
 }
 
-// The first n lanes of v; the others become zero, whatever they held.
+// The first n lanes of v; the other lanes become zero, even where v has a NaN there.
 template <class T>
 RNNFAST_INLINE Vector<T> first_lanes(Vector<T> v, index n) {
   return load_some(reinterpret_cast<const Real<T>*>(&v), n);
 }
 
-// Of every 16 bytes of a and b the lower or upper half's numbers, alternating: a0 b0 a1 b1 within each.
+// From each 16 bytes (q numbers) of a and b, the numbers of the lower or upper half, alternating: a0 b0
+// a1 b1.
 template <int q, class V, int... k>
 RNNFAST_INLINE V interleave(V a, V b, int half, std::integer_sequence<int, k...>) {
   constexpr int n = sizeof...(k);
@@ -228,7 +227,7 @@ RNNFAST_INLINE V interleave(V a, V b, int half, std::integer_sequence<int, k...>
                    : __builtin_shufflevector(a, b, (k - k % q + q / 2 + k % q / 2 + k % 2 * n)...);
 }
 
-// The even or odd ones of the pieces of q numbers that a and b consist of.
+// The pieces of q numbers in a, then in b, that have even or odd positions.
 template <int q, class V, int... k>
 RNNFAST_INLINE V every_other(V a, V b, int odd, std::integer_sequence<int, k...>) {
   return odd == 0 ? __builtin_shufflevector(a, b, (k / q * 2 * q + k % q)...)
@@ -236,8 +235,8 @@ RNNFAST_INLINE V every_other(V a, V b, int odd, std::integer_sequence<int, k...>
 }
 
 // Turns v[row][lane] into v[lane][row]: perfect shuffles of q rows within 16 bytes, then of pieces of
-// 16 bytes. Shuffles across all lanes at once would be as many, but need their indices in registers
-// and overwrite what they read.
+// 16 bytes. As many shuffles across all lanes would do, but they need indices in registers and
+// overwrite an operand.
 template <class V, int n>
 RNNFAST_INLINE void transpose(V (&v)[n]) {
   using Lanes = std::make_integer_sequence<int, n>;
@@ -247,9 +246,9 @@ RNNFAST_INLINE void transpose(V (&v)[n]) {
   for (int round = 1; round < q; round *= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
-      const int first = i / (q / 2) * q, at = i % (q / 2);
-      w[first + 2 * at] = interleave<q>(v[first + at], v[first + at + q / 2], 0, Lanes{});
-      w[first + 2 * at + 1] = interleave<q>(v[first + at], v[first + at + q / 2], 1, Lanes{});
+      const int begin = i / (q / 2) * q, k = i % (q / 2);
+      w[begin + 2 * k] = interleave<q>(v[begin + k], v[begin + k + q / 2], 0, Lanes{});
+      w[begin + 2 * k + 1] = interleave<q>(v[begin + k], v[begin + k + q / 2], 1, Lanes{});
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = w[i];
@@ -258,19 +257,20 @@ RNNFAST_INLINE void transpose(V (&v)[n]) {
   for (int round = 1; round < pieces; round *= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
-      const int piece = i / q, at = i % q;
-      const V &a = v[2 * piece * q + at], &b = v[(2 * piece + 1) * q + at];
-      w[piece * q + at] = every_other<q>(a, b, 0, Lanes{});
-      w[(piece + pieces / 2) * q + at] = every_other<q>(a, b, 1, Lanes{});
+      const int piece = i / q, k = i % q;
+      const V &a = v[2 * piece * q + k], &b = v[(2 * piece + 1) * q + k];
+      w[piece * q + k] = every_other<q>(a, b, 0, Lanes{});
+      w[(piece + pieces / 2) * q + k] = every_other<q>(a, b, 1, Lanes{});
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) v[i] = w[i];
   }
 }
 
-// --- words: what a product multiplies at once --------------------------------------------------------
+// --- words -------------------------------------------------------------------------------------------
 //
-// A number; of bfloat16 two neighbours along the sum, whose products are added up in float32.
+// A word is what a lane multiplies at once: one number, or two numbers of bfloat16 that are neighbours
+// along the sum. The products of the two are added in float32.
 
 template <class T>
 inline constexpr int per_word = is_bfloat16<T> ? 2 : 1;
@@ -296,13 +296,13 @@ RNNFAST_INLINE Words<T> load_words(const T* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-// The first n numbers; the others are zero.
+// Loads the first n numbers; the others are zero.
 template <class T>
 RNNFAST_INLINE Words<T> load_some_words(const T* p, index n) {
-  constexpr index most = lanes<T> * per_word<T>;
+  constexpr index size = lanes<T> * per_word<T>;
   if constexpr (per_word<T> == 1) return load_some(p, n);
-  if (n >= most) return load_words(p);
-  T numbers[most] = {};
+  if (n >= size) return load_words(p);
+  T numbers[size] = {};
   for (index k = 0; k < n; ++k) numbers[k] = p[k];
   return load_words(static_cast<const T*>(numbers));
 }
@@ -338,7 +338,7 @@ RNNFAST_INLINE Vector<T> multiply_add(Words<T> a, Words<T> b, Vector<T> c) {
   }
 }
 
-// Words of each lane's numbers in low and high.
+// Each word has the numbers of one lane of `low` and of `high`.
 RNNFAST_INLINE Vector<int> pair(Halves low, Halves high) {
   using Bits = Vector<std::uint32_t>;
   return bit_cast<Vector<int>>(__builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits)

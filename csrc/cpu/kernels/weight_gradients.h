@@ -1,51 +1,52 @@
-// The gradients of the weights: sums over time and batch, "features times panel" where the features are
-// x, h or what a second product multiplied, and the gradients of the gates, read down their rows, are
-// the panels. Sums run in one fixed order, the latest chunk first, whatever the threads.
+// The gradients of the weights: sums over time and batch of features times panels. The features are x,
+// h or the operand of a second product. The panels are the gradients of the gates, and k runs over
+// their rows. The sums run in one fixed order, the latest chunk first, for all teams.
 #pragma once
 
 #include "cpu/kernels/states.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// Where a row of a chunk lies: in padded sequences row b of step t, in packed sequences row b.
-struct Place {
+// Where a row of a chunk lies: row b of step t of a padded sequence, or row b of a packed one.
+struct Position {
   index t, b;
 };
 
-// What the reversed loop leaves of a chunk of steps. The rows of a step follow one another. Those of
-// ragged steps are in the order in which a packed sequence has them.
+// The results of the reversed loop for a chunk of steps. The rows of a step follow one another. The
+// rows of ragged steps are in the order of a packed sequence.
 template <class Cell, class T>
 struct Chunk {
   static constexpr int L = lanes<T>;
 
   const Layer<T>* layer;
-  index blocks, outputs;    // blocks of the hidden units, and of h
-  index most;               // rows
-  T* d = nullptr;           // [blocks][most][gates][lanes], the gradients of the pre-activations
-  T* p = nullptr;           // [outputs][most][lanes], of the outputs of a projection
-  T* operand = nullptr;     // [most][blocks][lanes], what a second product multiplied
-  Place* places = nullptr;  // [most], of rows that are not in order of memory
+  index blocks, outputs;  // blocks of the hidden units, and of h
+  index capacity;         // the most rows
+  T* d = nullptr;         // [blocks][capacity][gates][lanes], the gradients of the pre-activations
+  T* p = nullptr;         // [outputs][capacity][lanes], the gradients of the outputs of a projection
+  T* operand = nullptr;   // [capacity][blocks][lanes], the operand of a second product
+  Position* positions = nullptr;  // [capacity]; null: the rows are in the order of memory
   Range steps{};
   index rows = 0;
 
-  T* d_at(index block, index row) const { return d + (block * most + row) * Cell::gates * L; }
-  T* p_at(index block, index row) const { return p + (block * most + row) * L; }
+  T* d_at(index block, index row) const { return d + (block * capacity + row) * Cell::gates * L; }
+  T* p_at(index block, index row) const { return p + (block * capacity + row) * L; }
   T* operand_at(index row) const { return operand + row * blocks * L; }
 
-  // The first row of a ragged chunk in a packed sequence.
+  // The row of a packed sequence that is row 0 of a ragged chunk.
   index first_row() const {
-    const index a = layer->ragged.first[steps.begin], b = layer->ragged.first[steps.end - 1];
+    const index a = layer->ragged.first_row[steps.begin], b = layer->ragged.first_row[steps.end - 1];
     return a < b ? a : b;
   }
-  // Where the rows of step t begin.
-  index place(index t) const {
-    if (layer->ragged.first) return layer->ragged.first[t] - first_row();
+  // The first row of step t in the chunk.
+  index step_row(index t) const {
+    if (layer->ragged.first_row) return layer->ragged.first_row[t] - first_row();
     return (t - steps.begin) * layer->batch;
   }
-  // A row of a sequence over x's rows.
+  // The features of a row of the chunk in a sequence.
   template <class U>
   U* row_of(Sequence<U> sequence, index row) const {
-    if (places) return sequence.data + places[row].t * sequence.step + places[row].b * sequence.row;
+    if (positions)
+      return sequence.data + positions[row].t * sequence.step + positions[row].b * sequence.row;
     if (layer->ragged.packed) return sequence.data + (first_row() + row) * sequence.row;
     return sequence.data + (steps.begin + row / layer->batch) * sequence.step +
            row % layer->batch * sequence.row;
@@ -55,13 +56,13 @@ struct Chunk {
 template <class Cell, class T>
 class WeightGradients {
  public:
-  // From a null arena it only counts its memory.
-  WeightGradients(const Layer<T>& layer, const Gradients<T>& grads, index most_rows, Arena& arena)
+  // With a null arena it only counts its memory.
+  WeightGradients(const Layer<T>& layer, const Gradients<T>& grads, index capacity, Arena& arena)
       : layer_(layer),
         grads_(grads),
         blocks_(blocks_of<T>(layer.hidden)),
         outputs_(blocks_of<T>(layer.outputs)),
-        most_(most_rows) {
+        capacity_(capacity) {
     const index padded = blocks_ * L;
     const bool w_ih = grads.w_ih.data, w_hh = grads.w_hh.data, w_hr = grads.w_hr.data;
     for (int s = 0; s < Cell::stages; ++s)
@@ -72,9 +73,9 @@ class WeightGradients {
     db_ = arena.template take<Real<T>>(padded * Cell::gates);
     if constexpr (in_pairs) {
       const auto take = [&](bool wanted, index width) {
-        return arena.template take<T>(wanted ? paired(most_) * width : 0);
+        return arena.template take<T>(wanted ? paired(capacity_) * width : 0);
       };
-      h_rows_ = arena.template take<const T*>(w_hh ? most_ : 0);
+      h_rows_ = arena.template take<const T*>(w_hh ? capacity_ : 0);
       x_ = take(w_ih, layer.inputs);
       h_ = take(w_hh, layer.outputs);
       operand_ = take(uses_operand(grads), padded);
@@ -82,12 +83,12 @@ class WeightGradients {
       p_ = take(w_hr, outputs_ * L);
     } else {
       const bool scattered = layer.ragged.count || layer.resets.data;
-      h_ = arena.template take<T>(w_hh && scattered ? most_ * layer.outputs : 0);
-      x_ = arena.template take<T>(w_ih && layer.ragged.order ? most_ * layer.inputs : 0);
+      h_ = arena.template take<T>(w_hh && scattered ? capacity_ * layer.outputs : 0);
+      x_ = arena.template take<T>(w_ih && layer.ragged.order ? capacity_ * layer.inputs : 0);
     }
   }
 
-  // Whether what a second product multiplied is of use here.
+  // Whether the operand of a second product is needed here.
   static bool uses_operand(const Gradients<T>& grads) {
     return (Cell::stages > 1 && grads.w_hh.data) || grads.w_hr.data;
   }
@@ -102,16 +103,17 @@ class WeightGradients {
     for (index k = 0; k < blocks_ * Cell::gates * L; ++k) db_[k] = 0;
   }
 
-  // Finds x and h before each of the chunk's rows among `rows` of the batch, where they are scattered.
+  // Gathers x and the h before each of the chunk's rows, where they are scattered in memory. Takes only
+  // `rows` of the batch.
   void gather(const Chunk<Cell, T>& chunk, const States<Cell, T>& states, Rows rows) {
     const auto copy = [](T* to, index row, index width, const T* from) {
       if (to) __builtin_memcpy(to + row * width, from, static_cast<std::size_t>(width) * sizeof(T));
     };
     if (!(in_pairs ? h_rows_ != nullptr : h_ || x_)) return;
     for (index t = chunk.steps.begin; t < chunk.steps.end; ++t) {
-      const Rows there = rows.present(states.count(t));
-      for (index r = 0; r < there.size(); ++r) {
-        const index b = there[r], row = chunk.place(t) + b;
+      const Rows active = rows.present(states.count(t));
+      for (index r = 0; r < active.size(); ++r) {
+        const index b = active[r], row = chunk.step_row(t) + b;
         if constexpr (in_pairs) {
           h_rows_[row] = states.h(t, b);
         } else {
@@ -122,22 +124,23 @@ class WeightGradients {
     }
   }
 
-  // By all threads of the team, after a barrier.
+  // All threads of the team call it, after a barrier.
   void add(const Team& team, const Chunk<Cell, T>& chunk, const States<Cell, T>& states) {
     if constexpr (in_pairs) pair_chunk(team, chunk);
-    const bool first = chunk.steps.end == layer_.steps;
+    const bool first_chunk = chunk.steps.end == layer_.steps;
     if (grads_.w_ih.data)
-      sum<Cell::input.width()>(team, dw_ih_, first, features_of_x(chunk), gates(chunk, Cell::input),
-                               blocks_);
+      sum<Cell::input.width()>(team, dw_ih_, first_chunk, features_of_x(chunk),
+                               gates(chunk, Cell::input), blocks_);
     if (grads_.w_hh.data) {
-      add_recurrent(team, chunk, states, first);
+      add_recurrent(team, chunk, states, first_chunk);
       if constexpr (last > 0)
-        sum<Cell::recurrent[last].width()>(team, dw_hh_[last], first, features_of_operand(chunk),
+        sum<Cell::recurrent[last].width()>(team, dw_hh_[last], first_chunk, features_of_operand(chunk),
                                            gates(chunk, Cell::recurrent[last]), blocks_);
     }
     if (grads_.w_hr.data)
-      sum<1>(team, dw_hr_, first, features_of_operand(chunk),
-             in_pairs ? Panels<T>{p_, paired(most_) * L, L * per} : Panels<T>{chunk.p, most_ * L, L},
+      sum<1>(team, dw_hr_, first_chunk, features_of_operand(chunk),
+             in_pairs ? Panels<T>{p_, paired(capacity_) * L, L * per}
+                      : Panels<T>{chunk.p, capacity_ * L, L},
              outputs_);
     if (grads_.b_ih || grads_.b_hh) {
       const Range blocks = share(blocks_, team.size, team.rank);
@@ -148,20 +151,21 @@ class WeightGradients {
 
  private:
   static constexpr int L = lanes<T>, per = per_word<T>, last = Cell::stages - 1;
-  // Of bfloat16, words run along the sum: two rows of features and of panels are copied into one of
-  // pairs (pair_rows).
+  // A word of bfloat16 has two neighbours along the sum: two rows of features or of panels are copied
+  // into one row of pairs (pair_rows).
   static constexpr bool in_pairs = per == 2;
 
   static constexpr index paired(index rows) { return words<T>(rows) * per; }
 
-  // `count` of them; feature k of the summed rows is at data + k * per and from there as `depth` says.
+  // `count` features. Feature k of the first row is at data + k * per; `depth` says where the other
+  // rows are.
   struct Features {
     const T* data;
     index count;
     Depth depth;
   };
 
-  // Rows that follow one another, or pairs of them.
+  // Features of rows, or of pairs of rows, that follow one another.
   Features dense(const T* data, index count, index rows, index stride) const {
     return {data, count, {1, 0, words<T>(rows), stride * per}};
   }
@@ -172,60 +176,63 @@ class WeightGradients {
     if (layer_.ragged.packed)
       return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
     return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
-            over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
+            depth_over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
   }
 
   Features features_of_operand(const Chunk<Cell, T>& chunk) const {
     return dense(in_pairs ? operand_ : chunk.operand, layer_.hidden, chunk.rows, blocks_ * L);
   }
 
-  Depth over(index steps, index step, index row) const {
+  Depth depth_over(index steps, index step, index row) const {
     return layer_.batch == 1 ? Depth{1, 0, steps, step} : Depth{steps, step, layer_.batch, row};
   }
 
-  // The gradients of a window's gates, without the chunk's first `row` rows.
+  // The gradients of a window's gates, from row `row` of the chunk on.
   Panels<T> gates(const Chunk<Cell, T>& chunk, Window window, index row = 0) const {
     if constexpr (in_pairs)
-      return {d_ + window.begin * L * per, paired(most_) * Cell::gates * L, Cell::gates * L * per};
-    return {chunk.d_at(0, row) + window.begin * L, most_ * Cell::gates * L, Cell::gates * L};
+      return {d_ + window.begin * L * per, paired(capacity_) * Cell::gates * L, Cell::gates * L * per};
+    return {chunk.d_at(0, row) + window.begin * L, capacity_ * Cell::gates * L, Cell::gates * L};
   }
 
-  // W_hh of the first stage: h is read from y where its rows follow one another there.
+  // W_hh of the first stage. h is read from y where its rows follow one another in y.
   void add_recurrent(const Team& team, const Chunk<Cell, T>& chunk, const States<Cell, T>& states,
-                     bool first) {
+                     bool first_chunk) {
     constexpr Window window = Cell::recurrent[0];
-    const auto times = [&](bool starts, const Features& h, index row) {
-      sum<window.width()>(team, dw_hh_[0], starts, h, gates(chunk, window, row), blocks_);
+    const auto add_product = [&](bool from_zero, const Features& h, index row) {
+      sum<window.width()>(team, dw_hh_[0], from_zero, h, gates(chunk, window, row), blocks_);
     };
-    if (h_) return times(first, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
+    if (h_) return add_product(first_chunk, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
     const Range steps = chunk.steps;
     const index begin = steps.begin > 0 ? steps.begin : 1;
     if (begin < steps.end)
-      times(first,
-            {states.row(layer_.y, begin - 1, 0), layer_.outputs,
-             over(steps.end - begin, layer_.y.step, layer_.y.row)},
-            (begin - steps.begin) * layer_.batch);
+      add_product(first_chunk,
+                  {states.row(layer_.y, begin - 1, 0), layer_.outputs,
+                   depth_over(steps.end - begin, layer_.y.step, layer_.y.row)},
+                  (begin - steps.begin) * layer_.batch);
     if (steps.begin == 0)
-      times(first && begin >= steps.end,
-            dense(states.h(0, 0), layer_.outputs, layer_.batch, layer_.h0.data ? layer_.h0.row : 0), 0);
+      add_product(
+          first_chunk && begin >= steps.end,
+          dense(states.h(0, 0), layer_.outputs, layer_.batch, layer_.h0.data ? layer_.h0.row : 0), 0);
   }
 
   void pair_chunk(const Team& team, const Chunk<Cell, T>& chunk) {
     const index rows = chunk.rows, padded = blocks_ * L;
-    const Range own = share(words<T>(rows), team.size, team.rank);
-    if (x_) pair_rows(x_, layer_.inputs, own, rows, [&](index r) { return chunk.row_of(layer_.x, r); });
-    if (h_) pair_rows(h_, layer_.outputs, own, rows, [&](index r) { return h_rows_[r]; });
-    if (operand_) pair_rows(operand_, padded, own, rows, [&](index r) { return chunk.operand_at(r); });
+    const Range pairs = share(words<T>(rows), team.size, team.rank);
+    if (x_)
+      pair_rows(x_, layer_.inputs, pairs, rows, [&](index r) { return chunk.row_of(layer_.x, r); });
+    if (h_) pair_rows(h_, layer_.outputs, pairs, rows, [&](index r) { return h_rows_[r]; });
+    if (operand_)
+      pair_rows(operand_, padded, pairs, rows, [&](index r) { return chunk.operand_at(r); });
     for (index block = 0; d_ && block < blocks_; ++block)
-      pair_rows(d_ + block * paired(most_) * Cell::gates * L, Cell::gates * L, own, rows,
+      pair_rows(d_ + block * paired(capacity_) * Cell::gates * L, Cell::gates * L, pairs, rows,
                 [&](index r) { return chunk.d_at(block, r); });
     for (index block = 0; p_ && block < outputs_; ++block)
-      pair_rows(p_ + block * paired(most_) * L, L, own, rows,
+      pair_rows(p_ + block * paired(capacity_) * L, L, pairs, rows,
                 [&](index r) { return chunk.p_at(block, r); });
     wait(team);
   }
 
-  // to += the sum of all rows, in slices as in the products; all gates at once.
+  // to += the sum of all rows, for all gates, in slices as in the products.
   static void sum_rows(Real<T>* to, const T* from, index rows) {
     for (index r = 0; r < rows;) {
       const index end = r + slice<T> < rows ? r + slice<T> : rows;
@@ -240,48 +247,52 @@ class WeightGradients {
     }
   }
 
-  // to[block][feature][P][lanes] += the sum over the rows k of features[k] * panels[k].
+  // to[block][feature][P][lanes] = (where from_zero) or += the sum over the rows k of features[k] *
+  // panels[k].
   //
   // Tried: sums of the bias gradients beside the tiles that read the same panel gain nothing.
   // Tried: copies of x and h in the order of the chunk, for batches of 2 to 32 rows, gain 0 to 2
-  // percent of training. Tried: to prefetch the rows of h and dy sixteen rows ahead changes nothing.
+  // percent of training.
+  // Tried: to prefetch the rows of h and dy sixteen rows ahead changes nothing.
   template <int P>
-  void sum(const Team& team, Real<T>* to, bool first, const Features& features, Panels<T> panels,
+  void sum(const Team& team, Real<T>* to, bool from_zero, const Features& features, Panels<T> panels,
            index all_blocks) {
     const index count = features.count;
     const Depth depth = features.depth;
     const bool by_blocks = all_blocks >= 4 * team.size || all_blocks % team.size == 0;
     const Range blocks = by_blocks ? share(all_blocks, team.size, team.rank) : Range{0, all_blocks};
-    const Range own = by_blocks ? Range{0, count} : share(count, team.size, team.rank);
-    // A tile cuts its sum into slices between steps, or within one: many rows are a sum of their own.
+    const Range feature_range = by_blocks ? Range{0, count} : share(count, team.size, team.rank);
+    // A tile cuts its sum into slices either between steps or within one step. So each step is its
+    // own sum where it has more rows than a slice.
     const index sums = depth.inner > slice<T> ? depth.outer : 1;
-    const Depth each{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
-    const Extent extent{each, panels.panel, panels.step, count * P * L, 0};
-    for_each_tile<T, P>(own.size(), blocks, false, [&](index row, int R, index block, int, auto tile) {
-      const T* a[accumulators];
-      Real<T>* c[accumulators];
-      for (int r = 0; r < R; ++r) {
-        a[r] = features.data + (own.begin + row + r) * per;
-        c[r] = to + (block * count + own.begin + row + r) * P * L;
-      }
-      const T* b = panels.data + block * panels.panel;
-      for (index n = 0; n < sums; ++n, b += depth.inner * panels.step) {
-        tile(a, b, c, first && n == 0 ? zeros : nullptr, extent);
-        for (int r = 0; r < R; ++r) a[r] += depth.outer_stride;
-      }
-    });
+    const Depth sum_depth{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
+    const Extent extent{sum_depth, panels.panel, panels.step, count * P * L, 0};
+    for_each_tile<T, P>(feature_range.size(), blocks, false,
+                        [&](index row, int R, index block, int, auto tile) {
+                          const T* a[accumulators];
+                          Real<T>* c[accumulators];
+                          for (int r = 0; r < R; ++r) {
+                            a[r] = features.data + (feature_range.begin + row + r) * per;
+                            c[r] = to + (block * count + feature_range.begin + row + r) * P * L;
+                          }
+                          const T* b = panels.data + block * panels.panel;
+                          for (index n = 0; n < sums; ++n, b += depth.inner * panels.step) {
+                            tile(a, b, c, from_zero && n == 0 ? zeros : nullptr, extent);
+                            for (int r = 0; r < R; ++r) a[r] += depth.outer_stride;
+                          }
+                        });
   }
 
-  static constexpr Real<T> zeros[4 * L] = {};  // where a sum starts
+  static constexpr Real<T> zeros[4 * L] = {};  // `init` of a tile
 
   const Layer<T> layer_;
   const Gradients<T> grads_;
-  const index blocks_, outputs_, most_;
+  const index blocks_, outputs_, capacity_;
   Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
-  const T** h_rows_ = nullptr;  // in pairs: where h before each row of the chunk is
-  T* h_;                        // h before each row, copied: ragged, with resets, or in pairs
-  T* x_ = nullptr;              // x, copied: its rows are not in order of memory, or in pairs
-  T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // in pairs
+  const T** h_rows_ = nullptr;  // in_pairs: the address of h before each row of the chunk
+  T* h_;                        // copy of h before each row, where rows are ragged, reset, or in_pairs
+  T* x_ = nullptr;              // copy of x, where its rows are not in the order of memory, or in_pairs
+  T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // copies, where in_pairs
 };
 
 }  // namespace rnnfast::RNNFAST_TARGET
