@@ -1,11 +1,11 @@
 # make demo    what rnnfast is for, on this machine, in under three minutes
-# make test    every test
-# Both make their own environment first, and need only Python 3.10+, a C++20 compiler and make.
-# `make test TORCH=2.14.1` runs them with another version of PyTorch, in an environment beside.
-# `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, in a new environment.
+# make test    every test but the slow ones
+# Both first make a virtual environment. They need only Python 3.10+, a C++20 compiler and make.
+# `make test TORCH=2.14.1` runs the tests with another version of PyTorch, in a second environment.
+# `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, if the environment is new.
 
 PYTHON ?= python3
-# Pinned: an unpinned one may bring gigabytes of CUDA packages.
+# Pinned: another version may install gigabytes of CUDA packages.
 TORCH ?= 2.13.0
 VENV ?= $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch-$(TORCH))
 BIN := $(VENV)/bin
@@ -18,15 +18,15 @@ demo: $(VENV)/installed
 test: $(VENV)/testable
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The tests that build for minutes: each `pip install` in a fresh environment, sanitizers, CUDA's kernels. By
-# file, since the tests of one share what they build.
+# Tests that build for minutes: `pip install` in fresh environments, sanitizers, CUDA kernels. Workers take whole
+# files, since the tests of a file share a build.
 test-slow: $(VENV)/testable
 	$(BIN)/pytest -m slow -n auto --dist loadfile -v -rs --durations=30
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench
 
-# With ONNX Runtime and JAX beside torch.nn, which `rnnfast bench` then shows too.
+# Installs ONNX Runtime and JAX. From then on `rnnfast bench` times them too.
 bench-suite: $(VENV)/peers
 	$(BIN)/pytest benchmarks
 
@@ -42,7 +42,7 @@ format: $(VENV)/linters
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' '*.cu' 'tests/*.h')
 
-# The build tools live in the environment, so that the editable install can rebuild itself on import.
+# The build tools are in the environment, so that the editable install can rebuild the extension on import.
 $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -1,8 +1,8 @@
-"""rnnfast beside cuDNN, through torch.nn in the same run and with the same TF32 settings.
+"""rnnfast beside cuDNN (through torch.nn), in the same run and with the same TF32 settings.
 
-Every row is timed by CUDA events in turns of the two, medians with their quartiles, in us per step of a
-sequence; `tier` is what ran, with groups x blocks; `floor` the time that the framework's own matrix
-product needs for as many multiplications when all steps are there at once. On an idle device:
+A row shows the median and the quartiles of both in us per step of a sequence, measured by CUDA events
+in turns. `tier` is the tier that ran, with groups x blocks. `floor` is the time of as many
+multiplications in one matrix product of torch over all steps. Run it on an idle device:
 
     python benchmarks/beside_cudnn.py [--quick] [--forward] [--tier cluster] [--json FILE]
 """
@@ -29,7 +29,7 @@ ROUNDS = 15
 
 
 class Shape(NamedTuple):
-    """A row of the table."""
+    """The case of a row of the table."""
 
     cell: str
     dtype: torch.dtype
@@ -55,7 +55,7 @@ def shapes(quick: bool) -> list[Shape]:
 
 
 def pair(shape: Shape) -> tuple[torch.nn.Module, torch.nn.Module, Any]:
-    """Ours and torch's with the same weights, and an input."""
+    """The modules of rnnfast and torch.nn with the same weights, and an input."""
     torch.manual_seed(0)
     sizes = (shape.hidden, shape.hidden, shape.layers)
     options = {"bidirectional": shape.directions == 2, "device": "cuda", "dtype": shape.dtype}
@@ -84,7 +84,7 @@ def step_of(module: torch.nn.Module, x: Any, forward_only: bool) -> Callable[[],
 
 
 def interleave(runs: list[Callable[[], None]], rounds: int = ROUNDS) -> list[list[float]]:
-    """Milliseconds of each, `rounds` times in turns."""
+    """The times of each run in milliseconds; the runs take turns, `rounds` times."""
     for run in runs:
         for _ in range(3):
             run()
@@ -101,9 +101,9 @@ def interleave(runs: list[Callable[[], None]], rounds: int = ROUNDS) -> list[lis
 
 
 def floor(shape: Shape, forward_only: bool) -> float:
-    """Us per step for the recurrent products alone, by the framework's own product at full size.
+    """The time of all products of a step in us, computed by one product of torch over all steps.
 
-    All steps at once, so that neither latency nor the reading of weights counts.
+    One product has no latency between steps and reads the weights only once.
     """
     gates = {"LSTM": 4, "GRU": 3}[shape.cell]
     w = torch.randn(shape.hidden, gates * shape.hidden, device="cuda", dtype=shape.dtype)
@@ -137,9 +137,9 @@ def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the shapes")
+    parser.add_argument("--quick", action="store_true", help="only some of the shapes")
     parser.add_argument("--forward", action="store_true", help="inference instead of training")
-    parser.add_argument("--tier", choices=["block", "cluster", "grid"], help="the only tier allowed")
+    parser.add_argument("--tier", choices=["block", "cluster", "grid"], help="use only this tier")
     parser.add_argument("--json", help="write the rows to this file as well")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -147,7 +147,7 @@ def main() -> None:
     if rnnfast._native._cuda is None:
         parser.error("rnnfast was built without CUDA: RNNFAST_CUDA=ON builds it")
     os.environ["RNNFAST_CUDA_TIER"] = arguments.tier or "auto"
-    # The products outside of the recurrence as cuDNN has them.
+    # Products outside of the recurrence use TF32, as cuDNN's do.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     table = Table("layer", "B", "tier", "rnnfast", "cuDNN", "ratio", "floor", title="us per step")
     rows = []

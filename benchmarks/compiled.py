@@ -1,9 +1,9 @@
-"""A training step of a model under torch.compile(fullgraph=True), beside the same step eagerly.
+"""A training step of a model under torch.compile(fullgraph=True), beside the same eager step.
 
-The model is an embedding Linear, a recurrent stack and a head. `step` compiles the forward pass and the
-loss, as a training step is; `model` the model alone, with the loss outside. `linears` has a Linear of
-the same width in the place of the recurrent stack: what torch.compile costs any model of this size.
-On an otherwise idle machine:
+The model is a Linear, a recurrent stack and a Linear head. `step` compiles the forward pass and the
+loss. `model` compiles the model alone, and the loss is eager. `linears` is a model with a Linear of the
+same width instead of the recurrent stack; it shows the overhead of torch.compile for any model of this
+size. Run it on an otherwise idle machine:
 
     python benchmarks/compiled.py [--seconds 2]
 """
@@ -38,8 +38,10 @@ class Model(nn.Module):
     def __init__(self, cell: str, layers: int, width: int) -> None:
         super().__init__()
         self.embed, self.head = nn.Linear(width, width), nn.Linear(width, width)
-        plain = cell == "linears"
-        self.body = nn.Linear(width, width) if plain else getattr(rnnfast, cell)(width, width, layers)
+        is_linear = cell == "linears"
+        self.body = (
+            nn.Linear(width, width) if is_linear else getattr(rnnfast, cell)(width, width, layers)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.body(torch.relu(self.embed(x)))
@@ -55,10 +57,10 @@ def compare(case: tuple[str, int, int, int, int], seconds: float) -> list[str]:
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
-    whole = torch.compile(lambda x: loss(model, x), fullgraph=True)
+    compiled_loss = torch.compile(lambda x: loss(model, x), fullgraph=True)
     ways = {
         "eager": lambda: loss(model, x),
-        "step": lambda: whole(x),
+        "step": lambda: compiled_loss(x),
         "model": lambda: loss(compiled, x),
     }
 
@@ -72,12 +74,12 @@ def compare(case: tuple[str, int, int, int, int], seconds: float) -> list[str]:
     steps_of = {name: training(way) for name, way in ways.items()}
     start = time.perf_counter()
     steps_of["step"]()
-    took = time.perf_counter() - start
+    compilation = time.perf_counter() - start
     steps_of["model"]()
     times = {name: 1e3 * t.median for name, t in interleave(steps_of, seconds).items()}
     row = [f"{cell}, {layers} x {width}", f"B={batch} T={steps}", f"{times['eager']:.3f}"]
     row += [f"{times[name]:.3f} ({times['eager'] / times[name]:.2f}x)" for name in ("step", "model")]
-    return [*row, f"{took:.1f}"]
+    return [*row, f"{compilation:.1f}"]
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""A padded batch with `lengths=`, and the same as a PackedSequence, beside the batch without lengths.
+"""A padded batch with `lengths=`, and the same batch as a PackedSequence, beside one without lengths.
 
-The lengths are spread evenly up to T, in random order, so that about half of the steps exist; I=32 and
-H=64. Figures are times as a share of the batch without lengths. On an otherwise idle machine:
+The lengths are spread evenly up to T, in random order, so that about half of the steps are real; I=32
+and H=64. Figures are times divided by the time of the batch without lengths. Run it on an otherwise
+idle machine:
 
     python benchmarks/lengths.py [--seconds 2]
 """
@@ -44,20 +45,20 @@ def compare(cell: str, steps: int, batch: int, train: bool, seconds: float) -> l
         "packed": lambda: run(packed, packed_dy),
     }
     times = interleave(jobs, seconds)
-    whole = times.pop("without").median
-    shares = [f"{t.median / whole:.2f}" for t in times.values()]
+    full = times.pop("without").median
+    shares = [f"{t.median / full:.2f}" for t in times.values()]
     return [
         cell,
         f"T={steps} B={batch}",
         "train" if train else "forward",
-        f"{1e6 * whole:.0f}",
+        f"{1e6 * full:.0f}",
         *shares,
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each row (default: 2)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

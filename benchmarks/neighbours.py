@@ -1,7 +1,8 @@
-"""Inference beside busy processes: how much slower than on an idle machine, for rnnfast and torch.nn.
+"""Inference beside busy processes, compared with an idle machine, for rnnfast and torch.nn.
 
-Each neighbour is a loop in a session of its own, as another container or login is, pinned to one core.
-The figure is a mean over some seconds: a median would hide the waits. On an otherwise idle machine:
+A neighbour is a busy process that is pinned to one core. It runs in a session of its own, like a
+process of another container or login. A figure is a mean over some seconds, since a median would hide
+the waits. Run it on an otherwise idle machine:
 
     python benchmarks/neighbours.py [--seconds 5]
 """
@@ -57,8 +58,8 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     torch.set_num_threads(THREADS)
     cores = sorted(os.sched_getaffinity(0))
-    situations = {"one core busy": cores[:1], "all cores busy": cores}
-    table = Table("case", "", "idle", *situations)
+    cores_by_situation = {"one core busy": cores[:1], "all cores busy": cores}
+    table = Table("case", "", "idle", *cores_by_situation)
     for cell, batch, hidden, steps in CASES:
         x = torch.randn(steps, batch, hidden)
         for package in (rnnfast, torch.nn):
@@ -70,8 +71,8 @@ def main() -> None:
 
             idle = mean(call, seconds)
             row = []
-            for busy in situations.values():
-                with neighbours(busy):
+            for busy_cores in cores_by_situation.values():
+                with neighbours(busy_cores):
                     slow = mean(call, seconds)
                 row.append(f"{1e3 * slow:.2f} ms, {slow / idle:.1f} times")
             name = f"{cell} B={batch} H={hidden} T={steps}" if package is rnnfast else ""

@@ -1,9 +1,11 @@
-"""How the cost model shares calls among threads, beside every other way: one thread, rows of the batch,
-hidden units, and for stacks a wavefront over layers. On an otherwise idle machine:
+"""The cost model's choice of a partition, beside every partition.
+
+A partition shares a call among threads: one thread, rows of the batch, hidden units, and for stacks a
+wavefront over layers. Run it on an otherwise idle machine:
 
     python benchmarks/partition.py [--train] [--threads N] [--seconds 2]
 
-The last column is the best time over that of the model's choice.
+The last column is the best time divided by the time of the model's choice.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CASES = [  # cell, layers, B, T, H
 ]
 
 
-def prepared(cell, layers, B, T, H, train):
+def make_call(cell, layers, B, T, H, train):
     module = getattr(rnnfast, cell)(H, H, layers)
     x, dy = torch.randn(T, B, H, requires_grad=train), torch.randn(T, B, H)
 
@@ -43,7 +45,7 @@ def prepared(cell, layers, B, T, H, train):
     return call
 
 
-def forced(way, call):
+def make_forced_call(way, call):
     def run():
         _C.force_partition(way)
         call()
@@ -61,14 +63,14 @@ def main():
     table = Table("case", *WAYS, "best / chosen", title=f"us, {args.threads} threads")
     shares = []
     for cell, layers, B, T, H in CASES:
-        call = prepared(cell, layers, B, T, H, args.train)
-        timings = interleave({way: forced(way, call) for way in WAYS}, args.seconds)
-        found = {way: timing.median for way, timing in timings.items()}
-        shares.append(min(found.values()) / found["chosen"])
-        shown = [
-            "" if way == "wavefront" and layers == 1 else f"{1e6 * found[way]:.0f}" for way in WAYS
+        call = make_call(cell, layers, B, T, H, args.train)
+        timings = interleave({way: make_forced_call(way, call) for way in WAYS}, args.seconds)
+        medians = {way: timing.median for way, timing in timings.items()}
+        shares.append(min(medians.values()) / medians["chosen"])
+        columns = [
+            "" if way == "wavefront" and layers == 1 else f"{1e6 * medians[way]:.0f}" for way in WAYS
         ]
-        table.add_row(f"{cell} {layers} x {H}, B={B} T={T}", *shown, f"{shares[-1]:.2f}")
+        table.add_row(f"{cell} {layers} x {H}, B={B} T={T}", *columns, f"{shares[-1]:.2f}")
     Console().print(table)
     print(f"best / chosen: geometric mean {statistics.geometric_mean(shares):.2f}")
 

@@ -1,8 +1,9 @@
-"""The benchmark for machines: ``pytest benchmarks`` (``make bench-suite``), with pytest-benchmark.
+"""Benchmarks with pytest-benchmark: ``pytest benchmarks``, or ``make bench-suite``.
 
-One row for each case and peer, grouped by case, with pytest-benchmark's options: ``--benchmark-json``,
-``--benchmark-compare``, ``-k LSTM``. RNNFAST_GRID chooses the cases, with the values of ``rnnfast bench
---grid``. Peers take turns only within ``rnnfast bench``: prefer that for ratios, this for histories.
+There is one row for each case and peer, grouped by case. Useful options are ``--benchmark-json``,
+``--benchmark-compare`` and ``-k LSTM``. RNNFAST_GRID chooses the cases, with the values of ``rnnfast
+bench --grid``. Here peers do not take turns. So use ``rnnfast bench`` to compare peers, and this suite
+to compare versions of rnnfast over time.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ CASES = grids.GRIDS[os.environ.get("RNNFAST_GRID", "default")]()
 
 
 def label(case: measure.Case) -> str:
-    """Sizes and mode, and whatever else is not the default."""
+    """Sizes and mode, and the options that are not the default."""
     sizes = f"{case.cell} T{case.T} B{case.B} I{case.I} H{case.H} {case.mode}"
-    others = (f for f in dataclasses.fields(case) if f.default is not dataclasses.MISSING)
-    values = ((f.name, getattr(case, f.name), f.default) for f in others)
-    return " ".join([sizes, *(f"{name}={value}" for name, value, usual in values if value != usual)])
+    options = (f for f in dataclasses.fields(case) if f.default is not dataclasses.MISSING)
+    values = ((f.name, getattr(case, f.name), f.default) for f in options)
+    return " ".join(
+        [sizes, *(f"{name}={value}" for name, value, default in values if value != default)]
+    )
 
 
 @pytest.mark.parametrize("peer", peers.PEERS)
 @pytest.mark.parametrize("case", CASES, ids=label)
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 def test_case(benchmark, case, peer):
-    given = measure.problem(case)
-    job = peers.PEERS[peer](case, given)
+    problem = measure.problem(case)
+    job = peers.PEERS[peer](case, problem)
     if job is None:
-        pytest.skip(f"{peer} does not do this")
-    difference = measure.difference(job(), peers.PEERS["torch.nn"](case, given)())
+        pytest.skip(f"{peer} does not support this case")
+    difference = measure.difference(job(), peers.PEERS["torch.nn"](case, problem)())
     assert difference <= measure.SAME[case.dtype]
     benchmark.group = label(case)
     benchmark.name = peer

@@ -1,9 +1,9 @@
-# Whether CUDA kernels can be built here. A CUDA compiler that is missing, broken or too old ends the project
-# that enables it, at the latest when the build files are written, so another project tries it first.
+# Checks whether CUDA kernels can be built on this machine. A missing, broken or too old CUDA compiler is a fatal
+# error in the project that enables CUDA. So a project of its own, cuda_probe, tries the compiler first.
 
-set(RNNFAST_OLDEST_NVCC 12.0) # the first with C++20
+set(RNNFAST_OLDEST_NVCC 12.0) # the first version with C++20
 
-# The nvcc that CMake would choose, an empty string where there is none.
+# The path of the nvcc that CMake would choose; an empty string if there is none.
 function(rnnfast_find_nvcc result)
   set(nvcc "")
   if(CMAKE_CUDA_COMPILER)
@@ -11,10 +11,10 @@ function(rnnfast_find_nvcc result)
   elseif(NOT "$ENV{CUDACXX}" STREQUAL "")
     get_filename_component(nvcc "$ENV{CUDACXX}" PROGRAM)
     if(NOT nvcc)
-      set(nvcc "$ENV{CUDACXX}") # it does not exist; messages name it
+      set(nvcc "$ENV{CUDACXX}") # this path does not exist; messages name it
     endif()
   else()
-    unset(RNNFAST_NVCC CACHE) # another configuration may have found another one, or none
+    unset(RNNFAST_NVCC CACHE) # an earlier configuration may have cached another result
     find_program(RNNFAST_NVCC nvcc PATHS ENV CUDA_PATH PATH_SUFFIXES bin NO_CMAKE_SYSTEM_PATH)
     if(RNNFAST_NVCC)
       set(nvcc ${RNNFAST_NVCC})
@@ -24,10 +24,10 @@ function(rnnfast_find_nvcc result)
   set(${result} ${nvcc} PARENT_SCOPE)
 endfunction()
 
-# The line of a failed command's output that says why it failed: the compiler's or the linker's first error,
-# else the first line that says anything.
+# The line of a failed command's output that says why the command failed: the first error of the compiler or
+# linker, else the first line that is not empty, else the exit status.
 function(rnnfast_first_error result status output)
-  string(REGEX REPLACE "[][;]" "|" output "${output}") # these have a meaning in lists
+  string(REGEX REPLACE "[][;]" "|" output "${output}") # CMake lists give these characters a meaning
   string(REGEX REPLACE "[\r\n]+" ";" lines "${output}")
   list(FILTER lines EXCLUDE REGEX "^ *$|^CMake Error")
   set(errors ${lines})
@@ -41,7 +41,7 @@ function(rnnfast_first_error result status output)
   set(${result} "${line}" PARENT_SCOPE)
 endfunction()
 
-# Says why the CUDA kernels cannot be built, in one line; an empty string if they can.
+# One line that says why the CUDA kernels cannot be built; an empty string if they can.
 function(rnnfast_check_cuda result)
   set(${result} "" PARENT_SCOPE)
   rnnfast_find_nvcc(nvcc)

@@ -1,4 +1,4 @@
-"""Make a model that somebody else wrote faster, in the middle of its training."""
+"""Accelerate an existing model of torch.nn in the middle of its training."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ class Tagger(nn.Module):
 
 
 def train(model: Tagger, optimizer: torch.optim.Optimizer, steps: int) -> float:
-    """Loss of the last step on the same random sentences."""
+    """Train on fixed random sentences; returns the loss of the last step."""
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(1000, (32, 40), generator=generator)
     start = time.perf_counter()
@@ -41,7 +41,7 @@ print("torch.nn, the first steps:")
 train(model, optimizer, 20)
 
 before = copy.deepcopy((model, optimizer))
-# The parameters stay the same objects: the optimizer and its moments remain valid.
+# The parameters stay the same objects, so the optimizer and its moments remain valid.
 rnnfast.accelerate(model)  # prints what it replaced
 
 print("rnnfast, the next steps:")

@@ -1,4 +1,4 @@
-"""Train an LSTM to add up its input: torch.nn's class replaced by rnnfast's, and nothing else."""
+"""Train an LSTM to sum its inputs. The only change from torch.nn is the class, ``rnnfast.LSTM``."""
 
 import torch
 from torch import nn

@@ -1,5 +1,7 @@
-"""A recurrent PPO update: the Python loop over steps that zeroes the states of finished episodes, as
-CleanRL writes it, and the same in one call with reset=. The same loss and gradients; the time of each.
+"""A recurrent PPO update, written in two ways that give the same loss and gradients.
+
+The first way is CleanRL's Python loop over steps, which zeroes the states of finished episodes. The
+second way is one call with reset=. The program compares the results and the times.
 """
 
 import statistics
@@ -43,11 +45,11 @@ def loss_of(agent, hidden, rollout):
 
 
 class Times(NamedTuple):
-    """Median seconds."""
+    """Median seconds of each way."""
 
-    torch_loop: float  # over torch.nn.LSTM
-    loop: float  # over rnnfast.LSTM
-    call: float
+    torch_loop: float  # loop over steps of torch.nn.LSTM
+    loop: float  # loop over steps of rnnfast.LSTM
+    call: float  # one call of rnnfast.LSTM
 
     @property
     def ratio(self) -> float:
@@ -57,29 +59,29 @@ class Times(NamedTuple):
 class Comparison(NamedTuple):
     same_loss: bool
     same_gradients: bool
-    recurrence: Times  # what the call replaces, forward and backward
-    update: Times  # with the heads and the loss, which are the same
+    recurrence: Times  # forward and backward of the LSTM alone
+    update: Times  # forward and backward of the LSTM, the heads and the loss
 
 
 def time_in_turns(ways, seconds):
-    """Each way meets the same moods of the machine."""
-    times = [[] for _ in ways]
+    """Time the ways in turns, so that a change of the machine's speed affects all of them."""
+    samples = [[] for _ in ways]
     for _ in range(3):
-        for way, taken in zip(ways, times, strict=True):
+        for way, times in zip(ways, samples, strict=True):
             way()
             end = time.perf_counter() + seconds / 3
-            while not taken or time.perf_counter() < end:
+            while not times or time.perf_counter() < end:
                 start = time.perf_counter()
                 way()
-                taken.append(time.perf_counter() - start)
-    return Times(*(statistics.median(taken) for taken in times))
+                times.append(time.perf_counter() - start)
+    return Times(*(statistics.median(times) for times in samples))
 
 
 def compare(seconds: float = 1.0) -> Comparison:
     torch.manual_seed(0)
     agent = Agent(rnnfast.LSTM(FEATURES, HIDDEN))
-    torchs = Agent(nn.LSTM(FEATURES, HIDDEN))
-    torchs.load_state_dict(agent.state_dict())
+    torch_agent = Agent(nn.LSTM(FEATURES, HIDDEN))
+    torch_agent.load_state_dict(agent.state_dict())
     features = torch.randn(STEPS, ENVS, FEATURES)
     state = (torch.randn(1, ENVS, HIDDEN), torch.randn(1, ENVS, HIDDEN))
     done = torch.rand(STEPS, ENVS) < 0.02
@@ -97,12 +99,13 @@ def compare(seconds: float = 1.0) -> Comparison:
         hidden = run(features, state, done)
         return torch.autograd.grad(hidden, list(agent.lstm.parameters()), d_hidden)
 
-    runs = ((torchs, torchs.by_loop), (agent, agent.by_loop), (agent, agent.by_call))
-    (truth, gradients), _, (loss, others) = (update(*way) for way in runs)
+    runs = ((torch_agent, torch_agent.by_loop), (agent, agent.by_loop), (agent, agent.by_call))
+    (torch_loss, torch_gradients), _, (loss, gradients) = (update(*way) for way in runs)
     return Comparison(
-        same_loss=torch.allclose(loss, truth, rtol=1e-5),
+        same_loss=torch.allclose(loss, torch_loss, rtol=1e-5),
         same_gradients=all(
-            torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(others, gradients, strict=True)
+            torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            for a, b in zip(gradients, torch_gradients, strict=True)
         ),
         recurrence=time_in_turns([lambda way=way: recur(*way) for way in runs], seconds),
         update=time_in_turns([lambda way=way: update(*way) for way in runs], seconds),
@@ -110,11 +113,11 @@ def compare(seconds: float = 1.0) -> Comparison:
 
 
 if __name__ == "__main__":
-    found = compare()
-    print("same loss:     ", found.same_loss)
-    print("same gradients:", found.same_gradients)
+    comparison = compare()
+    print("same loss:     ", comparison.same_loss)
+    print("same gradients:", comparison.same_gradients)
     for name in ("recurrence", "update"):
-        times = getattr(found, name)
+        times = getattr(comparison, name)
         print(f"the {name}:")
         print(f"  loop over torch.nn.LSTM: {1e3 * times.torch_loop:6.2f} ms")
         print(f"  loop over rnnfast.LSTM:  {1e3 * times.loop:6.2f} ms")

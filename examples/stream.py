@@ -1,4 +1,4 @@
-"""Serve a stream step by step: bitwise what the whole sequence gives in one call."""
+"""Process a stream step by step: the results equal those of one call, to the last bit."""
 
 import torch
 
@@ -9,10 +9,10 @@ gru = rnnfast.GRU(40, 64, num_layers=2)
 sequence = torch.randn(200, 1, 40)
 
 with torch.no_grad():
-    whole, last = gru(sequence)
+    outputs, last = gru(sequence)
 
     state, steps = None, []
-    for frame in sequence:  # as they arrive
+    for frame in sequence:  # one frame at a time, as in a stream
         y, state = gru(frame[None], state)
         steps.append(y)
 
@@ -21,5 +21,5 @@ with torch.no_grad():
         y, state = gru(chunk, state)
         chunks.append(y)
 
-print("step by step:", torch.equal(torch.cat(steps), whole))
-print("in chunks:   ", torch.equal(torch.cat(chunks), whole) and torch.equal(state, last))
+print("step by step:", torch.equal(torch.cat(steps), outputs))
+print("in chunks:   ", torch.equal(torch.cat(chunks), outputs) and torch.equal(state, last))

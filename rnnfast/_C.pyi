@@ -1,4 +1,4 @@
-"""The extension. Arguments typed Memory are torch CPU tensors or buffers such as NumPy arrays."""
+"""The extension. A Memory is a torch CPU tensor, or a buffer such as a NumPy array."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,13 +8,14 @@ Memory = Any
 class Packed:
     """The packed weights of a stack."""
 
-    def is_of(self, weights: list[Any], /) -> bool: ...
+    def is_of(self, weights: list[Any], /) -> bool:
+        """Whether the weights, biases aside, are at the addresses from which they were packed."""
 
-#: ``(x, h0, c0, weights, sizes, reset)``; stack.config.Inputs says what they are.
+#: ``(x, h0, c0, weights, sizes, reset)``; stack.config.Inputs describes them.
 Inputs = tuple[Any, Any, Any, Sequence[Any], Any, Any]
 
 class Stack:
-    """A stack of layers; csrc/core/call.h says what each argument means."""
+    """A stack of layers; csrc/core/call.h describes the arguments."""
 
     def __init__(
         self,
@@ -61,7 +62,8 @@ class Stack:
         /,
     ) -> None: ...
     def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
-    def new_saved(self, dtype: str, rows: int, hidden: int, outputs: int, /) -> Block: ...
+    def new_saved(self, dtype: str, rows: int, hidden: int, outputs: int, /) -> Block:
+        """Memory for what forward saves; ``rows`` is T * B, ``hidden`` is H, ``outputs`` is R."""
 
 class Block:
     """A buffer of uninitialised bytes."""
@@ -70,42 +72,45 @@ class Block:
 
 def release_memory() -> None: ...
 def cells() -> list[dict[str, Any]]:
-    """The fields of cell_table.Cell, for each cell in the order of their numbers."""
+    """The fields of cell_table.Cell of each cell, in the order of the cells' numbers."""
 
 def isa() -> str: ...
 def supported_isas(dtype: str = "") -> list[str]:
-    """What was built and this machine can run, the best last.
+    """The instruction sets that were built and that this machine can run, the best last.
 
     Args:
-        dtype: only those that have kernels of their own for ``float32``, ``float64`` or ``bfloat16``.
+        dtype: ``float32``, ``float64`` or ``bfloat16``: only the instruction sets with kernels of their
+            own for this dtype. "" means all.
     """
 
 def force_isa(isa: str, /) -> None:
-    """For tests: the instruction set of every call of the process from now on; "" for the first one.
+    """For tests: set the instruction set of all later calls of the process; "" means the initial one.
 
-    Bits differ between instruction sets. No call may run meanwhile, and backward must run in the
-    instruction set of its forward call.
+    Bits differ between instruction sets. No call may run at the same time, and backward must run in
+    the instruction set of its forward call.
 
     Raises:
-        ValueError: it was not built, or this machine cannot run it.
+        ValueError: the instruction set was not built, or this machine cannot run it.
     """
 
 def build_info() -> dict[str, Any]: ...
 def max_threads() -> int: ...
 def force_partition(partition: str, /, oversubscribe: bool = False) -> None:
-    """For tests and benchmarks: how every call of the process is shared among threads from now on,
-    wherever it can be. No partition changes a bit.
+    """For tests and benchmarks: set how all later calls of the process are shared among threads.
+
+    A call that this partition cannot share uses another one. No partition changes a bit of a result.
 
     Args:
         partition: ``chosen`` (by the cost model), ``one`` thread, ``rows`` of the batch, hidden
             ``units``, the two ``directions``, or a ``wavefront`` over layers.
-        oversubscribe: also among more threads than there are processors, up to four times as many.
+        oversubscribe: allow up to four threads for each processor.
 
     Raises:
-        ValueError: the partition is none of these.
+        ValueError: the partition is not one of these.
     """
 
 def used_partition() -> tuple[str, int]:
-    """How the process's last call was shared, and among how many threads."""
+    """The partition and the number of threads of the last call of the process."""
 
-def peak_flops(dtype: str, threads: int, seconds: float, /) -> float: ...
+def peak_flops(dtype: str, threads: int, seconds: float, /) -> float:
+    """The measured peak of multiply-adds in registers, in operations a second."""

@@ -1,4 +1,4 @@
-"""Fused CPU kernels for recurrent networks, in the place of torch.nn's LSTM, GRU and RNN."""
+"""Fused CPU kernels for recurrent networks, which replace torch.nn's LSTM, GRU and RNN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .stack.packed_weights import frozen
 
-# Loaded when they are first used: torch and the extension take a second.
+# Names are loaded at the first use: the import of torch and the extension takes a second.
 _FROM_TORCH_MODULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"), "nn"),
     **dict.fromkeys(("Report", "accelerate", "restore"), "convert"),

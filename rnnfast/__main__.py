@@ -1,4 +1,4 @@
-"""python -m rnnfast: the same commands as the console script."""
+"""``python -m rnnfast`` runs the same commands as the console script."""
 
 import sys
 

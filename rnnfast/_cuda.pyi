@@ -1,39 +1,39 @@
-"""The CUDA extension, where it was built. Memory means torch tensors on the plan's device."""
+"""The CUDA extension, if it was built. A Memory is a torch tensor on the plan's device."""
 
 from typing import Any
 
 Memory = Any
 
-#: products, w_hh, b_hh, h0, c0, y, cell_states, gates, h_n, c_n; for backward then dy, dcell_states,
-#: dh_n, dc_n, dgates, dh0, dc0. csrc/cuda/recurrence.h has their shapes, and says which may be None.
+#: products, w_hh, b_hh, h0, c0, y, cell_states, gates, h_n, c_n; in backward also dy, dcell_states,
+#: dh_n, dc_n, dgates, dh0, dc0. csrc/cuda/recurrence.h has the shapes, and says which may be None.
 Direction = tuple[Memory | None, ...]
 
 class Plan:
-    """Who computes what of one layer."""
+    """How one layer is divided among thread blocks; csrc/cuda/recurrence.h describes the fields."""
 
     @property
     def tier(self) -> str: ...
     @property
-    def groups(self) -> int: ...  # slices of the batch, for each direction
+    def groups(self) -> int: ...  # groups of blocks for each direction; each has a slice of the batch
     @property
-    def blocks(self) -> int: ...  # that share the weights of a group
+    def blocks(self) -> int: ...  # thread blocks in a group, which share the weights
     @property
-    def rows(self) -> int: ...  # of the batch, in a group
+    def rows(self) -> int: ...  # rows of the batch in a group
     @property
-    def chunk(self) -> int: ...  # of these, that a block multiplies at a time
+    def chunk(self) -> int: ...  # rows that a block multiplies at a time
     @property
-    def units(self) -> int: ...  # hidden units of a block
+    def units(self) -> int: ...  # hidden units in a block
     @property
-    def shared_bytes(self) -> int: ...  # of shared memory, of a block
+    def shared_bytes(self) -> int: ...  # shared memory of a block
     @property
-    def workspace_bytes(self) -> int: ...  # of the device's memory, for each run
+    def workspace_bytes(self) -> int: ...  # device memory for each run
     def run(
         self,
         stream: int,
         steps: int,
-        batch_sizes: Memory | None,  # int64, on the CPU; given, sequences are packed, [rows, features]
-        first: Memory | None,  # then room for steps + 1 int64
-        reset: Memory | None,  # bool
+        batch_sizes: Memory | None,  # int64 on the CPU, for packed sequences
+        first: Memory | None,  # if packed, memory for steps + 1 int64
+        reset: Memory | None,  # bool, [T, B] or packed [rows]
         directions: list[Direction],
         workspace: Memory | None,
         /,

@@ -1,6 +1,7 @@
-"""Loads the extension, after torch where there is one.
+"""Loads the extension, after torch if torch is installed.
 
-torch's wheel brings an OpenMP runtime, which the extension shares only if it is there first.
+torch's wheel contains an OpenMP runtime. The extension shares this runtime only if torch is loaded
+first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if importlib.util.find_spec("torch") is not None:
 _C = importlib.import_module("._C", __package__)
 try:
     _cuda = importlib.import_module("._cuda", __package__)
-except ImportError:  # built without CUDA
+except ImportError:  # rnnfast was built without CUDA
     _cuda = None
 
 __all__ = ["_C", "_cuda"]

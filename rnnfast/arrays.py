@@ -1,9 +1,9 @@
 """The kernels on NumPy arrays, without torch.
 
-Arrays may have any strides, alignment and byte order. Those that the kernels cannot read as they are
-get copied: where the last dimension is not contiguous, an element is not aligned to its size, or the
-byte order is not the machine's. Results are new arrays, aligned, contiguous and of the machine's byte
-order.
+Arrays may have any strides, alignment and byte order. The kernels read an array without a copy if its
+last dimension is contiguous, its elements are aligned to their size, and its byte order is the
+machine's. Other arrays are copied first. Results are new arrays, aligned, contiguous and in the
+machine's byte order.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ CELLS: tuple[str, ...] = tuple(cell_table.CELLS)
 class Weights(NamedTuple):
     """The weights of one direction of one layer, in torch's layout.
 
-    ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, biases ``[G * H]``: the ``G`` blocks of ``H`` rows are the
-    gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n; f, g, o of an LSTM with coupled gates). A
-    bias that is None means zeros.
+    The shapes are ``w_ih [G * H, I]``, ``w_hh [G * H, H]``, and ``[G * H]`` for a bias. The ``G``
+    blocks of ``H`` rows are the gates in torch's order (LSTM: i, f, g, o; GRU: r, z, n; LSTM with
+    coupled gates: f, g, o; RNN: one block). A bias that is None means zeros.
 
     An LSTM's h may be projected to a width R, ``h = w_hr (o * tanh(c))`` (Sak et al. 2014, arXiv
-    1402.1128). Then ``w_hr`` is ``[R, H]``, ``w_hh [G * H, R]``, and R stands in the place of H for y,
-    h0 and h_n. None means that h is not projected.
+    1402.1128). Then ``w_hr`` is ``[R, H]``, ``w_hh`` is ``[G * H, R]``, and the last dimension of y, h0
+    and h_n is R. If ``w_hr`` is None, h is not projected.
     """
 
     w_ih: Array
@@ -49,10 +49,10 @@ class Weights(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients with the shapes of what they belong to; a bias or w_hr that was not given has None.
+    """The gradient of each argument of :func:`forward`, with the shape of the argument.
 
-    ``h0`` and ``c0`` are there whether or not states were given; ``c0`` is None for cells without a
-    cell state.
+    ``b_ih``, ``b_hh`` and ``w_hr`` are None if forward ran without them. ``h0`` and ``c0`` are arrays
+    even if forward ran without them; but ``c0`` is None for cells without a cell state.
     """
 
     x: Array
@@ -68,7 +68,7 @@ class Gradients(NamedTuple):
 class _Call(NamedTuple):
     stack: _C.Stack
     threads: int
-    inputs: tuple[Any, ...]  # as the extension takes them; _C.pyi has their order
+    inputs: tuple[Any, ...]  # in the order of Inputs in _C.pyi
     saved: Array
 
 
@@ -76,7 +76,8 @@ class _Call(NamedTuple):
 class Forward:
     """The outputs of one direction of one layer: ``y [T, B, H]``, ``h_n [B, H]``, ``c_n [B, H]``.
 
-    ``c_n`` is None for cells without a cell state.
+    ``h_n`` and ``c_n`` are the states after the last step. ``c_n`` is None for cells without a cell
+    state. With a projection the last dimension of ``y`` and ``h_n`` is R.
     """
 
     y: Array
@@ -87,14 +88,14 @@ class Forward:
     def backward(
         self, dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None
     ) -> Gradients:
-        """Gradients of everything that forward was given.
+        """The gradients of forward's arguments.
+
+        Neither the arguments of forward nor ``y`` may have changed since forward ran.
 
         Args:
-            dy: the gradient of ``y``, ``[T, B, H]``; None means zeros, as in the others.
-            dh_n: of ``h_n``, ``[B, H]``.
-            dc_n: of ``c_n``, ``[B, H]``.
-
-        The arrays given to forward, and ``y``, must not have changed since.
+            dy: the gradient of ``y``, with its shape; None means zeros.
+            dh_n: the gradient of ``h_n``, with its shape; None means zeros.
+            dc_n: the gradient of ``c_n``, with its shape; None means zeros.
 
         Raises:
             RuntimeError: forward ran without ``save=True``.
@@ -109,29 +110,29 @@ class Forward:
         dc_0 = None if self.c_n is None else np.empty_like(self.c_n)
         dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
         read = partial(_readable, dtype=self.y.dtype)
-        given = (read("dy", dy), read("dh_n", dh_n), read("dc_n", dc_n), None)
-        written = (dx, dh_0, dc_0, dweights)
-        stack.backward(threads, inputs, self.y, saved, given, written)
+        grad_outputs = (read("dy", dy), read("dh_n", dh_n), read("dc_n", dc_n), None)
+        grad_inputs = (dx, dh_0, dc_0, dweights)
+        stack.backward(threads, inputs, self.y, saved, grad_outputs, grad_inputs)
         w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
         return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]
 
 
 def _native(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """The dtype in the machine's byte order; None for one that the kernels do not compute in."""
+    """The dtype in the machine's byte order; None if the kernels do not support the dtype."""
     return next((d for d in _DTYPES if dtype in (d, d.newbyteorder())), None)
 
 
-def _readable(name: str, a: Array | None, dtype: np.dtype[Any]) -> Array | None:
-    """An array of this dtype that the kernels can read. Copies only if it must."""
-    if a is None:
+def _readable(name: str, array: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    """The array, or a copy if the kernels cannot read the array. Raises TypeError for another dtype."""
+    if array is None:
         return None
-    a = np.asarray(a)
+    a = np.asarray(array)
     if _native(a.dtype) != dtype:
         raise TypeError(f"{name} has dtype {a.dtype}; x has {dtype}")
-    steps = all(s % a.itemsize == 0 for s in a.strides)
-    rows = a.ndim == 0 or a.shape[-1] <= 1 or a.strides[-1] == a.itemsize
-    # NumPy calls an array without elements aligned wherever it is.
-    if a.size > 0 and a.dtype.isnative and a.flags.aligned and steps and rows:
+    has_whole_strides = all(stride % a.itemsize == 0 for stride in a.strides)
+    has_whole_rows = a.ndim == 0 or a.shape[-1] <= 1 or a.strides[-1] == a.itemsize
+    is_aligned = a.size > 0 and a.flags.aligned  # NumPy says that every empty array is aligned
+    if a.dtype.isnative and is_aligned and has_whole_strides and has_whole_rows:
         return a
     return np.array(a, dtype, order="C")
 
@@ -151,22 +152,25 @@ def forward(
 
     Args:
         cell: one of :data:`CELLS`: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
-            compute it), "gru_original" (Cho et al. 2014: the reset gate before the product) or
-            "lstm_coupled" (Greff et al. 2017: ``i = 1 - f``).
+            compute it), "gru_original" (Cho et al. 2014, arXiv 1406.1078, eq. 8: the reset gate
+            applies to h before the recurrent product) or "lstm_coupled" (Greff et al. 2017, arXiv
+            1503.04069: ``i = 1 - f``).
         x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
             same dtype, in either byte order.
         weights: :class:`Weights`, or a sequence of its fields in their order.
-        hx: the state before the first step as torch takes it: h0 ``[B, H]``, or for an LSTM the tuple
-            (h0, c0) of two such arrays. None, in the place of all or of one, means zeros.
-        reset: bools, ``[T, B]``: where true, the row's states are zero before that step, in the
-            order of processing, and no gradient passes there.
+        hx: the states before the first step, as torch takes them: h0 ``[B, H]``, or for an LSTM the
+            tuple (h0, c0) of two such arrays. None instead of hx, h0 or c0 means zeros.
+        reset: bools, ``[T, B]``; None means all False. Where ``reset[t, b]`` is True, the states of row
+            b are zero before the computation of step t, and no gradient passes.
         reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
-        save: keep what :meth:`Forward.backward` needs.
-        threads: how many threads the call may use; None means OpenMP's own setting.
+        save: save the values that :meth:`Forward.backward` needs.
+        threads: the maximal number of threads; None means OpenMP's setting.
 
     Raises:
-        ValueError: the cell is unknown or a shape does not match.
-        TypeError: a dtype is not float32 or float64, or differs from that of ``x``.
+        ValueError: the cell is unknown, a shape does not match, or ``threads`` is less than 1.
+        TypeError: ``x`` is not float32 or float64, the dtype of another array differs from that of
+            ``x``, ``reset`` is not bool, a required array is None, ``weights`` has a wrong number of
+            items, or ``hx`` is not a tuple for an LSTM.
 
     """
     if cell not in CELLS:
@@ -190,7 +194,7 @@ def forward(
     if dtype is None:
         raise TypeError(f"x has dtype {x.dtype}; expected float32 or float64")
     read = partial(_readable, dtype=dtype)
-    states = (read("x", x), read("h0", h0), read("c0", c0))
+    x_and_states = (read("x", x), read("h0", h0), read("c0", c0))
     readable = [read("w_ih", w_ih), read("w_hh", w_hh), read("b_ih", b_ih), read("b_hh", b_hh)]
     if w_hr is not None:
         readable.append(read("w_hr", w_hr))
@@ -216,7 +220,7 @@ def forward(
     if save:
         memory = stack.new_saved(dtype.name, steps * batch, hidden, outputs)
         saved = np.frombuffer(memoryview(memory), np.uint8)
-    inputs = (*states, readable, None, reset)
+    inputs = (*x_and_states, readable, None, reset)
     stack.forward(threads, inputs, (y, h_n, c_n, None, saved))
     call = None if saved is None else _Call(stack, threads, inputs, saved)
     return Forward(y, h_n, c_n, call)

@@ -1,4 +1,4 @@
-"""accelerate(model): a model's recurrent modules of torch.nn become rnnfast's, in place."""
+"""accelerate and restore: convert a model's recurrent modules to rnnfast's classes and back."""
 
 from __future__ import annotations
 
@@ -15,56 +15,59 @@ __all__ = ["Entry", "Report", "accelerate", "restore"]
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 _RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
-_REPLACEMENTS = {original: own for own, original in nn.ORIGINALS.items()}
+_REPLACEMENTS = {original: replacement for replacement, original in nn.ORIGINALS.items()}
 
 
 class Entry(NamedTuple):
-    """What became of one recurrent module."""
+    """What :func:`accelerate` did with one recurrent module."""
 
-    name: str  # its name in the model; "" for the model itself
-    module: str  # its class
+    name: str  # the module's name in the model; "" for the model itself
+    module: str  # the name of the module's class before accelerate
     replaced: bool
-    reason: str
+    reason: str  # why the module was replaced or left
 
 
 class Report(NamedTuple):
-    """What :func:`accelerate` did; ``str()`` gives a line for each module."""
+    """What :func:`accelerate` did; ``str(report)`` has a line for each recurrent module."""
 
     entries: tuple[Entry, ...]
 
     def __str__(self) -> str:
         if not self.entries:
             return "rnnfast.accelerate: the model has no recurrent modules of torch.nn"
-        done = sum(e.replaced for e in self.entries)
-        lines = [f"rnnfast.accelerate: replaced {done} of {len(self.entries)} recurrent modules"]
-        for e in self.entries:
-            mark = "replaced" if e.replaced else "left"
-            lines.append(f"  {mark:8} {e.name or '(the model)'}: {e.module}, {e.reason}")
-        replaced = next((e.module for e in self.entries if e.replaced), None)
-        if replaced is not None:
+        count = sum(entry.replaced for entry in self.entries)
+        lines = [f"rnnfast.accelerate: replaced {count} of {len(self.entries)} recurrent modules"]
+        for entry in self.entries:
+            mark = "replaced" if entry.replaced else "left"
+            lines.append(f"  {mark:8} {entry.name or '(the model)'}: {entry.module}, {entry.reason}")
+        kind = next((entry.module for entry in self.entries if entry.replaced), None)
+        if kind is not None:
             lines += [
-                f"isinstance(m, torch.nn.{replaced}) is still true.",
-                f"type(m) is torch.nn.{replaced} is now false: code that tests so, as some",
-                "initialisers do, must run before accelerate, or after rnnfast.restore(model).",
+                f"isinstance(m, torch.nn.{kind}) is still true.",
+                f"type(m) is torch.nn.{kind} is now false: code with such a test, for example",
+                "an initialiser, must run before accelerate, or after rnnfast.restore(model).",
             ]
         return "\n".join(lines)
 
 
 def accelerate(model: Model, report: Callable[[Report], object] | None = print) -> Model:
-    """Make every eligible torch.nn RNN, LSTM, GRU or cell of ``model`` rnnfast's, and return ``model``.
+    """Convert the torch.nn RNN, LSTM, GRU and cell modules of ``model`` to rnnfast's classes, in place.
 
-    A module changes its class and nothing else: it stays the same object with the same parameters,
-    buffers, hooks and name, so optimizers and references made before still work. Subclasses, modules
-    whose ``forward`` was replaced and TorchScript modules are left as they are.
+    A module changes only its class. It stays the same object with the same parameters, buffers, hooks
+    and name, so existing optimizers and references still work. Three kinds of modules do not change:
+    instances of subclasses, modules whose ``forward`` was replaced on the instance, and TorchScript
+    modules.
 
-    ``isinstance(m, torch.nn.LSTM)`` holds as before, since the new class is a subclass. A test by exact
-    class, ``type(m) is torch.nn.LSTM``, fails afterwards: an initialiser that has one leaves the module
-    out without a word. Initialise before, or between :func:`restore` and another ``accelerate``.
+    The new class is a subclass, so ``isinstance(m, torch.nn.LSTM)`` stays true. A test by exact class,
+    ``type(m) is torch.nn.LSTM``, is false afterwards: an initialiser with such a test skips the module
+    silently. Initialise before ``accelerate``, or between :func:`restore` and another ``accelerate``.
 
     Args:
         model: any module; it may itself be recurrent.
-        report: called with a :class:`Report` of what was replaced, what was left, and why; None for
-            silence.
+        report: a function that is called with a :class:`Report`; None means no report.
+
+    Returns:
+        ``model`` itself.
 
     """
     entries: list[Entry] = []
@@ -88,14 +91,20 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`: rnnfast's modules become torch.nn's again, in place; returns ``model``.
+    """Undo :func:`accelerate`: convert rnnfast's modules back to torch.nn's classes, in place.
 
-    A ``GRU`` or ``GRUCell`` with ``reset_after=False`` and an ``LSTM`` or ``LSTMCell`` with
-    ``coupled_gates=True`` have no counterpart in torch.nn.
+    torch.nn has no counterpart of a ``GRU`` or ``GRUCell`` with ``reset_after=False``, and none of an
+    ``LSTM`` or ``LSTMCell`` with ``coupled_gates=True``.
+
+    Args:
+        model: any module; it may itself be recurrent.
+
+    Returns:
+        ``model`` itself.
 
     Raises:
-        ValueError: such a module is in the model, or one that was parametrized since; nothing is
-            changed.
+        ValueError: the model has a module without a counterpart, or a module of rnnfast with a
+            parametrization (``torch.nn.utils.parametrize``). Then no module changes.
 
     """
     for name, module in model.named_modules():

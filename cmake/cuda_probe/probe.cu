@@ -1,4 +1,4 @@
-// C++20, the headers of the toolkit, and what the kernels' options allow.
+// Uses C++20, the toolkit's headers and --expt-relaxed-constexpr, as the kernels do.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
 """The command line: rnnfast info, check, bench and demo.
 
-Each command is a module of this package with add_arguments(parser) and run(args) -> exit status.
-Only the module of the command that was asked for is imported.
+Each command is a module of this package with two functions: add_arguments(parser), and run(args), which
+returns the exit status. Only the module of the command that the user calls is imported.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rnnfast.cli.common import CommandError
 
 COMMANDS = {
     "info": "say what is installed and what it runs on",
-    "check": "compare every cell with torch.nn, outputs and gradients, on this machine",
+    "check": "compare the outputs and gradients of every cell with torch.nn's on this machine",
     "bench": "time rnnfast beside torch.nn",
-    "demo": "check, then train a small language model with torch.nn and with rnnfast",
+    "demo": "run a check, then train a small language model with torch.nn and with rnnfast",
 }
 EXTRAS = ("torch", "rich", "matplotlib", "psutil")
 
@@ -25,13 +25,13 @@ EXTRAS = ("torch", "rich", "matplotlib", "psutil")
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
-        prog="rnnfast", description="Fused CPU kernels for RNN, LSTM and GRU: torch.nn's, faster."
+        prog="rnnfast", description="Fused CPU kernels for RNN, LSTM and GRU, which replace torch.nn's."
     )
     commands = parser.add_subparsers(metavar="command", required=True)
     parsers = {
         name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()
     }
-    # The parser has no options with a value of their own, so the first plain word is the command.
+    # The main parser has no option with a value, so the first word that is no option is the command.
     chosen = next((word for word in argv if not word.startswith("-")), None)
     if chosen not in COMMANDS:
         parser.parse_args(argv)  # --help or an error: exits

@@ -1,10 +1,11 @@
-"""rnnfast check: every cell beside torch.nn, both measured against float64.
+"""rnnfast check: the error of every cell, for rnnfast and for torch.nn.
 
-The truth is torch.nn in float64 with the same weights and inputs. An error is the largest
-difference from it, divided by the largest value of that tensor; each row reports its worst tensor.
+The truth is torch.nn in float64 with the same weights and inputs. The error of a tensor is its largest
+absolute difference from the truth, divided by the largest absolute value of the truth. A row of the
+table shows the largest error of any tensor.
 
-In float32 rnnfast must be within twice torch.nn's own error, or within what rounding explains: a
-sum of K terms is a random walk of K roundings, sqrt(K) units, and the rest of a step adds a few.
+In float32 rnnfast's error must be at most twice torch.nn's error, or within a limit for rounding: a sum
+of K terms is a random walk of K roundings, sqrt(K) units in the last place, and a step adds a few more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rnnfast.cli.common import seed
 from rnnfast.cli.reference import OriginalGRU, OriginalGRUCell
 
 FLOAT64_LIMIT = 1e-12
-FEW = 8  # units in the last place
+FEW = 8  # the additional roundings of a step, in units in the last place
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Subject:
         return "Cell" in self.label
 
 
-# ReLU's slope jumps at zero: among very many units one is so near that rounding decides its side,
-# and gradients that are both right differ.
+# ReLU's slope jumps at zero. Among very many units, rounding decides the sign of one that is close to
+# zero, so two right gradients can differ.
 MOST_RELU_UNITS = 10_000
 RELU: dict[str, Any] = {"nonlinearity": "relu"}
 ORIGINAL: dict[str, Any] = {"reset_after": False}
@@ -131,7 +132,7 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=seed, help="of the random inputs (default: a fresh one)")
+    parser.add_argument("--seed", type=seed, help="seed of the random inputs (default: a new one)")
     parser.add_argument("--quick", action="store_true", help="small sizes only")
 
 
@@ -150,12 +151,12 @@ def compare(sizes: Sequence[Sizes], seed: int) -> list[Row]:
             for dtype in (torch.float32, torch.float64):
                 torch.manual_seed(seed)
                 row = Row(subject.label, dtype, Errors(), Errors(), passed=True)
-                for each in sizes:
-                    if "relu" in subject.label and each.units > MOST_RELU_UNITS:
+                for size in sizes:
+                    if "relu" in subject.label and size.units > MOST_RELU_UNITS:
                         continue
-                    ours, theirs = compare_once(subject, each, dtype)
-                    # In float64 torch.nn is the truth, its error zero.
-                    limit = FLOAT64_LIMIT if dtype is torch.float64 else each.float32_limit
+                    ours, theirs = compare_once(subject, size, dtype)
+                    # In float64 torch.nn is the truth, so its error is zero.
+                    limit = FLOAT64_LIMIT if dtype is torch.float64 else size.float32_limit
                     row = Row(
                         row.label,
                         dtype,
@@ -176,11 +177,13 @@ def compare_once(subject: Subject, sizes: Sizes, dtype: torch.dtype) -> tuple[Er
     truth_module = subject.torch(sizes.I, sizes.H, dtype=torch.float64, **options)
     truth_module.load_state_dict(weights)
 
-    swap = sizes.batch_first and not subject.is_cell
-    x = torch.randn(*((sizes.B, sizes.T) if swap else (sizes.T, sizes.B)), sizes.I, dtype=dtype)
-    deep = () if subject.is_cell else (sizes.num_layers * (2 if sizes.bidirectional else 1),)
+    is_batch_first = sizes.batch_first and not subject.is_cell
+    x = torch.randn(
+        *((sizes.B, sizes.T) if is_batch_first else (sizes.T, sizes.B)), sizes.I, dtype=dtype
+    )
+    layers = () if subject.is_cell else (sizes.num_layers * (2 if sizes.bidirectional else 1),)
     states = [
-        torch.randn(*deep, sizes.B, sizes.H, dtype=dtype)
+        torch.randn(*layers, sizes.B, sizes.H, dtype=dtype)
         for _ in range((2 if "LSTM" in subject.label else 1) if sizes.state else 0)
     ]
     results = [
@@ -199,14 +202,14 @@ def evaluate(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs with and without autograd, and the gradients of a random weighted sum of them."""
     dtype = next(module.parameters()).dtype
-    leaves = [each.detach().to(dtype).requires_grad_() for each in (x, *states)]
+    leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *states)]
     outputs = forward(module, leaves[0], leaves[1:])
     with torch.no_grad():
-        quiet = forward(module, leaves[0], leaves[1:])
+        no_grad_outputs = forward(module, leaves[0], leaves[1:])
     generator = torch.Generator().manual_seed(steps)
     cotangents = [torch.randn(y.shape, generator=generator).to(dtype) for y in outputs]
     gradients = torch.autograd.grad(outputs, [*leaves, *module.parameters()], cotangents)
-    return [y.detach() for y in (*outputs, *quiet)], list(gradients)
+    return [y.detach() for y in (*outputs, *no_grad_outputs)], list(gradients)
 
 
 def forward(module: nn.Module, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
@@ -234,25 +237,25 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 
 def table(rows: Sequence[Row], seed: int) -> Table:
-    made = Table(
+    result = Table(
         title=f"Largest error against float64 (seed {seed})",
-        caption="* the reset gate applies before the recurrent product: torch.nn has no such cell, "
-        "eager torch stands in for it",
+        caption="* The reset gate applies to h before the recurrent product. torch.nn has no such "
+        "cell, so its columns show the cell in eager torch.",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    made.add_column("cell", no_wrap=True)
-    made.add_column("dtype", no_wrap=True)
+    result.add_column("cell", no_wrap=True)
+    result.add_column("dtype", no_wrap=True)
     for name in ("outputs\nrnnfast", "\ntorch.nn", "gradients\nrnnfast", "\ntorch.nn"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("", no_wrap=True)
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("", no_wrap=True)
     for row in rows:
         theirs = ("truth", "truth")
         if row.dtype is not torch.float64:
             theirs = (f"{row.torch.outputs:.1e}", f"{row.torch.gradients:.1e}")
-        made.add_row(
+        result.add_row(
             row.label,
             str(row.dtype).removeprefix("torch."),
             f"{row.rnnfast.outputs:.1e}",
@@ -261,4 +264,4 @@ def table(rows: Sequence[Row], seed: int) -> Table:
             theirs[1],
             "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
         )
-    return made
+    return result

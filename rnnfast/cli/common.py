@@ -1,4 +1,4 @@
-"""What the commands share: the error a user sees without a traceback, and argument types."""
+"""Parts that the commands share: an error without a traceback, and types of arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
 class CommandError(Exception):
-    """The user's mistake or the machine's lack: printed as one line, exit status 2."""
+    """A wrong argument, or something that the machine lacks. Printed as one line; exit status 2."""
 
 
 def positive(text: str) -> int:
@@ -36,7 +36,7 @@ def seed(text: str) -> int:
 
 
 def output_file(text: str) -> Path:
-    """A path that can be written: refused before minutes of work, not after."""
+    """A path that can be written. Checked before minutes of work, not after."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory")

@@ -1,4 +1,4 @@
-"""rnnfast demo: is it right here, is it faster, and does a model trained with it come out equal?"""
+"""rnnfast demo: a check of the results, and the training of one model with torch.nn and rnnfast."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rnnfast.cli.common import duration, picture_file, positive, seed, threads, 
 from rnnfast.cli.language import Text, Training
 from rnnfast.cli.neighbours import Neighbours
 
-# torch.nn beside itself, every weight moved by half a unit in the last place, drifts by about 1e-6
-# in a hundred steps; a wrong gradient shows within ten. Later, training amplifies rounding: the
-# end is judged by the mean of the last steps, as two runs on different machines would be.
-FIRST = 100
+# If every weight changes by half a unit in the last place, the losses of torch.nn change by about 1e-6
+# in a hundred steps. A wrong gradient changes them by more within ten steps. Later, training amplifies
+# rounding, so the last steps are compared by their mean.
+FIRST = 100  # steps
 FIRST_BOUND = 1e-4
-LAST = 20
+LAST = 20  # steps
 LAST_BOUND = 2e-2
 
 TEMPERATURE = 0.6
@@ -37,7 +37,7 @@ SAMPLE_CHARACTERS = 420
 
 @dataclass(frozen=True)
 class Pair:
-    """One cell's two trainings."""
+    """The two trainings of one cell."""
 
     torch: Training
     rnnfast: Training
@@ -67,15 +67,15 @@ def end(training: Training) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text")
-    parser.add_argument("--steps", type=positive, default=160, help="of training (default: 160)")
-    parser.add_argument("--seed", type=seed, default=0, help="default: 0")
-    parser.add_argument("--threads", type=positive, help="default: torch.get_num_threads()")
+    parser.add_argument("--steps", type=positive, default=160, help="training steps (default: 160)")
+    parser.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
+    parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
     parser.add_argument(
         "--out",
         type=picture_file,
         default=Path("rnnfast-demo.png"),
         metavar="FILE",
-        help="the picture (default: rnnfast-demo.png)",
+        help="file of the picture (default: rnnfast-demo.png)",
     )
 
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    console.print(Rule("1. Is it right on this machine?"))
+    console.print(Rule("1. Are the results right on this machine?"))
     rows = check.compare(check.QUICK, args.seed)
     console.print(check.table(rows, args.seed))
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(cell: str, text: Text, steps: int, number: int, console: Console) -> Pair:
-    both = Pair(*language.pair(cell, text, number))
+    pair = Pair(*language.pair(cell, text, number))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -127,10 +127,10 @@ def train(cell: str, text: Text, steps: int, number: int, console: Console) -> P
     )
     with Progress(*columns, console=console) as progress:
         tasks = {
-            each.name: progress.add_task(
-                f"{cell:4} {each.name:8}", total=steps, loss=float("nan"), rate=0.0
+            training.name: progress.add_task(
+                f"{cell:4} {training.name:8}", total=steps, loss=float("nan"), rate=0.0
             )
-            for each in (both.torch, both.rnnfast)
+            for training in (pair.torch, pair.rnnfast)
         }
 
         def report(training: Training) -> None:
@@ -142,51 +142,51 @@ def train(cell: str, text: Text, steps: int, number: int, console: Console) -> P
             )
 
         windows = text.windows(steps, number)
-        language.train((both.torch, both.rnnfast), windows, report)
-    return both
+        language.train((pair.torch, pair.rnnfast), windows, report)
+    return pair
 
 
 def table(pairs: Mapping[str, Pair]) -> Table:
-    made = Table(
-        caption=f"Loss differences: the largest over the first {FIRST} steps (bound "
-        f"{FIRST_BOUND:g}), and of the means of the last {LAST} (bound {LAST_BOUND:g}).",
+    result = Table(
+        caption=f"Loss differences. First steps: the largest of the first {FIRST} steps (limit "
+        f"{FIRST_BOUND:g}). Last steps: between the means of the last {LAST} (limit {LAST_BOUND:g}).",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    made.add_column("cell")
+    result.add_column("cell")
     for heading in ("torch.nn", "rnnfast", "ratio", "last loss", "first steps", "last steps"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("curves", no_wrap=True)
-    for cell, both in pairs.items():
-        made.add_row(
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("curves", no_wrap=True)
+    for cell, pair in pairs.items():
+        result.add_row(
             cell,
-            duration(both.torch.seconds),
-            duration(both.rnnfast.seconds),
-            f"{both.ratio:.2f}x",
-            f"{end(both.rnnfast):.3f}",
-            f"{both.first:.1e}",
-            f"{both.last:.1e}",
-            "[green]agree[/]" if both.agree else "[bold red]DIFFER[/]",
+            duration(pair.torch.seconds),
+            duration(pair.rnnfast.seconds),
+            f"{pair.ratio:.2f}x",
+            f"{end(pair.rnnfast):.3f}",
+            f"{pair.first:.1e}",
+            f"{pair.last:.1e}",
+            "[green]agree[/]" if pair.agree else "[bold red]DIFFER[/]",
         )
-    return made
+    return result
 
 
 def draw(pairs: Mapping[str, Pair], path: Path) -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, len(pairs) + 1, width_ratios=[1.3] * len(pairs) + [1])
-    for panel, (cell, both) in zip(axes, pairs.items(), strict=False):
-        panel.plot(both.torch.losses, color="0.75", linewidth=4, label="torch.nn")
-        panel.plot(both.rnnfast.losses, color="tab:blue", linewidth=1, label="rnnfast")
+    for panel, (cell, pair) in zip(axes, pairs.items(), strict=False):
+        panel.plot(pair.torch.losses, color="0.75", linewidth=4, label="torch.nn")
+        panel.plot(pair.rnnfast.losses, color="tab:blue", linewidth=1, label="rnnfast")
         panel.set(title=f"{cell}: loss", xlabel="training step")
         panel.legend(frameon=False)
     times = axes[-1]
-    for k, both in enumerate(pairs.values()):
-        times.barh(k - 0.2, both.torch.seconds, 0.36, color="0.75")
-        times.barh(k + 0.2, both.rnnfast.seconds, 0.36, color="tab:blue")
+    for k, pair in enumerate(pairs.values()):
+        times.barh(k - 0.2, pair.torch.seconds, 0.36, color="0.75")
+        times.barh(k + 0.2, pair.rnnfast.seconds, 0.36, color="tab:blue")
         times.annotate(
-            f"{both.ratio:.1f}x as fast",
-            (both.rnnfast.seconds, k + 0.2),
+            f"{pair.ratio:.1f}x as fast",
+            (pair.rnnfast.seconds, k + 0.2),
             (4, 0),
             textcoords="offset points",
             va="center",
@@ -202,14 +202,14 @@ def draw(pairs: Mapping[str, Pair], path: Path) -> None:
 
 def verdict(rows: Sequence[check.Row], pairs: Mapping[str, Pair], console: Console) -> int:
     failed = [row.label for row in rows if not row.passed]
-    differ = [cell for cell, both in pairs.items() if not both.agree]
+    differing = [cell for cell, pair in pairs.items() if not pair.agree]
     if failed:
         console.print(f"[bold red]The check failed:[/] {', '.join(failed)}")
-    if differ:
-        console.print(f"[bold red]The loss curves differ beyond rounding:[/] {', '.join(differ)}")
-    if failed or differ:
+    if differing:
+        console.print(f"[bold red]The loss curves differ beyond rounding:[/] {', '.join(differing)}")
+    if failed or differing:
         return 1
-    faster = " and ".join(f"the {cell} {both.ratio:.1f} times" for cell, both in pairs.items())
+    faster = " and ".join(f"the {cell} {pair.ratio:.1f} times" for cell, pair in pairs.items())
     console.print(
         "[bold green]Same answers, same training:[/] every cell is exact to rounding, the loss "
         f"curves agree, and with rnnfast {faster} as fast on {threads(torch.get_num_threads())}."

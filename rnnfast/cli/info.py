@@ -1,4 +1,4 @@
-"""rnnfast info: what is installed and what it runs on."""
+"""rnnfast info: the installed versions, the build, and the machine."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ def run(args: argparse.Namespace) -> int:
     show(facts())
     if len(openmp_runtimes()) > 1:
         print(
-            "Several OpenMP runtimes share this process and compete for its cores: import torch "
-            "before the library that brings the other one, or install both from one source."
+            "This process has several OpenMP runtimes, which compete for its cores. Import torch "
+            "before the library with the other runtime, or install both from one source."
         )
     return 0
 
 
-def show(found: Mapping[str, str]) -> None:
+def show(rows: Mapping[str, str]) -> None:
     try:
         from rich.console import Console
         from rich.table import Table
-    except ImportError:  # a bug report must not need an extra
-        print("\n".join(f"{name:24}{value}" for name, value in found.items()))
+    except ImportError:  # a bug report must not depend on the extra [demo]
+        print("\n".join(f"{name:24}{value}" for name, value in rows.items()))
         return
     table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in found.items():
+    for name, value in rows.items():
         table.add_row(name, value)
     Console(highlight=False).print(table, markup=False)
 
 
 def facts() -> Mapping[str, str]:
-    """Everything a measurement or a bug report should say about where it was made."""
+    """The facts about software and machine for a measurement or a bug report."""
     build = _C.build_info()
     forced = os.environ.get("RNNFAST_ISA")
-    found = {
+    rows = {
         "rnnfast": rnnfast.__version__,
         "compiler": text(build.get("compiler", "unknown")),
         "flags": text(build.get("flags", "")),
@@ -64,7 +64,7 @@ def facts() -> Mapping[str, str]:
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in rows.items() if value}
 
 
 def text(value: object) -> str:
@@ -75,12 +75,12 @@ def torch_version() -> str:
     try:
         import torch
     except ImportError:
-        return 'not installed: pip install "rnnfast[torch]" for rnnfast.LSTM and its kin'
+        return 'not installed: pip install "rnnfast[torch]" for rnnfast.LSTM and the others'
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def cuda_tiers() -> str:
-    """For each CUDA device the widest layer of each tier, of 32 rows and one direction."""
+    """For each CUDA device the widest layer of each tier, for 32 rows and one direction."""
     from rnnfast import _native
 
     if _native._cuda is None:
@@ -103,7 +103,7 @@ def cuda_tiers() -> str:
                 tiers = ", ".join(f"{tier} to H={width}" for tier, width in widest.items())
                 lines.append(f"   {kind} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
     if not os.environ.get("RNNFAST_CUDA_TIER"):
-        lines.append("off: RNNFAST_CUDA_TIER=auto has layers run there")
+        lines.append("off: RNNFAST_CUDA_TIER=auto enables these tiers")
     return "\n".join(lines)
 
 
@@ -118,16 +118,16 @@ def cpu_model() -> str:
         import cpuinfo
     except ImportError:
         return platform.processor() or platform.machine()
-    found = cpuinfo.get_cpu_info()
-    kind = [f"{key} {found[key]}" for key in ("family", "model") if key in found]
-    return str(found.get("brand_raw", platform.machine())) + (f" ({', '.join(kind)})" if kind else "")
+    cpu = cpuinfo.get_cpu_info()
+    kind = [f"{key} {cpu[key]}" for key in ("family", "model") if key in cpu]
+    return str(cpu.get("brand_raw", platform.machine())) + (f" ({', '.join(kind)})" if kind else "")
 
 
 def openmp_runtimes() -> list[str]:
-    """Paths of the OpenMP runtimes in this process; empty where nothing here can say it."""
+    """Paths of the OpenMP runtimes in this process; empty without threadpoolctl."""
     try:
         import threadpoolctl
     except ImportError:
         return []
-    found = threadpoolctl.threadpool_info()
-    return sorted({one["filepath"] for one in found if one["user_api"] == "openmp"})
+    pools = threadpoolctl.threadpool_info()
+    return sorted({pool["filepath"] for pool in pools if pool["user_api"] == "openmp"})

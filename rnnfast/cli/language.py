@@ -1,4 +1,4 @@
-"""The demo's job: a character language model, trained with torch.nn and with rnnfast in turns."""
+"""The task of the demo: a character language model, trained with torch.nn and rnnfast in turns."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WARM_UP = 3
 @dataclass(frozen=True)
 class Text:
     source: str
-    characters: str  # the alphabet; a token is an index into it
+    characters: str  # the alphabet; a token is an index into the alphabet
     tokens: Tensor
 
     def windows(self, steps: int, seed: int) -> list[Tensor]:
-        """For each training step a [LENGTH + 1, BATCH] batch from random places."""
+        """For each training step a batch of tokens [LENGTH + 1, BATCH] from random positions."""
         generator = torch.Generator().manual_seed(seed)
         limit = len(self.tokens) - LENGTH
         starts = torch.randint(limit, (steps, 1, BATCH), generator=generator)
@@ -39,12 +39,12 @@ class Text:
 
 def read_text(path: Path | None) -> Text:
     source, content = ("pydoc_data.topics", pydoc_topics()) if path is None else read_file(path)
-    least = 10 * LENGTH
-    if len(content) < least:
-        raise CommandError(f"{source} has {len(content)} characters, the demo needs at least {least}")
+    minimum = 10 * LENGTH
+    if len(content) < minimum:
+        raise CommandError(f"{source} has {len(content)} characters, the demo needs at least {minimum}")
     characters = "".join(sorted(set(content)))
     index = {character: k for k, character in enumerate(characters)}
-    return Text(source, characters, torch.tensor([index[each] for each in content]))
+    return Text(source, characters, torch.tensor([index[character] for character in content]))
 
 
 def pydoc_topics() -> str:
@@ -105,7 +105,7 @@ class Training:
 
 
 def pair(cell: str, text: Text, seed: int) -> tuple[Training, Training]:
-    """The same model twice, the second accelerated."""
+    """The trainings of a model and of an accelerated copy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LanguageModel(cell, len(text.characters))
@@ -118,9 +118,9 @@ def train(
     windows: Sequence[Tensor],
     progress: Callable[[Training], None],
 ) -> None:
-    """Both trainings in turns of BLOCK steps, so that a change of the machine's speed meets both.
+    """Run the trainings in turns of BLOCK steps, so that a change of the machine's speed affects both.
 
-    The warm-up runs on copies: it changes neither the models nor the times.
+    The warm-up runs on copies, so it changes neither the models nor the times.
     """
     for training in trainings:
         Training("warm-up", copy.deepcopy(training.model)).steps(windows[:WARM_UP])
@@ -134,12 +134,12 @@ def train(
 def sample(
     model: LanguageModel, text: Text, prompt: str, temperature: float, seed: int
 ) -> Iterator[str]:
-    """Endless text, one step at a time: the state goes from call to call."""
+    """Sample text without end, one character and one step of the model at a time."""
     generator = torch.Generator().manual_seed(seed)
-    known = [text.characters.index(each) for each in prompt if each in text.characters] or [0]
-    logits, state = model(torch.tensor(known)[:, None])
+    tokens = [text.characters.index(c) for c in prompt if c in text.characters] or [0]
+    logits, state = model(torch.tensor(tokens)[:, None])
     while True:
-        odds = torch.softmax(logits[-1, 0] / temperature, 0)
-        token = torch.multinomial(odds, 1, generator=generator)
+        probabilities = torch.softmax(logits[-1, 0] / temperature, 0)
+        token = torch.multinomial(probabilities, 1, generator=generator)
         yield text.characters[int(token)]
         logits, state = model(token[:, None], state)

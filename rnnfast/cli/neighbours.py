@@ -1,4 +1,4 @@
-"""How busy other work kept our cores meanwhile: it slows what it meets, and unevenly."""
+"""How busy other processes keep the cores of this process: they disturb measurements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ WORTH_SAYING = 0.1  # cores
 
 
 class Neighbours:
-    """Watches from its creation on; silent where the system does not say which cores are ours."""
+    """Measures from its creation on; without a result if the system does not tell the CPU affinity."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), busy_seconds(), time.process_time()
 
     def cores(self) -> float | None:
-        """How many of the cores that this process may use were taken by others, on average."""
+        """The average number of this process's cores that other processes used; None if unknown."""
         began, busy_before, own_before = self.start
         busy = busy_seconds()
         if busy is None or busy_before is None:
@@ -30,13 +30,13 @@ class Neighbours:
         if cores is None or cores < WORTH_SAYING:
             return ""
         return (
-            f"Other work kept {cores:.1f} of {len(os.sched_getaffinity(0))} cores busy meanwhile: "
-            "an idle machine gives other times and other ratios."
+            f"Other processes used {cores:.1f} of {len(os.sched_getaffinity(0))} cores during the "
+            "measurement. An idle machine gives other times and other ratios."
         )
 
 
 def busy_seconds() -> float | None:
-    """Of the cores this process may use, by anyone, stolen time included."""
+    """Busy time, of all processes and with stolen time, of the cores that this process may use."""
     process = psutil.Process()
     if not hasattr(process, "cpu_affinity"):
         return None

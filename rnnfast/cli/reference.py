@@ -1,7 +1,7 @@
-"""The original GRU (Cho et al. 2014) in plain eager torch, because torch.nn has none.
+"""The original GRU (Cho et al. 2014, arXiv 1406.1078, eq. 5-8) in eager torch; torch.nn has none.
 
-The reset gate applies to the state before the recurrent product:
-n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); parameters and their names are torch.nn.GRU's.
+The reset gate applies to h before the recurrent product:
+n = tanh(W_in x + b_in + W_hn (r * h) + b_hn). Parameters and their names are torch.nn.GRU's.
 """
 
 from __future__ import annotations

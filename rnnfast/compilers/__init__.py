@@ -1,7 +1,7 @@
-"""What torch.compile, torch.export, ONNX, torch.fx and TorchScript see of our modules.
+"""How torch.compile, torch.export, ONNX, torch.fx and TorchScript treat rnnfast's modules.
 
-Each of them decides by the class of a module or by the source of its ``forward``, which are ours. So
-:func:`install` tells them, in their own modules of torch, what ours are.
+Each of these compilers decides by the class of a module or by the source of its ``forward``, and does
+not know rnnfast's. So :func:`install` wraps functions of torch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["install"]
 
 
 def install(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) -> None:
-    """Tell all of them, those that are not imported yet as soon as they are.
+    """Make all compilers accept rnnfast's modules; a compiler that is not imported yet, at its import.
 
-    The environment variable ``RNNFAST_COMPILERS=off`` leaves torch as it is. Then torch.compile breaks
-    its graph at our modules, torch.fx traces into them, TorchScript refuses them, and torch.onnx needs
-    ``custom_translation_table=rnnfast.onnx.translations()``.
+    The environment variable ``RNNFAST_COMPILERS=off`` leaves torch unchanged. Then torch.compile breaks
+    the graph at rnnfast's modules, torch.fx traces into them, TorchScript refuses them, and torch.onnx
+    needs ``custom_translation_table=rnnfast.onnx.translations()``.
 
     Args:
-        originals: each class, and the one of torch.nn whose place it takes.
+        originals: for each class of rnnfast the class of torch.nn that it replaces.
 
     """
     if os.environ.get("RNNFAST_COMPILERS") == "off":

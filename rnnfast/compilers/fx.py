@@ -1,4 +1,4 @@
-"""Lets torch.fx take our modules for leaves of its graph, as it takes torch.nn's."""
+"""Makes rnnfast's modules leaves of a graph of torch.fx, as torch.nn's are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def admit(kinds: Container[type]) -> None:
-    """Have instances of these very classes be one node each; torch.fx asks where a class is defined."""
+    """Make instances of exactly these classes leaves; torch.fx takes only classes of torch.nn."""
     is_leaf: Any = torch.fx.Tracer.is_leaf_module
 
     def is_leaf_module(self: Any, m: torch.nn.Module, module_qualified_name: str) -> bool:

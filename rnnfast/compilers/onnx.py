@@ -1,7 +1,7 @@
 """ONNX's own LSTM, GRU and RNN nodes for ``torch.onnx.export(model, ..., dynamo=True)``.
 
-The exporter finds the translation by itself. Where a version of torch hides the table that it reads, it
-can be given by hand: ``custom_translation_table=rnnfast.onnx.translations()``.
+The exporter normally finds the translation by itself. If it does not, in an unknown version of torch,
+pass ``custom_translation_table=rnnfast.onnx.translations()`` to ``torch.onnx.export``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from . import operator
 
 __all__ = ["translations"]
 
-#: The exporter's module that holds the translations.
+#: The exporter's module with the table of translations.
 REGISTRATION = "torch.onnx._internal.exporter._registration"
 
 _INT32 = 6  # TensorProto.INT32
 
 
-# The exporter reads it: what is annotated with a plain type is an attribute, all else is a tensor.
+# The exporter reads this signature: a parameter annotated with str, int or bool is an attribute, any
+# other one is a tensor.
 _SIGNATURE = inspect.Signature(
     [
         inspect.Parameter(
@@ -35,12 +36,12 @@ _SIGNATURE = inspect.Signature(
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
+    """The argument ``custom_translation_table`` of ``torch.onnx.export`` for rnnfast's modules."""
     return {operator.STACK: _stack}
 
 
 def add_to(registration: Any) -> None:
-    """Tell the exporter of them."""
+    """Add the translations to the exporter's table."""
     register = getattr(getattr(registration, "_torchlib_registry", None), "onnx_impl", None)
     if register is not None:
         for target, function in translations().items():
@@ -48,44 +49,44 @@ def add_to(registration: Any) -> None:
 
 
 def _stack(*arguments: Any, **attributes: Any) -> tuple[Any, ...]:
-    """``rnnfast::stack``, with its five results; nothing reads the last, what a backward would."""
+    """Translate ``rnnfast::stack``, with its five results; ``saved``, the fifth, is never read."""
     from onnxscript import opset18 as op
 
     inputs, config, _ = operator.call_of(_SIGNATURE.bind(*arguments, **attributes).args)
     x, h0, c0, _, sizes, reset = inputs
-    for there, what in (
+    for is_used, feature in (
         (config.projected, "proj_size"),
         (reset is not None, "reset="),
         (sizes is not None and len(x.shape) == 2, "packed sequences"),
         (config.cell_states, "return_cell_states="),
     ):
-        if there:
-            raise ValueError(f"ONNX's {CELLS[config.cell].onnx.op} has no counterpart of {what}")
+        if is_used:
+            raise ValueError(f"ONNX's {CELLS[config.cell].onnx.op} has no counterpart of {feature}")
     is_step = len(x.shape) == 2
     if is_step:
         x = op.Unsqueeze(x, op.Constant(value_ints=[0]))
         h0, c0 = (s if s is None else op.Unsqueeze(s, op.Constant(value_ints=[0])) for s in (h0, c0))
     elif config.batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
-    lengths = None if sizes is None else op.Cast(sizes, to=_INT32)  # ONNX's type for them
+    lengths = None if sizes is None else op.Cast(sizes, to=_INT32)  # ONNX's type of sequence_lens
     h_n, c_n = [], []
     for k in range(config.layers):
         x, h, c = _layer(op, config, k, x, lengths, inputs._replace(h0=h0, c0=c0))
         h_n.append(h)
         c_n.append(c)
-    none = op.Constant(value_floats=[])
+    empty = op.Constant(value_floats=[])
 
     def joined(states: list[Any]) -> Any:
         if states[0] is None:
-            return none
+            return empty
         return states[0] if len(states) == 1 else op.Concat(*states, axis=0)
 
     if is_step:
         first = op.Constant(value_ints=[0])
-        y, c = op.Squeeze(x, first), none if c_n[0] is None else op.Squeeze(c_n[0], first)
-        return y, none, c, none, none
+        y, c = op.Squeeze(x, first), empty if c_n[0] is None else op.Squeeze(c_n[0], first)
+        return y, empty, c, empty, empty
     y = op.Transpose(x, perm=[1, 0, 2]) if config.batch_first else x
-    return y, joined(h_n), joined(c_n), none, none
+    return y, joined(h_n), joined(c_n), empty, empty
 
 
 _stack.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
@@ -95,7 +96,7 @@ _stack.__annotations__ = {name: p.annotation for name, p in _SIGNATURE.parameter
 def _layer(
     op: Any, config: StackConfig, k: int, x: Any, lengths: Any, inputs: Inputs
 ) -> tuple[Any, Any, Any]:
-    """One node: ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``; ``lengths [B]``."""
+    """One ONNX node: from ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``."""
     _, h0, c0, weights, _, _ = inputs
     kind, order, activation, linear_before_reset = CELLS[config.cell].onnx
     directions = config.directions
@@ -116,13 +117,13 @@ def _layer(
         return cut(w, number * hidden, (number + 1) * hidden)
 
     def in_order(w: Any) -> Any:
-        """One direction's weight or bias with its gates as ONNX has them, ``[1, ...]``."""
-        if len(order) > 1:  # by Slice, which the exporter computes at once
+        """The weight or bias of one direction with its gates in ONNX's order, ``[1, ...]``."""
+        if len(order) > 1:  # the exporter folds Slice of a constant
             w = op.Concat(*(block(w, number) for number in order), axis=0)
         return op.Unsqueeze(w, op.Constant(value_ints=[0]))
 
-    def both(each: list[Any]) -> Any:
-        return each[0] if len(each) == 1 else op.Concat(*each, axis=0)
+    def joined(parts: list[Any]) -> Any:
+        return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
 
     def part(states: Any) -> Any:
         if states is None or config.layers == 1:
@@ -131,11 +132,11 @@ def _layer(
 
     biases = None
     if config.bias:
-        biases = both([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
-    w_ih, w_hh = both([in_order(w[0]) for w in flat]), both([in_order(w[1]) for w in flat])
-    given = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if config.has_c else [])
+        biases = joined([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
+    w_ih, w_hh = joined([in_order(w[0]) for w in flat]), joined([in_order(w[1]) for w in flat])
+    operands = [x, w_ih, w_hh, biases, lengths, part(h0)] + ([part(c0)] if config.has_c else [])
     y, *states = getattr(op, kind)(
-        *given,
+        *operands,
         hidden_size=hidden,
         direction="bidirectional" if directions == 2 else "forward",
         **attributes,

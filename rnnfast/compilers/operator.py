@@ -1,6 +1,6 @@
-"""What torch.compile and torch.export see: the operators ``rnnfast::stack`` and its backward.
+"""The operators ``rnnfast::stack`` and its backward, which torch.compile and torch.export see.
 
-An eager call does not come through here, since the dispatcher would cost it as much as a small kernel.
+An eager call does not use the operators, since the dispatcher takes as long as a small kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..stack import autograd, checks, ops, reference
 from ..stack.config import Inputs, Outputs, StackConfig, output_shapes
 
-# How a schema writes the types of the fields of Inputs and StackConfig.
+# The types of the fields of Inputs and StackConfig, as a schema writes them.
 _TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -24,7 +24,7 @@ _TYPES: dict[Any, str] = {
     int: "int",
     bool: "bool",
 }
-#: The arguments that both operators begin with, and their types.
+#: The first arguments of both operators, and their types.
 FIELDS: dict[str, Any] = {**get_type_hints(Inputs), **get_type_hints(StackConfig)}
 
 
@@ -43,45 +43,47 @@ for schema in _OPERATORS:
 
 
 def call_of(arguments: Sequence[Any]) -> tuple[Inputs, StackConfig, Sequence[Any]]:
-    """The arguments of an operator: the bundle of inputs, the configuration, and the others."""
+    """The arguments of an operator as the inputs, the configuration, and the other arguments."""
     inputs, config = Inputs(*arguments[:_INPUTS]), StackConfig(*arguments[_INPUTS:_CONFIG])
     return inputs, config, arguments[_CONFIG:]
 
 
 def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outputs | None:
-    """As :func:`autograd.stack`, as one node of a graph, for packed sequences of ``batch`` rows."""
+    """As :func:`autograd.stack`, as one node of a graph; ``batch`` is the batch size if x is packed."""
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
     inputs = inputs._replace(weights=list(inputs.weights))
-    found = STACK(*inputs, *config, batch, save)
-    there = _are_there(config, inputs)
-    outputs: list[Any] = [t if is_there else None for t, is_there in zip(found, there, strict=False)]
+    tensors = STACK(*inputs, *config, batch, save)
+    presence = _presence(config, inputs)
+    outputs: list[Any] = [
+        t if is_there else None for t, is_there in zip(tensors, presence, strict=False)
+    ]
     return Outputs(*outputs)
 
 
-def _are_there(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bool]:
-    """Which of y, h_n, c_n and the cell states are; the operator gives the others as empty tensors."""
+def _presence(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bool]:
+    """Whether y, h_n, c_n and the cell states exist. The operator returns an empty tensor if not."""
     return True, not inputs.is_step, config.has_c, config.cell_states
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, config, (batch, save) = call_of(arguments)
     inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
-    found = ops.forward(config, inputs, save)
-    if found is None:
-        why = ops.why_not(config, inputs)
-        raise RuntimeError(f"rnnfast::stack got tensors that its kernels do not take: {why}")
-    if batch is not None and found.h_n is not None and found.h_n.size(1) != batch:
+    outputs = ops.forward(config, inputs, save)
+    if outputs is None:
+        reason = ops.why_not(config, inputs)
+        raise RuntimeError(f"rnnfast::stack got tensors that its kernels do not take: {reason}")
+    if batch is not None and outputs.h_n is not None and outputs.h_n.size(1) != batch:
         raise RuntimeError(
-            f"batch_sizes begins with {found.h_n.size(1)}; expected {batch}, the rows of the batch"
+            f"batch_sizes begins with {outputs.h_n.size(1)}; expected {batch}, the rows of the batch"
         )
-    return _without_none(inputs.x, found)
+    return _without_none(inputs.x, outputs)
 
 
 def _without_none(x: Tensor, outputs: Outputs) -> tuple[Tensor, ...]:
-    """Empty tensors in the place of None."""
-    *others, saved = outputs
-    bytes = x.new_empty(0, dtype=torch.uint8) if saved is None else saved
-    return *(x.new_empty(0) if t is None else t for t in others), bytes
+    """The outputs, with an empty tensor instead of None."""
+    *results, saved = outputs
+    saved = x.new_empty(0, dtype=torch.uint8) if saved is None else saved
+    return *(x.new_empty(0) if t is None else t for t in results), saved
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -91,21 +93,21 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     saved = None
     if save:
         outputs, hidden = config.widths(inputs.weights)
-        each = ops.saved_bytes_of_a_row(config, x, int(hidden), int(outputs))
-        saved = x.new_empty(prod(x.shape[:-1]) * each, dtype=torch.uint8)
-    made: list[Any] = [None if shape is None else x.new_empty(shape) for shape in shapes]
-    y, h_n, c_n, cell_states = made
+        row_bytes = ops.saved_bytes_of_a_row(config, x, int(hidden), int(outputs))
+        saved = x.new_empty(prod(x.shape[:-1]) * row_bytes, dtype=torch.uint8)
+    tensors: list[Any] = [None if shape is None else x.new_empty(shape) for shape in shapes]
+    y, h_n, c_n, cell_states = tensors
     return _without_none(x, Outputs(y, h_n, c_n, cell_states, saved))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given, config, rest = call_of(inputs)
+    call_inputs, config, options = call_of(inputs)
     y, *_, saved = output
     ctx.config = config
-    ctx.there = _are_there(config, given)
-    ctx.others = (None,) * (len(config) + len(rest))
+    ctx.presence = _presence(config, call_inputs)
+    ctx.no_grads = (None,) * (len(config) + len(options))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(given.sizes, given.reset, y, saved, *given.tensors)
+    ctx.save_for_backward(call_inputs.sizes, call_inputs.reset, y, saved, *call_inputs.tensors)
 
 
 def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -114,15 +116,15 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     config: StackConfig = ctx.config
     needs = ctx.needs_input_grad
     wanted = [bool(needs[0]), bool(needs[1]), bool(needs[2])]
-    each = needs[3] if isinstance(needs[3], Sequence) else [needs[3]] * len(weights)
-    wanted += [bool(wants) for wants in each]
-    given = [g if there else None for g, there in zip(grads[:4], ctx.there, strict=True)]
-    if torch.is_grad_enabled():  # a graph of this backward is wanted
-        found = [*autograd.differentiable(config, inputs, given, wanted)]
+    needs_weights = needs[3] if isinstance(needs[3], Sequence) else [needs[3]] * len(weights)
+    wanted += [bool(is_wanted) for is_wanted in needs_weights]
+    grads = tuple(g if is_there else None for g, is_there in zip(grads[:4], ctx.presence, strict=True))
+    if torch.is_grad_enabled():  # gradients are enabled with create_graph=True
+        gradients = [*autograd.differentiable(config, inputs, grads, wanted)]
     else:
-        found = STACK_BACKWARD(*inputs, *config, y, saved, *given, wanted)
-    own = [g if wants else None for g, wants in zip(found, wanted, strict=True)]
-    return (*own[:3], own[3:], None, None, *ctx.others)
+        gradients = STACK_BACKWARD(*inputs, *config, y, saved, *grads, wanted)
+    gradients = [g if is_wanted else None for g, is_wanted in zip(gradients, wanted, strict=True)]
+    return (*gradients[:3], gradients[3:], None, None, *ctx.no_grads)
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
@@ -130,24 +132,24 @@ def _backward(*arguments: Any) -> list[Tensor]:
     inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
     if all(g is None for g in grads):
         grads[0] = torch.zeros_like(y)
-    if not saved.numel() and y.numel():  # it was exported where no gradients were wanted
-        again = ops.forward(config, inputs, save=True)
-        assert again is not None
-        assert again.saved is not None
-        y, saved = again.y, again.saved
-    found = ops.backward(config, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
-    if found is None:
-        found = [*autograd.differentiable(config, inputs, grads, wanted)]
-    return [inputs.x.new_empty(0) if g is None else g for g in found]
+    if not saved.numel() and y.numel():  # the program was exported without gradients
+        outputs = ops.forward(config, inputs, save=True)
+        assert outputs is not None
+        assert outputs.saved is not None
+        y, saved = outputs.y, outputs.saved
+    gradients = ops.backward(config, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
+    if gradients is None:
+        gradients = [*autograd.differentiable(config, inputs, grads, wanted)]
+    return [inputs.x.new_empty(0) if g is None else g for g in gradients]
 
 
 def _backward_fake(*arguments: Any) -> list[Tensor]:
     inputs, _, (*_, wanted) = call_of(arguments)
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format)
-        if wants and t is not None
+        if is_wanted and t is not None
         else inputs.x.new_empty(0)
-        for t, wants in zip(inputs.tensors, wanted, strict=True)
+        for t, is_wanted in zip(inputs.tensors, wanted, strict=True)
     ]
 
 
@@ -162,16 +164,16 @@ torch.library.register_autograd(
 
 
 def _eager(*arguments: Any) -> tuple[Tensor, ...]:
-    """``rnnfast::stack`` on torch's operators; ``saved`` is empty, since nothing needs it."""
+    """``rnnfast::stack`` in torch's operators; ``saved`` is empty, since torch differentiates these."""
     inputs, config, _ = call_of(arguments)
     return _without_none(inputs.x, reference.stack(config, inputs))
 
 
-_KNOWN = checks.PLAIN | {type(None), list, str, int, bool}
+_PLAIN_ARGUMENTS = checks.PLAIN | {type(None), list, str, int, bool}
 
 
 def _is_listened_to() -> bool:
-    """Whether somebody wants to see the operators that run: autograd, a mode, the profiler."""
+    """Whether autograd, a mode or the profiler has to see the operators that run."""
     return bool(
         torch.is_grad_enabled()
         or torch._C._autograd._profiler_enabled()
@@ -183,10 +185,10 @@ def _is_listened_to() -> bool:
 def _shorten(
     overload: Any, kernel: Callable[..., Any], eager: Callable[..., Any] | None = None
 ) -> None:
-    """Have a call that needs no dispatch, as those of compiled programs, go straight to its kernel.
+    """Make calls of compiled programs run ``kernel`` without the dispatcher, if nothing needs it.
 
-    The dispatcher takes as long as the kernel of a small layer, twice. And it takes an operator of
-    Python for constant under forward mode, in silence: there ``eager`` computes it.
+    The dispatcher takes at least as long as the kernel of a small layer. Under forward-mode
+    differentiation it silently treats a Python operator as constant, so ``eager`` computes the call.
     """
     dispatch = getattr(overload, "_op", None)
     if dispatch is None:
@@ -195,12 +197,12 @@ def _shorten(
     def call(*args: Any, **options: Any) -> Any:
         if eager is not None and not options and checks.transformed():
             return eager(*args)
-        plain = len(args) > 3 and not options and _KNOWN.issuperset(map(type, args))
-        if plain and not _is_listened_to() and checks.PLAIN.issuperset(map(type, args[3])):
+        is_plain = len(args) > 3 and not options and _PLAIN_ARGUMENTS.issuperset(map(type, args))
+        if is_plain and not _is_listened_to() and checks.PLAIN.issuperset(map(type, args[3])):
             try:
                 return kernel(*args)
             except (TypeError, ValueError, RuntimeError):
-                pass  # not for the kernels, or wrong: the dispatcher knows
+                pass  # uncovered or invalid arguments: the dispatcher raises the right error
         return dispatch(*args, **options)
 
     overload._op = call

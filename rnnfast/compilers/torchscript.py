@@ -1,8 +1,8 @@
-"""Lets torch.jit.script compile our modules.
+"""Lets torch.jit.script compile rnnfast's modules.
 
-TorchScript compiles the source of ``forward``, and ours is more Python than it knows. So it is shown
-torch.nn's: a scripted program, like a traced one, contains torch's own operators, and runs wherever
-TorchScript does, without rnnfast and at torch's speed.
+TorchScript compiles the source of ``forward``, and cannot compile rnnfast's. So rnnfast's modules have
+torch.nn's classes while TorchScript compiles them. A scripted program, like a traced one, contains
+torch's own operators, needs no rnnfast, and has torch's speed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.jit import _recursive
 
 
 def admit(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) -> None:
-    """Have TorchScript take instances of each key for instances of its value, while it compiles."""
+    """Make TorchScript compile an instance of each key as an instance of its value."""
     compile_module: Any = getattr(_recursive, "create_script_module", None)
     if compile_module is None:
-        return  # another TorchScript: it says what it does not know
+        return  # an unknown version of TorchScript, which raises an error itself
 
     def create_script_module(nn_module: Any, *args: Any, **options: Any) -> Any:
         with _shown_as(originals, nn_module):
@@ -32,8 +32,8 @@ def admit(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) -> N
 def _shown_as(
     originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]], model: torch.nn.Module
 ) -> Iterator[None]:
-    ours = [(m, type(m)) for m in model.modules() if type(m) in originals]
-    for module, _ in ours:
+    kinds = [(m, type(m)) for m in model.modules() if type(m) in originals]
+    for module, _ in kinds:
         option: str | None = module._beyond_torch()  # type: ignore[operator]
         if option is not None:
             raise RuntimeError(
@@ -41,9 +41,9 @@ def _shown_as(
                 "and TorchScript has no operator for it; torch.jit.trace and torch.export work"
             )
     try:
-        for module, kind in ours:
+        for module, kind in kinds:
             module.__class__ = originals[kind]
         yield
     finally:
-        for module, kind in ours:
+        for module, kind in kinds:
             module.__class__ = kind

@@ -1,8 +1,8 @@
 """LSTM, GRU, RNN and their cells, as subclasses of torch.nn's.
 
-A call that the kernels cover runs on them, one under a transform of torch.func on torch's operators.
-Any other (another device, bad input) runs torch's own ``forward``, so its answers and exceptions are
-torch's.
+The kernels compute a call that they cover. torch's operators compute a call under a transform of
+torch.func. torch's own ``forward`` computes any other call (another device, invalid input), so results
+and exceptions are torch's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .layers import GRU, LSTM, RNN
 
 __all__ = ["GRU", "LSTM", "ORIGINALS", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-#: Each class, and the one of torch.nn whose place it takes.
+#: For each class of rnnfast the class of torch.nn that it replaces.
 ORIGINALS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     RNN: torch.nn.RNN,
     LSTM: torch.nn.LSTM,

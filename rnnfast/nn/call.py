@@ -1,4 +1,4 @@
-"""The ways of a call, which layers and cells share: the shortest one, and all others."""
+"""The paths of a call, for layers and cells: the fast path, and the others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..stack import autograd, checks, ops, packed_weights, sequences
 from ..stack.config import CELLS, Inputs, StackConfig, stack_config
 from ..stack.precision import Precision
 
-__all__ = ["Fitting", "Fused", "State", "returned"]
+__all__ = ["Fitting", "Fused", "State", "forward_result"]
 
 State = Tensor | tuple[Tensor, Tensor] | None
 
 
 def _states_of(hx: Any, has_c: bool) -> Any:
-    """``h0`` and ``c0``, or None where ``hx`` is not of the kind that it must be."""
+    """``(h0, c0)``, or None if ``hx`` does not have the right type."""
     if hx is None:
         return None, None
     if not has_c:
@@ -29,8 +29,8 @@ def _states_of(hx: Any, has_c: bool) -> Any:
     return hx if plain else None
 
 
-def returned(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:
-    """What ``forward`` returns; ``h_n`` is None for a cell, ``c_n`` where there is no cell state."""
+def forward_result(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:
+    """What ``forward`` returns; ``h_n`` is None for a cell module, ``c_n`` without a cell state."""
     if h_n is None:
         return y if c_n is None else (y, c_n)
     if c_n is None:
@@ -39,19 +39,19 @@ def returned(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:
 
 
 class Fitting(NamedTuple):
-    """Arguments whose shapes fit."""
+    """The tensors of a call whose shapes fit the module."""
 
     data: Tensor
-    states: tuple[Any, ...]  # none, where no state was given
+    states: tuple[Any, ...]  # empty without initial states
     batch_sizes: Tensor | None
 
 
 class Fused(torch.nn.Module):
-    """What all layers and cells share. It adds no state."""
+    """The base of all layers and cells. It adds no state."""
 
-    _dims: int  # of an input that is a batch
+    _dims: int  # number of dimensions of a batched input
     hidden_size: int
-    batch_first: bool  # a layer's; a cell has no resets
+    batch_first: bool  # only layers have it, and only layers take resets
 
     def _cell(self) -> str:
         """The cell's name in the table of cells."""
@@ -67,11 +67,11 @@ class Fused(torch.nn.Module):
         return CELLS[self._cell()].has_c
 
     def _beyond_torch(self) -> str | None:
-        """The option for which torch.nn has no such module."""
+        """The option that torch.nn's class lacks, as text; None if the module uses no such option."""
         return None
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
-        """Torch's module; its exceptions tell what is wrong with the arguments."""
+        """Run torch's own module, whose exceptions say what is wrong with the arguments."""
         return super().forward(input, hx)
 
     def _forward_directly(
@@ -83,22 +83,21 @@ class Fused(torch.nn.Module):
         reset: Any = None,
         cell_states: bool = False,
     ) -> Any:
-        """The usual call, at the least cost; None, having done nothing, where it is another.
+        """Run a call that needs no conversion, with little overhead; None and no effect for others.
 
-        ``names`` are those of the weights, in torch's order.
+        ``names`` are the names of the weights, in torch's order.
         """
         config = self._config(cell_states, stack_config)
         if cell_states and not config.has_c:
             return None
         parameters, features = self._parameters, self.input_size
         if not torch.is_grad_enabled():
-            held = packed_weights.HELD
-            packed = packed_weights.packed(self, config, names) if held else None
+            packed = packed_weights.packed(self, config, names) if packed_weights.HELD else None
             inputs = (input, hx, parameters, names, lengths, reset)
             return ops.call_module(config, inputs, self._dims, features, packed)
         try:
             weights: list[Any] = [parameters[name] for name in names]
-        except KeyError:  # computed at each access (a parametrization)
+        except KeyError:  # a parametrization computes the weight at each access
             return None
         if input.is_nested or input.dim() != self._dims or input.size(-1) != features:
             return None
@@ -107,13 +106,13 @@ class Fused(torch.nn.Module):
             return None
         h0, c0 = states
         outputs = autograd.stack(config, Inputs(input, h0, c0, weights, lengths, reset))
-        return None if outputs is None else returned(*outputs[:4])
+        return None if outputs is None else forward_result(*outputs[:4])
 
     def _refresh(self) -> None:
-        """Before a call that is not the usual one."""
+        """Update the list of weights before a call outside of the fast path."""
 
     def _fitting(self, input: Any, hx: Any) -> Fitting | None:
-        """None if a shape does not fit."""
+        """The data, the states and the batch sizes, or None if a shape does not fit."""
         raise NotImplementedError
 
     def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
@@ -129,27 +128,28 @@ class Fused(torch.nn.Module):
         reset: Tensor | None = None,
         cell_states: bool = False,
     ) -> Any:
-        """Whatever :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
+        """Run a call that :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         raise NotImplementedError
 
     def _covers(self, input: Any, hx: Any) -> bool:
         if not (checks.traced() or checks.plain_call()):
             return False
-        fitting = self._fitting(input, hx)
-        if fitting is None or self._precision(*fitting) is None:
+        tensors = self._fitting(input, hx)
+        if tensors is None or self._precision(*tensors) is None:
             return False
-        return ops.takes(self._config(), fitting[0], self.hidden_size)
+        return ops.takes(self._config(), tensors.data, self.hidden_size)
 
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:
-        """What torch.nn offers too."""
+        """A call with torch.nn's own arguments alone."""
         self._refresh()
         outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
         return self._uncovered(input, hx) if outputs is None else outputs
 
     def _uncovered(self, input: Any, hx: Any) -> Any:
-        """What no kernel covers, bad input included: torch's own answer, or its exception.
+        """A call that no kernel covers, also with invalid input: torch's own result or exception.
 
-        But torch's own recurrent operators know neither vmap nor, all of them, forward mode.
+        Under a transform the reference computes the call, since torch's recurrent operators do not
+        support vmap, and not all of them support forward-mode differentiation.
         """
         if self._beyond_torch() is not None:
             return self._forward_further(input, hx, None, False)
@@ -158,17 +158,17 @@ class Fused(torch.nn.Module):
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cell_states: bool) -> Any:
-        """What torch.nn does not offer; on torch's operators where the kernels do not cover it."""
+        """A call with arguments that torch.nn lacks; in torch's operators if no kernel covers it."""
         self._refresh()
-        covered = self._covers(input, hx)
-        if not covered and (checks.plain_call() or self._fitting(input, hx) is None):
-            # torch knows what is wrong with the other arguments.
+        is_covered = self._covers(input, hx)
+        if not is_covered and (checks.plain_call() or self._fitting(input, hx) is None):
+            # torch raises its exception if input or hx is invalid.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 self._run_torch(input, hx)
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
         outputs = None
-        if covered:
+        if is_covered:
             outputs = self._run(input, hx, fused=True, reset=reset, cell_states=cell_states)
         if outputs is None:
             outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)

@@ -11,26 +11,26 @@ from torch import Tensor
 from ..stack import checks, ops, precision
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
-from .call import Fitting, Fused, State, returned
+from .call import Fitting, Fused, State, forward_result
 from .keywords import CoupledGates, ResetAfter
 from .route import recurrent_in
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
-#: Of a cell, without and with biases.
+#: The names of a cell's weights, without and with biases.
 _CELL_WEIGHTS = (("weight_ih", "weight_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
 class _RecurrentCell(Fused, torch.nn.RNNCellBase):
-    """What the three cells share: one step, ``[B, I]`` or ``[I]``."""
+    """The base of the three cells, which compute one step of ``[B, I]`` or ``[I]``."""
 
     _dims = 2
-    _is_lowered = False  # whether autocast lowers torch's cell
+    _is_lowered = False  # whether autocast casts torch's cell to its lower-precision dtype
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch's ``forward``."""
-        usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
-        if usual and self.hidden_size > 0:
+        """As torch's ``forward``: ``input`` ``[B, I]`` or ``[I]``, states ``[B, H]`` or ``[H]``."""
+        is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
+        if is_plain and self.hidden_size > 0:
             outputs = self._forward_directly(input, hx, self._names())
             if outputs is not None:
                 return outputs
@@ -47,17 +47,18 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         if not isinstance(states, tuple | list) or len(states) != (2 if self._has_c else 1):
             return None
         shape = [*input.shape[:-1], self.hidden_size]
-        fit = all(isinstance(s, Tensor) and list(s.shape) == shape for s in states)
-        return Fitting(input, (*states,), None) if fit else None
+        if not all(isinstance(s, Tensor) and list(s.shape) == shape for s in states):
+            return None
+        return Fitting(input, (*states,), None)
 
     def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
-        lowered = self._is_lowered
-        return precision.choose(data, (*states,), self._weights(), lowered, lowered)
+        is_lowered = self._is_lowered
+        return precision.choose(data, (*states,), self._weights(), is_lowered, is_lowered)
 
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
     ) -> StackConfig:
-        return make(self._cell(), 1, 1, bool(self.bias))  # torch takes any object for a bias
+        return make(self._cell(), 1, 1, bool(self.bias))  # torch accepts any object as bias
 
     def _names(self) -> tuple[str, ...]:
         return _CELL_WEIGHTS[bool(self.bias)]
@@ -66,9 +67,9 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         return [getattr(self, name) for name in self._names()]
 
     def _run(self, input: Tensor, hx: State, *, fused: bool, **_: Any) -> Any:
-        batched = input.dim() == 2
+        is_batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        x, h0, c0 = (t if t is None or batched else t[None] for t in (input, *states))
+        x, h0, c0 = (t if t is None or is_batched else t[None] for t in (input, *states))
         inputs = Inputs(x, h0, c0, self._weights())
         inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
         outputs = recurrent_in(
@@ -76,8 +77,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         )
         if outputs is None:
             return None
-        h1, c1 = (t if t is None or batched else t[0] for t in (outputs.y, outputs.c_n))
-        return returned(h1, None, c1, None)
+        h1, c1 = (t if t is None or is_batched else t[0] for t in (outputs.y, outputs.c_n))
+        return forward_result(h1, None, c1, None)
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):
@@ -93,15 +94,21 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
 
 
 class LSTMCell(CoupledGates, _RecurrentCell, torch.nn.LSTMCell):
-    """A fused :class:`torch.nn.LSTMCell`, with the keyword ``coupled_gates`` of :class:`LSTM`."""
+    """:class:`torch.nn.LSTMCell` on fused kernels; the same constructor, state and behaviour.
+
+    One more keyword, ``coupled_gates``, as for :class:`LSTM`.
+    """
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
         if not self.coupled_gates:
             return super()._run_torch(input, hx)
-        of_weights = {"device": self.weight_hh.device, "dtype": self.weight_hh.dtype}
+        factory_kwargs = {"device": self.weight_hh.device, "dtype": self.weight_hh.dtype}
         bias = bool(self.bias)
-        return torch.nn.LSTMCell(self.input_size, self.hidden_size, bias, **of_weights)(input, hx)
+        return torch.nn.LSTMCell(self.input_size, self.hidden_size, bias, **factory_kwargs)(input, hx)
 
 
 class GRUCell(ResetAfter, _RecurrentCell, torch.nn.GRUCell):
-    """A fused :class:`torch.nn.GRUCell`, with the keyword ``reset_after`` of :class:`GRU`."""
+    """:class:`torch.nn.GRUCell` on fused kernels; the same constructor, state and behaviour.
+
+    One more keyword, ``reset_after``, as for :class:`GRU`.
+    """

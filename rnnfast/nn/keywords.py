@@ -1,4 +1,4 @@
-"""The keywords of layers and cells that torch.nn lacks."""
+"""Keywords of layers and cells that torch.nn's classes lack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _check_bool(name: str, value: Any) -> None:
 
 
 class ResetAfter(torch.nn.Module):
-    """What the GRU and its cell share: the keyword that chooses between the two forms."""
+    """The keyword of GRU and GRUCell that chooses between the two forms of the cell."""
 
     reset_after: bool = True
 
@@ -38,7 +38,7 @@ class ResetAfter(torch.nn.Module):
 
 
 class CoupledGates(torch.nn.Module):
-    """What the LSTM and its cell share: the keyword that couples the input gate to the forget gate."""
+    """The keyword of LSTM and LSTMCell that couples the input gate to the forget gate."""
 
     coupled_gates: bool = False
 
@@ -54,16 +54,16 @@ class CoupledGates(torch.nn.Module):
             self._drop_input_gate()
 
     def flatten_parameters(self) -> None:
-        """Prepare the weights for cuDNN, as torch does; cuDNN has no coupled gates."""
+        """As torch's method; with coupled gates nothing, since cuDNN has no such cell."""
         if not self.coupled_gates:
             super().flatten_parameters()  # type: ignore[misc]
 
     def _drop_input_gate(self) -> None:
-        """Remove the first H rows, those of i; torch initialises every row alike."""
+        """Remove the first H rows, the input gate's. torch initialises all rows in the same way."""
         for name, parameter in list(self.named_parameters(recurse=False)):
             if not name.startswith("weight_hr"):
-                rest = parameter.detach()[len(parameter) // 4 :].clone()
-                setattr(self, name, torch.nn.Parameter(rest, parameter.requires_grad))
+                rows = parameter.detach()[len(parameter) // 4 :].clone()
+                setattr(self, name, torch.nn.Parameter(rows, parameter.requires_grad))
 
     def _cell(self) -> str:
         return "lstm_coupled" if self.coupled_gates else "lstm"

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..stack import checks, ops, precision, sequences
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
-from .call import Fitting, Fused, State, returned
+from .call import Fitting, Fused, State, forward_result
 from .keywords import CoupledGates, ResetAfter
 from .route import recurrent_in
 
@@ -25,12 +25,12 @@ def _is_uneven(batch_sizes: Tensor) -> bool:
 
 
 class Recurrent(Fused, torch.nn.RNNBase):
-    """What the three modules share. It adds no state: a torch.nn module can become one in place."""
+    """The base of RNN, LSTM and GRU. It adds no state, so ``accelerate`` only changes the class."""
 
     _dims = 3
 
     def __init__(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
-        if device is not None:  # a parameter, since torch.nn.utils.skip_init looks for one
+        if device is not None:  # torch.nn.utils.skip_init requires a parameter named device
             kwargs["device"] = device
         super().__init__(*args, **kwargs)
 
@@ -38,10 +38,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
         return self.mode.lower()  # torch's "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
 
     def _is_lowered(self, one_dnn: bool) -> bool:
-        """Whether autocast lowers torch's layer; ``one_dnn``: whether oneDNN could compute it."""
+        """Whether autocast casts torch's layer to its lower-precision dtype.
+
+        ``one_dnn`` says whether oneDNN could compute the layer.
+        """
         return False
 
-    # Not keyword-only: torch.onnx's older exporter hands over all arguments in order.
+    # Not keyword-only: torch.onnx's older exporter passes all arguments by position.
     def forward(
         self,
         input: Any,
@@ -50,30 +53,38 @@ class Recurrent(Fused, torch.nn.RNNBase):
         reset: Any = None,
         return_cell_states: bool = False,
     ) -> Any:
-        """As torch's ``forward``, with three more arguments, best given by name.
+        """As torch's ``forward``, with three more arguments, which callers should pass by name.
 
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
-            hx: as torch's.
-            lengths: ``[B]`` integers in any order, on the CPU, from 0 to T: how many steps of each row
-                of a padded batch are real. Only they are computed. The output is zero past them, and so
-                is the gradient of the input. The final states are those of each row's last step (in
-                reverse, its first); those of a row of length 0 are its initial ones. Under autocast
-                the results have the dtypes of a padded batch. In torch.compile give a tensor: one graph
-                takes any, whereas each list is compiled anew.
-            reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``), ``[T]`` where there is no batch:
-                where true, the row's states are zero before that step, in every layer, and no gradient
-                passes there: the ``done`` flags of reinforcement learning. The reversed direction takes
-                its steps from the last to the first, and its states are zero before it takes step t.
-                For a PackedSequence one of bools packed alike, or padded as above.
-            return_cell_states: LSTM only; return ``(output, (h_n, c_n), cell_states)``, with the cell
-                states that belong to ``output`` at every step, ``[T, B, D * H]`` or laid out as
-                ``output`` is.
+            hx: the initial states, as for torch's ``forward``; None means zeros.
+            lengths: ``[B]`` integers on the CPU, from 0 to T, in any order: the number of real steps of
+                each row of a padded batch. Only the real steps are computed. Past a row's end the
+                output and the gradient of the input are zero. The final states of a row are those after
+                its last real step (in the reverse direction after step 0); a row of length 0 returns
+                its initial states. Under autocast the results have the dtypes of a padded batch without
+                lengths. In torch.compile pass a tensor: one graph serves all tensors, but each new list
+                is compiled again.
+            reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` without a batch), such as
+                the ``done`` flags of reinforcement learning. Where True at step t, the row's states are
+                zero before the computation of step t, in every layer, and no gradient passes. The
+                reverse direction computes its steps from the last to the first. For a PackedSequence:
+                a PackedSequence of bools with the same lengths and order, or the padded shape.
+            return_cell_states: LSTM only: return ``(output, (h_n, c_n), cell_states)``. The
+                ``cell_states`` are those of the last layer at every step, ``[T, B, D * H]``, with the
+                layout of ``output``.
+
+        Raises:
+            TypeError: ``lengths`` are not integers, ``reset`` is not bool, or ``lengths`` come with a
+                PackedSequence.
+            ValueError: ``lengths`` or ``reset`` has a wrong shape; ``reset`` is on another device than
+                ``input``; ``return_cell_states`` without a cell state.
+            RuntimeError: a length is out of range; ``lengths`` are not on the CPU; torch's own errors.
         """
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
-        usual = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
-        if usual and not (self.training and self.num_layers > 1 and self.dropout > 0):
+        is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
+        if is_plain and not (self.training and self.num_layers > 1 and self.dropout > 0):
             names = self._flat_weights_names
             outputs = self._forward_directly(input, hx, names, lengths, reset, return_cell_states)
             if outputs is not None:
@@ -113,7 +124,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
     def _forward_padded(
         self, input: Tensor, hx: State, lengths: Tensor, reset: Any, cell_states: bool
     ) -> Any:
-        """A padded batch with lengths; packed where only torch's own layers take it."""
+        """A padded batch with lengths; packed if torch's own layers have to compute it."""
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
         self._refresh()
@@ -139,17 +150,17 @@ class Recurrent(Fused, torch.nn.RNNBase):
         batch: int | None
         batch_sizes = None
         if isinstance(input, PackedSequence):
-            data, batched, batch_sizes = input.data, True, input.batch_sizes
+            data, is_batched, batch_sizes = input.data, True, input.batch_sizes
             batch = sequences.known_batch(input, hx)
-            right = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
+            has_valid_shape = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):
-            data, batched = input, input.dim() == 3
-            batch = input.size(0 if self.batch_first else 1) if batched else 0
-            # No steps at all: torch says so.
-            right = input.dim() in (2, 3) and input.size(1 if batched and self.batch_first else 0) > 0
+            data, is_batched = input, input.dim() == 3
+            batch = input.size(0 if self.batch_first else 1) if is_batched else 0
+            time = 1 if is_batched and self.batch_first else 0
+            has_valid_shape = input.dim() in (2, 3) and input.size(time) > 0  # torch refuses T = 0
         else:
             return None
-        if not right or data.size(-1) != self.input_size:
+        if not has_valid_shape or data.size(-1) != self.input_size:
             return None
         states: tuple[Any, ...] = ()
         if hx is not None:
@@ -159,15 +170,15 @@ class Recurrent(Fused, torch.nn.RNNBase):
             layers = self.num_layers * (2 if self.bidirectional else 1)
             widths = (self.proj_size or self.hidden_size, self.hidden_size)
             for state, width in zip(states, widths, strict=False):
-                shape = (layers, batch, width) if batched else (layers, width)
+                shape = (layers, batch, width) if is_batched else (layers, width)
                 if not isinstance(state, Tensor) or state.shape != shape:
                     return None
         return Fitting(data, (*states,), batch_sizes)
 
     def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
-        # What torch computes from products alone, and what it runs through oneDNN, autocast lowers.
+        # Autocast lowers a layer that torch computes with products alone or with oneDNN.
         one_dnn = self.proj_size == 0 and data.dtype != torch.float16
-        # Where that decides nothing, no graph need ask for the sizes.
+        # Batch sizes are read only if they decide: in a graph they are data-dependent.
         if precision.autocasts() and self._is_lowered(True) != self._is_lowered(False):
             one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
         return precision.choose(data, states, self._weights(), self._is_lowered(one_dnn), one_dnn)
@@ -182,22 +193,22 @@ class Recurrent(Fused, torch.nn.RNNBase):
         reset: Tensor | None = None,
         cell_states: bool = False,
     ) -> Any:
-        batch_sizes = order = back = None
+        batch_sizes = sorted_indices = unsorted_indices = None
         if lengths is not None and not fused:
             sequences.check_lengths(lengths, input.size(1 if self.batch_first else 0))
-        data, batched = input, True
+        data, is_batched = input, True
         if isinstance(input, PackedSequence):
-            data, batch_sizes, order, back = input
+            data, batch_sizes, sorted_indices, unsorted_indices = input
         elif input.dim() == 2:
-            rows = 0 if self.batch_first else 1
-            data, batched = input.unsqueeze(rows), False
-            reset = reset if reset is None else reset.unsqueeze(rows)
+            batch_dim = 0 if self.batch_first else 1
+            data, is_batched = input.unsqueeze(batch_dim), False
+            reset = reset if reset is None else reset.unsqueeze(batch_dim)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        in_precision = self._precision(data, (h0, c0), batch_sizes)
-        if not batched:
+        call_precision = self._precision(data, (h0, c0), batch_sizes)
+        if not is_batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
-        if order is not None:
-            h0, c0 = (s if s is None else s.index_select(1, order) for s in (h0, c0))
+        if sorted_indices is not None:
+            h0, c0 = (s if s is None else s.index_select(1, sorted_indices) for s in (h0, c0))
         batch: Any = None
         if batch_sizes is not None and checks.traced():
             batch = sequences.known_batch(input, hx)
@@ -205,7 +216,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         sizes = batch_sizes if lengths is None else lengths
         inputs = Inputs(data, h0, c0, self._weights(), sizes, reset)
         outputs = recurrent_in(
-            in_precision,
+            call_precision,
             self._config(cell_states),
             inputs.with_tensors(map(ops.rows, inputs.tensors)),
             dropout=self.dropout if self.training else 0.0,
@@ -218,16 +229,16 @@ class Recurrent(Fused, torch.nn.RNNBase):
         every_c: Any
         y, h_n, c_n, every_c, _ = outputs
         if batch_sizes is not None:
-            if back is not None:
-                h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
-            y = PackedSequence(y, batch_sizes, order, back)
+            if unsorted_indices is not None:
+                h_n, c_n = (s if s is None else s.index_select(1, unsorted_indices) for s in (h_n, c_n))
+            y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
             if cell_states:
-                every_c = PackedSequence(every_c, batch_sizes, order, back)
-        elif not batched:
+                every_c = PackedSequence(every_c, batch_sizes, sorted_indices, unsorted_indices)
+        elif not is_batched:
             y = y.squeeze(0 if self.batch_first else 1)
             every_c = every_c.squeeze(0 if self.batch_first else 1) if cell_states else None
             h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        return returned(y, h_n, c_n, every_c)
+        return forward_result(y, h_n, c_n, every_c)
 
 
 class RNN(Recurrent, torch.nn.RNN):
@@ -241,16 +252,17 @@ class LSTM(CoupledGates, Recurrent, torch.nn.LSTM):
     """:class:`torch.nn.LSTM` on fused kernels; the same constructor, state and behaviour.
 
     One more keyword, ``coupled_gates``. False, the default, is torch's LSTM. True couples the input
-    gate to the forget gate, ``i = 1 - f`` (Greff et al. 2017, arXiv 1503.04069, "CIFG"). Weights and
-    biases then have ``3 * H`` rows, for the gates f, g and o.
+    gate to the forget gate, ``i = 1 - f`` (Greff et al. 2017, arXiv 1503.04069, "CIFG"). With True the
+    weights of input and h, and the biases, have ``3 * H`` rows, for the gates f, g and o.
     """
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
         if not self.coupled_gates:
             return super()._run_torch(input, hx)
         sizes = (self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first)
-        of_weights = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
-        return torch.nn.LSTM(*sizes, 0.0, self.bidirectional, self.proj_size, **of_weights)(input, hx)
+        factory_kwargs = {"device": self.weight_hh_l0.device, "dtype": self.weight_hh_l0.dtype}
+        module = torch.nn.LSTM(*sizes, 0.0, self.bidirectional, self.proj_size, **factory_kwargs)
+        return module(input, hx)
 
     def _is_lowered(self, one_dnn: bool) -> bool:
         return one_dnn or self.proj_size > 0
@@ -260,7 +272,7 @@ class GRU(ResetAfter, Recurrent, torch.nn.GRU):
     """:class:`torch.nn.GRU` on fused kernels; the same constructor, state and behaviour.
 
     One more keyword, ``reset_after`` (Keras's name). True, the default, is torch's and cuDNN's GRU:
-    ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``. False is the original one (Cho et al. 2014,
+    ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``. False is the original GRU (Cho et al. 2014,
     arXiv 1406.1078, eq. 8): ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``. Both have the same
     parameters.
     """

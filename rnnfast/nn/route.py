@@ -1,4 +1,4 @@
-"""What lies between a module and the kernels: precision, route, and dropout between layers."""
+"""From a module to the kernels: precision, route, and dropout between layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..stack.precision import Precision
 def recurrent_in(
     chosen: Precision | None, config: StackConfig, inputs: Inputs, **options: Any
 ) -> Outputs | None:
-    """:func:`recurrent` in another dtype; None: in that of the tensors."""
+    """:func:`recurrent` in the dtypes of ``chosen``; None means the dtype of the tensors."""
     device = inputs.x.device.type
     if chosen is None or (chosen.compute == chosen.h and not precision.autocasts(device)):
         return recurrent(config, inputs, **options)
@@ -29,11 +29,11 @@ def recurrent_in(
 
     inputs = inputs.with_tensors(cast(t, chosen.compute) for t in inputs.tensors)
     with torch.autocast(device, enabled=False):
-        found = recurrent(config, inputs, **options)
-    if found is None:
+        outputs = recurrent(config, inputs, **options)
+    if outputs is None:
         return None
     h, c = chosen.h, chosen.c
-    return Outputs(*(cast(t, d) for t, d in zip(found[:4], (h, h, c, c), strict=True)))
+    return Outputs(*(cast(t, d) for t, d in zip(outputs[:4], (h, h, c, c), strict=True)))
 
 
 def recurrent(
@@ -44,16 +44,16 @@ def recurrent(
     batch: int | None = None,
     fused: bool = True,
 ) -> Outputs | None:
-    """A stack of layers, as torch's ``_VF.lstm`` and its kin compute it.
+    """Run a stack of layers, as torch's ``_VF.lstm``, ``_VF.gru`` and ``_VF.rnn_tanh`` do.
 
-    None, having done nothing, where the kernels do not take the inputs.
+    Returns None if the kernels do not take the inputs.
 
     Args:
         config: the stack.
         inputs: as :class:`Inputs` describes them.
-        dropout: that of training, on the outputs of each layer but the last.
-        batch: tells a graph what ``sizes[0]`` of a packed ``x`` is.
-        fused: False means in torch's operators, differentiable in every way.
+        dropout: the probability of dropout on the outputs of each layer but the last.
+        batch: ``sizes[0]`` of a packed ``x``, for a graph.
+        fused: False means in torch's operators, which torch can differentiate in every way.
 
     """
     run: Callable[..., Outputs | None] = autograd.stack if fused else reference.stack
@@ -62,11 +62,12 @@ def recurrent(
     if dropout == 0 or config.layers == 1:
         return run(config, inputs)
     x, h0, c0, weights, sizes, reset = inputs
-    one = config._replace(layers=1, batch_first=False, cell_states=False)
-    each = config.weights_each * config.directions
-    turned = config.batch_first and x.dim() == 3
-    y = x.transpose(0, 1) if turned else x  # as torch has it: the same masks from the same seed
-    reset = reset.transpose(0, 1) if turned and reset is not None else reset
+    layer_config = config._replace(layers=1, batch_first=False, cell_states=False)
+    layer_weights = config.weights_each * config.directions
+    is_transposed = config.batch_first and x.dim() == 3
+    # Time first, as in torch: the same seed gives the same dropout masks.
+    y = x.transpose(0, 1) if is_transposed else x
+    reset = reset.transpose(0, 1) if is_transposed and reset is not None else reset
     cell_states = None
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
@@ -76,18 +77,18 @@ def recurrent(
             F.dropout(y, dropout) if k > 0 else y,
             None if h0 is None else h0[part],
             None if c0 is None else c0[part],
-            weights[k * each : (k + 1) * each],
+            weights[k * layer_weights : (k + 1) * layer_weights],
             sizes,
             reset,
         )
         is_last = k == config.layers - 1
-        result = run(one._replace(cell_states=config.cell_states and is_last), layer)
+        result = run(layer_config._replace(cell_states=config.cell_states and is_last), layer)
         if result is None:
             return None
         y, h, c, cell_states, _ = result
         h_n += [] if h is None else [h]
         c_n += [] if c is None else [c]
-    if turned:
+    if is_transposed:
         y = y.transpose(0, 1)
         cell_states = cell_states if cell_states is None else cell_states.transpose(0, 1)
     return Outputs(y, torch.cat(h_n), torch.cat(c_n) if c_n else None, cell_states)

@@ -1,1 +1,1 @@
-"""A stack of layers on tensors, below any module: the kernels, autograd, and torch's operators."""
+"""A stack of layers on tensors, without modules: the kernels, autograd, and torch's operators."""

@@ -17,7 +17,10 @@ class _NotCoveredError(Exception):
 
 
 def stack(config: StackConfig, inputs: Inputs, packed: Any = None) -> Outputs | None:
-    """:func:`ops.forward`, with gradients where they are wanted; ``packed`` is of use without them."""
+    """:func:`ops.forward`, recorded by autograd if a tensor requires a gradient.
+
+    ``packed`` is used only without gradients.
+    """
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         if not checks.PLAIN.issuperset(map(type, inputs.weights)):
             return None
@@ -36,19 +39,19 @@ class _Stack(torch.autograd.Function):
         ctx: Any,
         config: StackConfig,
         inputs: Inputs,
-        *tensors: Tensor | None,  # inputs.tensors: those among the arguments have gradients
+        *tensors: Tensor | None,  # inputs.tensors: autograd sees only tensors that are arguments
     ) -> tuple[Tensor | None, ...]:
-        found = ops.forward(config, inputs, save=True)
-        if found is None:
+        outputs = ops.forward(config, inputs, save=True)
+        if outputs is None:
             raise _NotCoveredError
-        y, h_n, c_n, cell_states, saved = found
+        y, h_n, c_n, cell_states, saved = outputs
         ctx.config = config
         sizes = inputs.sizes
         ctx.sizes = None if sizes is None else sizes.clone()  # the caller may reuse the memory
         ctx.set_materialize_grads(False)
-        # Users of torch.nn may change y in place and still go backward, which torch refuses for what it
-        # saves itself. So it saves an alias with versions of its own, and an alias without memory
-        # shares the version of y.
+        # With torch.nn a user may change y in place before backward, but torch refuses this for a saved
+        # tensor. So y.data is saved, an alias with its own version counter. An alias without memory
+        # keeps y's version counter, by which backward notices the change.
         counter = y.detach()
         counter.set_()  # type: ignore[call-overload]
         ctx.y_counter, ctx.y_version = counter, counter._version
@@ -59,23 +62,23 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         config: StackConfig = ctx.config
         reset, saved, y, x, h0, c0, *weights = ctx.saved_tensors
-        wanted, others = ctx.needs_input_grad[2:], (None,) * 2
+        wanted, no_grads = ctx.needs_input_grad[2:], (None, None)  # of config and inputs: none
         if all(g is None for g in grads):
-            return (*others, *(None for _ in wanted))
+            return (*no_grads, *(None for _ in wanted))
         inputs = Inputs(x, h0, c0, weights, ctx.sizes, reset)
-        batched = any(g is not None and not torch._C._has_storage(g) for g in grads)
-        if batched or torch.is_grad_enabled():  # the latter: a graph of this backward is wanted
-            return (*others, *differentiable(config, inputs, grads, wanted))
-        if ctx.y_counter._version != ctx.y_version:  # y was changed in place since
-            # Hooks on saved tensors may have returned others, not contiguous.
+        is_vmapped = any(g is not None and not torch._C._has_storage(g) for g in grads)
+        if is_vmapped or torch.is_grad_enabled():  # gradients are enabled with create_graph=True
+            return (*no_grads, *differentiable(config, inputs, grads, wanted))
+        if ctx.y_counter._version != ctx.y_version:  # y was changed in place after forward
+            # Hooks on saved tensors may return tensors that are not contiguous.
             inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
-            again = ops.forward(config, inputs, save=True)
-            assert again is not None
-            y, saved = again.y, again.saved
-        found = ops.backward(config, inputs, y, saved, grads, wanted)
-        if found is None:
-            return (*others, *differentiable(config, inputs, grads, wanted))
-        return (*others, *found)
+            outputs = ops.forward(config, inputs, save=True)
+            assert outputs is not None
+            y, saved = outputs.y, outputs.saved
+        grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted)
+        if grad_inputs is None:
+            return (*no_grads, *differentiable(config, inputs, grads, wanted))
+        return (*no_grads, *grad_inputs)
 
 
 def differentiable(
@@ -84,24 +87,24 @@ def differentiable(
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients as differentiable functions of the inputs and of ``grads``."""
-    graph = torch.is_grad_enabled()
+    """The gradients of :func:`ops.backward`, differentiable with respect to inputs and ``grads``."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: no gradient may follow a path from one input to another (h0 = f(x), tied weights).
-        own = [
-            t if t is None else t.view_as(t) if graph else t.detach().requires_grad_(wants)
-            for t, wants in zip(inputs.tensors, wanted, strict=True)
+        aliases = [
+            t if t is None else t.view_as(t) if create_graph else t.detach().requires_grad_(is_wanted)
+            for t, is_wanted in zip(inputs.tensors, wanted, strict=True)
         ]
-        outputs = reference.stack(config, inputs.with_tensors(own))
+        outputs = reference.stack(config, inputs.with_tensors(aliases))
     pairs = [(o, g) for o, g in zip(outputs[:4], grads, strict=True) if o is not None and g is not None]
-    leaves = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
-    found = iter(
+    leaves = [t for t, is_wanted in zip(aliases, wanted, strict=True) if is_wanted and t is not None]
+    gradients = iter(
         torch.autograd.grad(
             [o for o, _ in pairs],
             leaves,
             [g for _, g in pairs],
-            create_graph=graph,
+            create_graph=create_graph,
             allow_unused=True,
         )
     )
-    return tuple(next(found) if wants else None for wants in wanted)
+    return tuple(next(gradients) if is_wanted else None for is_wanted in wanted)

@@ -1,4 +1,4 @@
-"""What there is to know about each cell, read from the extension; csrc/cells has the cells."""
+"""The table of cells, read from the extension; csrc/cells defines the cells."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Onnx(NamedTuple):
     """The operator of ONNX that computes a cell."""
 
     op: str
-    order: tuple[int, ...]  # torch's gate block for each block of the operator; ~k: block k negated
-    activation: str | None  # the attributes that choose the cell; None where the operator has none such
-    linear_before_reset: int | None
+    order: tuple[int, ...]  # for each block of the operator torch's block k; ~k means minus block k
+    activation: str | None  # attribute of RNN; None for other operators
+    linear_before_reset: int | None  # attribute of GRU; None for other operators
 
 
 class Cell(NamedTuple):
@@ -23,18 +23,18 @@ class Cell(NamedTuple):
 
     number: int
     name: str
-    gates: int  # those of a step; csrc/cells/cells.h explains them, their blocks and their ranges
+    gates: int  # number of gates; csrc/cells/cells.h explains gates, blocks and windows
     weight_blocks: int  # G: a weight has G * H rows
-    weight_block: tuple[int, ...]  # the block of each gate
-    input: tuple[int, int]  # the first gate that W_ih feeds, and the one after the last
-    recurrent: tuple[tuple[int, int], ...]  # likewise for W_hh, in each stage
-    stages: int  # dependent products with the recurrent weights in a step
-    has_c: bool  # whether it carries a cell state beside h
+    weight_block: tuple[int, ...]  # for each gate its block of rows in the weights
+    input: tuple[int, int]  # the gates that W_ih feeds: the first, and one past the last
+    recurrent: tuple[tuple[int, int], ...]  # for each stage the gates that W_hh feeds
+    stages: int  # number of dependent products with recurrent weights in a step
+    has_c: bool  # whether the cell has a cell state c beside h
     projects: bool  # whether h may be a projection
     onnx: Onnx
 
 
-#: The cells by name.
+#: The cells, by name.
 CELLS: dict[str, Cell] = {
     fields["name"]: Cell(**{**fields, "onnx": Onnx(**fields["onnx"])}) for fields in _C.cells()
 }

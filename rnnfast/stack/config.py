@@ -1,4 +1,4 @@
-"""What a stack of layers is, what a call of it reads, and what it returns."""
+"""The configuration of a stack of layers, and the inputs and outputs of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CELLS", "Inputs", "Outputs", "StackConfig", "output_shapes", "stack_
 
 
 class StackConfig(NamedTuple):
-    """What a stack of layers is, beside its tensors, and what it returns."""
+    """The configuration of a stack of layers: everything but its tensors."""
 
     cell: str
     layers: int = 1
@@ -22,11 +22,11 @@ class StackConfig(NamedTuple):
     bias: bool = True
     projected: bool = False  # whether h is a projection, with the weight w_hr
     batch_first: bool = False
-    cell_states: bool = False  # whether to return those of every step
+    cell_states: bool = False  # whether to return the cell states of every step
 
     @property
     def has_c(self) -> bool:
-        """Whether the stack carries a cell state. No cell has the name where torch has to refuse it."""
+        """Whether the cell has a cell state. False for an unknown cell, which torch has to refuse."""
         return self.cell in CELLS and CELLS[self.cell].has_c
 
     @property
@@ -35,36 +35,37 @@ class StackConfig(NamedTuple):
         return (4 if self.bias else 2) + self.projected
 
     def weights(self, flat: Sequence[Any], number: int) -> tuple[Any, Any, Any, Any, Any]:
-        """w_ih, w_hh, b_ih, b_hh and w_hr of one direction of one layer, or None in their place."""
+        """w_ih, w_hh, b_ih, b_hh and w_hr of one direction of one layer; None for a missing one."""
         w = flat[number * self.weights_each : (number + 1) * self.weights_each]
         return w[0], w[1], *(w[2:4] if self.bias else (None, None)), w[-1] if self.projected else None
 
     def widths(self, flat: Sequence[Tensor]) -> tuple[int, int]:
-        """Of h and of the cell: R and H, which are the same unless h is projected."""
+        """``(R, H)``: the widths of h and of the cell. Without a projection both are H."""
         outputs = flat[1].size(-1)
         return outputs, flat[self.weights_each - 1].size(-1) if self.projected else outputs
 
 
-#: The same ones again, where a call must cost little; torch.compile does not like caches.
+#: A StackConfig from a cache, for calls with little overhead. torch.compile does not trace caches.
 stack_config = cache(StackConfig)
 
 
 class Inputs(NamedTuple):
-    """What a call of a stack reads, in the order in which it travels everywhere."""
+    """The inputs of a call, in the order that all functions use."""
 
     #: ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; packed ``[rows, I]``; ``[B, I]`` for one step
     #: of one layer.
     x: Tensor
     #: ``[layers * directions, B, R]``, or ``[B, R]`` for a step; None means zeros.
     h0: Tensor | None
-    #: The same with H in the place of R; None means zeros, or that the cell has no cell state.
+    #: As h0, with H instead of R; None means zeros, or that the cell has no cell state.
     c0: Tensor | None
     #: Flat, in torch's order: for each layer and direction w_ih, w_hh, b_ih, b_hh, w_hr.
     weights: Sequence[Any]
-    #: int64 on the CPU. None: every row has every step. For a packed ``x`` torch's ``batch_sizes [T]``,
-    #: for a padded one the length of each row ``[B]``.
+    #: int64 on the CPU. None: every row has T steps. For a packed ``x``: torch's ``batch_sizes [T]``.
+    #: For a padded ``x``: the length of each row, ``[B]``.
     sizes: Tensor | None = None
-    #: bools of the shape of ``x`` without its features: before which steps a row's states are zero.
+    #: bools with the shape of ``x`` without its last dimension. True: the row's states are zero before
+    #: the computation of this step.
     reset: Tensor | None = None
 
     @property
@@ -79,29 +80,29 @@ class Inputs(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """``(x, h0, c0, *weights)``: what has gradients, in the order of the gradients."""
+        """``(x, h0, c0, *weights)``: the tensors that can have gradients."""
         return (self.x, self.h0, self.c0, *self.weights)
 
     def with_tensors(self, tensors: Iterable[Any]) -> Inputs:
-        """The same with others in the place of :attr:`tensors`."""
+        """A copy whose :attr:`tensors` are replaced by ``tensors``."""
         x, h0, c0, *weights = tensors
         return self._replace(x=x, h0=h0, c0=c0, weights=weights)
 
 
 class Outputs(NamedTuple):
-    """What a stack returns."""
+    """The outputs of a call."""
 
-    y: Tensor  # as x, with directions * R features
-    h_n: Tensor | None  # as h0; None for a step, whose y it is
-    c_n: Tensor | None  # as c0; None for cells without a cell state
-    cell_states: Tensor | None = None  # of the last layer, as x with directions * H features
-    saved: Tensor | None = None  # bytes that backward needs, where gradients are wanted
+    y: Tensor  # layout of x, with directions * R features
+    h_n: Tensor | None  # shape of h0; None for a single step, where y is h_n
+    c_n: Tensor | None  # shape of c0; None for cells without a cell state
+    cell_states: Tensor | None = None  # of the last layer; layout of x, with directions * H features
+    saved: Tensor | None = None  # bytes that backward needs; None without gradients
 
 
 def output_shapes(config: StackConfig, inputs: Inputs, batch: Any = None) -> list[Any]:
-    """Of y, h_n, c_n and the cell states; None for those that there are not.
+    """The shapes of y, h_n, c_n and the cell states; None for an output that the call does not have.
 
-    ``batch`` is how many rows a packed ``x`` has in its first step.
+    ``batch`` is the number of rows in the first step of a packed ``x``.
     """
     outputs, hidden = config.widths(inputs.weights)
     leading, is_step = inputs.x.shape[:-1], inputs.is_step

@@ -1,7 +1,7 @@
 """A stack of layers on a CUDA device.
 
-The framework multiplies the inputs, and the gradients of the gates; the extension ``_cuda`` runs the
-recurrence in between, a layer with both its directions in one launch.
+torch computes the products with the inputs and with the gradients of the gates. The extension ``_cuda``
+runs the recurrence, both directions of a layer in one launch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import checks
 from .config import CELLS, Inputs, Outputs, StackConfig, output_shapes
 from .cuda_products import Products, before, real
 
-#: What the kernels compute in, and its name there.
+#: The dtypes in which the kernels compute, and their names in the extension.
 DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -31,12 +31,12 @@ DTYPES = {
 
 
 def _tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 may be multiplied as TF32, as cuDNN's recurrent kernels would."""
+    """Whether float32 products may use TF32, by the setting for cuDNN's recurrent kernels."""
     if dtype != torch.float32:
         return False
     try:
         return bool(torch.backends.cudnn.allow_tf32)
-    except RuntimeError:  # it was set by the newer name, which the older one then refuses to read
+    except RuntimeError:  # raised if the setting was made by its newer name
         return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
@@ -54,11 +54,11 @@ def _plan(
 
 
 def plan(config: StackConfig, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
-    """Who computes what (an attribute ``tier`` says on which one), or None where no tier fits.
+    """The extension's Plan for a layer, or None if no tier fits.
 
-    RNNFAST_CUDA_TIER allows them: auto, the first that fits, or only block, cluster or grid. Without
-    it there is none: the kernels have not yet run on a device, and until they have, whoever tries
-    them says so.
+    RNNFAST_CUDA_TIER chooses the tier: ``auto`` (the first that fits), ``block``, ``cluster`` or
+    ``grid``. If it is not set, the result is None: the kernels have not run on a device yet, so they
+    run only on request.
     """
     device = x.device.index or 0
     return _allowed_plan(device, config.cell, config.directions, x.dtype, hidden, batch, backward)
@@ -82,21 +82,21 @@ def _allowed_plan(
 
 
 def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
-    """By a tier's name the widest layer that is trained on it, to the next 8 hidden units."""
-    found: dict[str, int] = {}
+    """For each tier the largest H, in steps of 8, whose training runs on the tier."""
+    widest: dict[str, int] = {}
     for hidden in range(8, 4096 + 1, 8):
-        both = [
+        plans = [
             _plan(device, cell, dtype, _tf32(dtype), backward, (hidden, rows, 1), None)
             for backward in (False, True)
         ]
-        if None in both:
+        if None in plans:
             break
-        found[both[0].tier] = hidden
-    return found
+        widest[plans[0].tier] = hidden
+    return widest
 
 
 def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
-    """Whether a layer of this size has a plan, for a few rows at least."""
+    """Whether a layer of this size has a plan for a batch of one row."""
     if _cuda is None or x.dtype not in DTYPES or config.projected:
         return False
     return bool(_takes(x.device.index or 0, config.cell, config.directions, x.dtype, hidden))
@@ -111,7 +111,7 @@ def _takes(device: int, cell: str, directions: int, dtype: torch.dtype, hidden: 
 
 
 def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -> int:
-    """The size of ``Outputs.saved`` for each row of ``x``."""
+    """The bytes of ``Outputs.saved`` for each row of ``x``."""
     cell, number = CELLS[config.cell], config.layers * config.directions
     cells = number * cell.has_c * hidden * real(dtype).itemsize
     between = (config.layers - 1) * config.directions * hidden
@@ -119,7 +119,7 @@ def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -
 
 
 class _Saved:
-    """What backward needs, in one tensor: cell states, gates, and the outputs of all layers but one."""
+    """What backward needs, in one tensor: cell states, gates, outputs of all layers but the last."""
 
     def __init__(
         self, memory: Tensor, config: StackConfig, rows: tuple[int, ...], x: Tensor, hidden: int
@@ -141,15 +141,15 @@ class _Saved:
 
 
 class _Call(NamedTuple):
-    """A call's sizes, and what is the same for all its layers."""
+    """The sizes of a call, and the arguments that all its layers share."""
 
     rows: tuple[int, ...]  # [T, B], or packed [rows]
     steps: int
     batch: int
     batch_sizes: Tensor | None
-    first: Tensor | None  # room for the rows before each step
+    first: Tensor | None  # if packed, memory for the number of rows before each step
     reset: Tensor | None
-    turned: bool  # whether the caller has the batch first
+    batch_first: bool
     stream: int
 
 
@@ -162,11 +162,11 @@ def _call(config: StackConfig, inputs: Inputs) -> tuple[Tensor, _Call]:
         first = x.new_empty(8 * (steps + 1), dtype=torch.uint8)
         batch = int(batch_sizes[0])
         return x, _Call((x.size(0),), steps, batch, batch_sizes, first, reset, False, stream)
-    turned = config.batch_first
-    if turned:
+    batch_first = config.batch_first
+    if batch_first:
         x, reset = x.transpose(0, 1), reset if reset is None else reset.transpose(0, 1)
     steps, batch = x.shape[:2]
-    return x, _Call((steps, batch), steps, batch, None, None, reset, turned, stream)
+    return x, _Call((steps, batch), steps, batch, None, None, reset, batch_first, stream)
 
 
 def _run(plan: Any, call: _Call, x: Tensor, directions: list[tuple[Tensor | None, ...]]) -> None:
@@ -200,7 +200,7 @@ def _covers(config: StackConfig, inputs: Inputs) -> bool:
 
 
 def _fits(config: StackConfig, call: _Call, inputs: Inputs) -> bool:
-    """Whether shapes are those of the layer; where they are not, torch says what is wrong."""
+    """Whether the shapes fit the layer. If not, torch raises its exception."""
     x, h0, c0, weights, _, reset = inputs
     _, hidden = config.widths(weights)
     cell = CELLS[config.cell]
@@ -221,7 +221,7 @@ def _fits(config: StackConfig, call: _Call, inputs: Inputs) -> bool:
 
 
 def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs | None:
-    """As :func:`ops.forward`; None, having done nothing, where no kernel takes the inputs."""
+    """As :func:`ops.forward`; None, with no effect, if no kernel takes the inputs."""
     if not _covers(config, inputs):
         return None
     x, h0, c0, weights, _, reset = inputs
@@ -231,52 +231,53 @@ def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs 
     y, call = _call(config, inputs)
     if not _fits(config, call, inputs):
         return None
-    chosen = plan(config, x, hidden, call.batch, False)
-    if chosen is None or (save and plan(config, x, hidden, call.batch, True) is None):
+    layer_plan = plan(config, x, hidden, call.batch, False)
+    if layer_plan is None or (save and plan(config, x, hidden, call.batch, True) is None):
         return None
-    saved = kept = None
+    saved = parts = None
     if save:
         count = saved_bytes_of_a_row(config, x.dtype, hidden) * math.prod(call.rows)
         saved = x.new_empty(count, dtype=torch.uint8)
-        kept = _Saved(saved, config, call.rows, x, hidden)
+        parts = _Saved(saved, config, call.rows, x, hidden)
     has_c = CELLS[config.cell].has_c
     _, states, _, _ = output_shapes(config, inputs, call.batch)
     h_n, c_n = x.new_empty(states), x.new_empty(states) if has_c else None
     every_c: list[Tensor | None] = []
     for k in range(config.layers):
-        last = k == config.layers - 1
+        is_last = k == config.layers - 1
         below, width = y, config.directions * hidden
-        if kept is not None and not last:
-            y = kept.outputs[k]
-        elif last and call.turned:
+        if parts is not None and not is_last:
+            y = parts.outputs[k]
+        elif is_last and call.batch_first:
             y = x.new_empty(call.batch, call.steps, width).transpose(0, 1)
         else:
             y = x.new_empty(*call.rows, width)
-        if kept is not None:
-            every_c = kept.cells[k]
+        if parts is not None:
+            every_c = parts.cells[k]
         else:
-            wanted = config.cell_states and last and has_c
+            is_wanted = config.cell_states and is_last and has_c
             every_c = [
-                x.new_empty(*call.rows, hidden, dtype=real(x.dtype)) if wanted else None
+                x.new_empty(*call.rows, hidden, dtype=real(x.dtype)) if is_wanted else None
                 for _ in range(config.directions)
             ]
-        given: list[tuple[Tensor | None, ...]] = []
+        directions: list[tuple[Tensor | None, ...]] = []
         for d in range(config.directions):
             number = k * config.directions + d
             w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
             products = F.linear(below, w_ih, b_ih)
-            given.append(
+            gates = None if parts is None else parts.gates[k][d]
+            directions.append(
                 (
                     *(products, _rows(w_hh), _rows(b_hh), _part(h0, number), _part(c0, number)),
-                    *(_own(y, d, hidden), every_c[d], None if kept is None else kept.gates[k][d]),
+                    *(_direction(y, d, hidden), every_c[d], gates),
                     *(h_n[number], _part(c_n, number)),
                 )
             )
-        _run(chosen, call, x, given)
+        _run(layer_plan, call, x, directions)
     c = None
     if config.cell_states and has_c:
         c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype)
-    if call.turned:
+    if call.batch_first:
         y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1).contiguous()
     return Outputs(y, h_n, c_n, c, saved)
 
@@ -289,75 +290,84 @@ def backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None] | None:
-    """As :func:`ops.backward`; None where the plan that forward had is there no more."""
+    """As :func:`ops.backward`; None if there is no plan any more, since settings changed."""
     x, h0, c0, weights, batch_sizes, _ = inputs
     _, hidden = config.widths(weights)
     cell = CELLS[config.cell]
     first_input, call = _call(config, inputs)
-    chosen = plan(config, x, hidden, call.batch, True)
-    if chosen is None:
+    layer_plan = plan(config, x, hidden, call.batch, True)
+    if layer_plan is None:
         return None
-    kept = _Saved(saved, config, call.rows, x, hidden)
+    parts = _Saved(saved, config, call.rows, x, hidden)
     dy, dh_n, dc_n, dcell_states = grads
-    if call.turned:
+    if call.batch_first:
         y, dy, dcell_states = (t if t is None else t.transpose(0, 1) for t in (y, dy, dcell_states))  # type: ignore[assignment]
-    outputs = [*kept.outputs, y]
+    outputs = [*parts.outputs, y]
     states = (config.layers * config.directions, call.batch, hidden)
-    dh0, dc0 = (x.new_empty(states) if wants else None for wants in wanted[1:3])
-    found: list[Tensor | None] = [None, dh0, dc0, *(None for _ in weights)]
+    dh0, dc0 = (x.new_empty(states) if is_wanted else None for is_wanted in wanted[1:3])
+    gradients: list[Tensor | None] = [None, dh0, dc0, *(None for _ in weights)]
     lowest = _lowest(config, wanted)
     for k in reversed(range(lowest, config.layers)):
-        last = k == config.layers - 1
+        is_last = k == config.layers - 1
         numbers = range(k * config.directions, (k + 1) * config.directions)
         dgates = [x.new_empty(*call.rows, cell.gates * hidden) for _ in numbers]
-        given: list[tuple[Tensor | None, ...]] = []
+        directions: list[tuple[Tensor | None, ...]] = []
         for d, number in enumerate(numbers):
             w_hh = config.weights(weights, number)[1]
-            given.append(
+            directions.append(
                 (
                     *(None, _rows(w_hh), None, _part(h0, number), _part(c0, number)),
-                    *(_own(outputs[k], d, hidden), kept.cells[k][d], kept.gates[k][d], None, None),
-                    *(_own(dy, d, hidden), _own(dcell_states, d, hidden) if last else None),
+                    *(
+                        _direction(outputs[k], d, hidden),
+                        parts.cells[k][d],
+                        parts.gates[k][d],
+                        None,
+                        None,
+                    ),
+                    *(
+                        _direction(dy, d, hidden),
+                        _direction(dcell_states, d, hidden) if is_last else None,
+                    ),
                     *(_part(dh_n, number), _part(dc_n, number), dgates[d]),
                     *(_part(dh0, number), _part(dc0, number)),
                 )
             )
-        _run(chosen, call, x, given)
+        _run(layer_plan, call, x, directions)
         below = outputs[k - 1] if k > 0 else first_input
         dy = None
-        with torch.autocast(x.device.type, enabled=False):  # forward's dtypes, whatever holds by now
+        with torch.autocast(x.device.type, enabled=False):  # products in forward's dtypes
             for d, number in enumerate(numbers):
                 start = 3 + number * config.weights_each
-                asked = wanted[start : start + config.weights_each]
-                gradients = Products(cell, hidden, dgates[d].flatten(0, -2))
+                wanted_weights = wanted[start : start + config.weights_each]
+                products = Products(cell, hidden, dgates[d].flatten(0, -2))
                 w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
                 if k > lowest or wanted[0]:
-                    part = gradients.of_input(w_ih)
+                    part = products.of_input(w_ih)
                     dy = part if dy is None else dy.add_(part)
-                if asked[0]:
-                    found[start] = gradients.of_w_ih(w_ih, below.flatten(0, -2))
-                if asked[1]:
-                    own, initial = _own(outputs[k], d, hidden), _part(h0, number)
-                    h = before(own, initial, d == 1, batch_sizes, call.reset)
-                    found[start + 1] = gradients.of_w_hh(w_hh, h, kept.gates[k][d])
-                if config.bias and asked[2]:
-                    found[start + 2] = gradients.of_b_ih(b_ih)
-                if config.bias and asked[3]:
-                    found[start + 3] = gradients.of_b_hh(b_hh)
+                if wanted_weights[0]:
+                    gradients[start] = products.of_w_ih(w_ih, below.flatten(0, -2))
+                if wanted_weights[1]:
+                    y_d, initial = _direction(outputs[k], d, hidden), _part(h0, number)
+                    h = before(y_d, initial, d == 1, batch_sizes, call.reset)
+                    gradients[start + 1] = products.of_w_hh(w_hh, h, parts.gates[k][d])
+                if config.bias and wanted_weights[2]:
+                    gradients[start + 2] = products.of_b_ih(b_ih)
+                if config.bias and wanted_weights[3]:
+                    gradients[start + 3] = products.of_b_hh(b_hh)
         dy = dy if dy is None else dy.view(*call.rows, -1)
     if wanted[0]:
         assert dy is not None
-        found[0] = dy.transpose(0, 1).contiguous() if call.turned else dy
-    return found
+        gradients[0] = dy.transpose(0, 1).contiguous() if call.batch_first else dy
+    return gradients
 
 
 def _lowest(config: StackConfig, wanted: Sequence[bool]) -> int:
-    """The lowest layer of which anything is wanted."""
+    """The lowest layer for which a gradient is wanted."""
     if any(wanted[:3]):
         return 0
-    each = config.directions * config.weights_each
+    layer_weights = config.directions * config.weights_each
     for k in range(config.layers):
-        if any(wanted[3 + k * each : 3 + (k + 1) * each]):
+        if any(wanted[3 + k * layer_weights : 3 + (k + 1) * layer_weights]):
             return k
     return config.layers
 
@@ -370,6 +380,6 @@ def _part(states: Tensor | None, number: int) -> Tensor | None:
     return None if states is None else _rows(states[number])
 
 
-def _own(sequence: Any, d: int, hidden: int) -> Any:
-    """The part of a direction."""
+def _direction(sequence: Any, d: int, hidden: int) -> Any:
+    """The features of direction ``d``."""
     return None if sequence is None else _rows(sequence[..., d * hidden : (d + 1) * hidden])

@@ -1,4 +1,4 @@
-"""The framework's products in the gradients of a layer on a CUDA device."""
+"""The products that torch computes for the gradients of a layer on a CUDA device."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from .sequences import step_and_row
 
 
 def real(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and states in a layer of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Products:
-    """What follows from the gradients of a direction's gates, ``[rows, gates * H]``."""
+    """Gradients of one direction, from the gradients of its gates ``dgates [rows, gates * H]``."""
 
     def __init__(self, cell: Cell, hidden: int, dgates: Tensor) -> None:
         self._cell, self._hidden, self._dgates = cell, hidden, dgates
 
     def _of(self, window: tuple[int, int]) -> tuple[Tensor, tuple[int, ...]]:
-        """The gradients of a window of gates, and the blocks of the weights that belong to them."""
+        """The columns of ``dgates`` for a window of gates, and the weight blocks of these gates."""
         begin, end = window
         part = self._dgates[:, begin * self._hidden : end * self._hidden]
         return part, self._cell.weight_block[begin:end]
 
     def _are_all(self, order: tuple[int, ...], weight: Tensor) -> bool:
-        """Whether these are the blocks of a weight, in its order."""
+        """Whether ``order`` lists all blocks of a weight in their order."""
         return order == tuple(range(weight.size(0) // self._hidden))
 
     def _in_blocks(self, like: Tensor, parts: list[tuple[Tensor, tuple[int, ...]]]) -> Tensor:
-        """A tensor like a weight or a bias, from parts with those blocks of it."""
+        """A gradient with the shape of ``like``, from parts and the blocks that each part contains."""
         if len(parts) == 1 and self._are_all(parts[0][1], like):
             return parts[0][0]
-        whole = torch.empty_like(like, memory_format=torch.contiguous_format)
+        gradient = torch.empty_like(like, memory_format=torch.contiguous_format)
         for rows, order in parts:
             for i, block in enumerate(order):
-                of = slice(block * self._hidden, (block + 1) * self._hidden)
-                whole[of] = rows[i * self._hidden : (i + 1) * self._hidden]
-        return whole
+                start = block * self._hidden
+                gradient[start : start + self._hidden] = rows[i * self._hidden : (i + 1) * self._hidden]
+        return gradient
 
     def of_input(self, w_ih: Tensor) -> Tensor:
         part, order = self._of(self._cell.input)
@@ -55,7 +56,7 @@ class Products:
         parts = []
         for stage, window in enumerate(self._cell.recurrent):
             part, order = self._of(window)
-            # What the second product of gru_original multiplies is r h.
+            # The second product of gru_original is W_hn (r h); r is the first gate.
             operand = before if stage == 0 else before * gates.flatten(0, -2)[:, : self._hidden]
             parts.append((part.t() @ operand, order))
         return self._in_blocks(w_hh, parts)
@@ -74,26 +75,25 @@ class Products:
 def before(
     y: Tensor, h0: Tensor | None, reverse: bool, batch_sizes: Tensor | None, reset: Tensor | None
 ) -> Tensor:
-    """The h that every step saw: ``[rows, H]``, from ``y [T, B, H]`` or packed, and ``h0 [B, H]``."""
+    """The h before each step, ``[rows, H]``, from ``y`` (``[T, B, H]`` or packed) and ``h0 [B, H]``."""
     if h0 is None:
         batch = y.size(1) if batch_sizes is None else int(batch_sizes[0])
         h0 = y.new_zeros(batch, y.size(-1))
     if batch_sizes is None:
-        others = y[1:] if reverse else y[:-1]
-        found = torch.cat([others, h0[None]] if reverse else [h0[None], others])
+        h = torch.cat([y[1:], h0[None]] if reverse else [h0[None], y[:-1]])
     else:
-        found = torch.cat([y, h0])[_index_before(batch_sizes, y.size(0), reverse).to(y.device)]
+        h = torch.cat([y, h0])[_index_before(batch_sizes, y.size(0), reverse).to(y.device)]
     if reset is not None:
-        found = found.masked_fill(reset[..., None], 0)
-    return found.flatten(0, -2)
+        h = h.masked_fill(reset[..., None], 0)
+    return h.flatten(0, -2)
 
 
 def _index_before(batch_sizes: Tensor, rows: int, reverse: bool) -> Tensor:
-    """For each packed row, that of the step before; past the last one, the row's initial state."""
+    """For each packed row the index of the row one step before; ``rows + b`` for b's initial state."""
     first = batch_sizes.cumsum(0) - batch_sizes
     step, b = step_and_row(batch_sizes, rows)
-    other = step + 1 if reverse else step - 1
-    there = (other >= 0) & (other < len(batch_sizes))
-    other = other.clamp(0, len(batch_sizes) - 1)
-    there &= b < batch_sizes[other]
-    return torch.where(there, first[other] + b, rows + b)
+    source = step + 1 if reverse else step - 1
+    has_source = (source >= 0) & (source < len(batch_sizes))
+    source = source.clamp(0, len(batch_sizes) - 1)
+    has_source &= b < batch_sizes[source]
+    return torch.where(has_source, first[source] + b, rows + b)

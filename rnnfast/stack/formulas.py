@@ -1,8 +1,8 @@
-"""The formula of each cell in torch's operators; a function has the name of its cell.
+"""The formula of each cell in torch's operators. Each function has the name of its cell.
 
 A function takes ``a = W_ih x + b_ih`` ``[B, G * H]``, the states ``h`` ``[B, R]`` and ``c`` ``[B, H]``
 (None where the cell has none), ``w_hh`` ``[G * H, R]`` and ``b_hh`` ``[G * H]`` or None. It returns the
-new ``h`` ``[B, H]``, before a projection, and the new ``c``. csrc/cells has the sources.
+new ``h`` ``[B, H]``, before a projection, and the new ``c``. csrc/cells cites the papers.
 """
 
 from __future__ import annotations

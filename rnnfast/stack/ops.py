@@ -1,4 +1,4 @@
-"""A stack of layers on torch tensors, as the kernels compute it."""
+"""A stack of layers on torch tensors, computed by the kernels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class _Stacks(dict[StackConfig, Any]):
-    """The extension's own description of each stack, made when it is first asked for."""
+    """The extension's object for each configuration, made at the first use."""
 
     def __missing__(self, config: StackConfig) -> Any:
         fields = config._asdict() | {"cell": CELLS[config.cell].number}
@@ -38,8 +38,8 @@ _STACKS = _Stacks()
 
 
 def rows(t: Tensor | None) -> Tensor | None:
-    """A tensor that the kernels can read: its last dimension contiguous. Copies only if it must."""
-    if t is None or checks.traced():  # the operator looks again
+    """The tensor, or a copy if the kernels cannot read the tensor: the last dimension is contiguous."""
+    if t is None or checks.traced():  # the operator calls this again when it runs
         return t
     return checks.readable(t)
 
@@ -51,7 +51,7 @@ def _as_tensor(memory: Any) -> Tensor:
 
 
 def saved_bytes_of_a_row(config: StackConfig, x: Tensor, hidden: int, outputs: int) -> int:
-    """The size of ``Outputs.saved`` for each row of ``x``."""
+    """The bytes of ``Outputs.saved`` for each row of ``x``."""
     if x.is_cuda:
         return cuda.saved_bytes_of_a_row(config, x.dtype, hidden)
     memory = _STACKS[config].new_saved(checks.DTYPES[x.dtype], 1, hidden, outputs)
@@ -61,15 +61,18 @@ def saved_bytes_of_a_row(config: StackConfig, x: Tensor, hidden: int, outputs: i
 def forward(
     config: StackConfig, inputs: Inputs, save: bool = False, packed: Any = None
 ) -> Outputs | None:
-    """Run a stack; None, having done nothing, where the kernels do not take the inputs.
+    """Run a stack; None, with no effect, if the kernels do not take the inputs.
 
-    Steps past a row's length are neither read nor computed, and their outputs are zero.
+    Steps past a row's length are neither read nor computed. Their outputs are zero.
 
     Args:
         config: the stack.
-        inputs: as :class:`Inputs` describes them; ``weights`` a list.
-        save: whether :func:`backward` will follow.
-        packed: None, or what :func:`pack` made of the same weights.
+        inputs: as :class:`Inputs` describes them; ``weights`` must be a list.
+        save: whether to save what :func:`backward` needs.
+        packed: None, or the result of :func:`pack` for the same weights.
+
+    Raises:
+        RuntimeError: the number or the shapes of the weights do not fit the stack.
 
     """
     try:
@@ -78,18 +81,18 @@ def forward(
         return None
     threads, new_saved = torch.get_num_threads(), _as_tensor if save else None
     try:
-        found = stack.call(PLAIN_TYPES, threads, inputs, new_saved, packed)
-    except ValueError as error:  # weights of another shape: torch raises RuntimeError
+        outputs = stack.call(PLAIN_TYPES, threads, inputs, new_saved, packed)
+    except ValueError as error:  # for weights of a wrong shape torch raises RuntimeError
         raise RuntimeError(str(error)) from None
-    if found is not None:
-        return tuple.__new__(Outputs, found)
+    if outputs is not None:
+        return tuple.__new__(Outputs, outputs)
     if inputs.x.is_cuda:
         return cuda.forward(config, inputs, save)
     return None
 
 
 def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
-    """Whether kernels can be expected to take such a layer: on the CPU every one."""
+    """Whether there are kernels for a layer of this size: on the CPU for every size."""
     return not x.is_cuda or cuda.takes(config, x, hidden)
 
 
@@ -98,7 +101,7 @@ def why_not(config: StackConfig, inputs: Inputs) -> str:
     x = inputs.x
     if x.is_cuda:
         return f"on {x.device} no tier has a plan for them, or they differ in device or dtype"
-    # One output, and of no size, so that it computes nothing if they are right.
+    # The output is empty, so that the call fails even if the inputs are right.
     outputs = (x.new_empty(0), None, None, None, None)
     try:
         _STACKS[config].forward(torch.get_num_threads(), inputs, outputs)
@@ -114,11 +117,11 @@ def call_module(
     features: Any,
     packed: Any,
 ) -> Any:
-    """:func:`forward` without gradients for a module; returns what the module returns.
+    """:func:`forward` for a module without gradients; returns the result of the module's ``forward``.
 
-    ``inputs`` are :class:`Inputs` as a module has them: ``(x, hx, parameters, names, sizes, reset)``.
-    None also where a parameter is missing, or ``x`` has not ``dims`` dimensions and so many
-    ``features``.
+    ``inputs`` are ``(x, hx, parameters, names, sizes, reset)``, as a module has them. Returns None,
+    with no effect, also if a parameter is missing, or if ``x`` does not have ``dims`` dimensions and
+    ``features`` features.
     """
     try:
         stack = _STACKS[config]
@@ -132,9 +135,10 @@ def call_module(
 
 
 def pack(config: StackConfig, weights: list[Any]) -> Any:
-    """The weights packed for :func:`forward`, or None where they are not what the kernels take.
+    """The weights packed for :func:`forward`; None if the kernels do not take the weights.
 
-    It keeps them, and its method ``is_of`` tells whether others, biases aside, lie in the same memory.
+    The result keeps the weights alive. Its method ``is_of`` says whether other weights, biases aside,
+    are the same memory.
     """
     w_ih = weights[0]
     if not w_ih.is_cpu or w_ih.dtype not in checks.DTYPES:
@@ -154,23 +158,25 @@ def backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None] | None:
-    """The gradients of those ``inputs.tensors`` that are ``wanted``; None for the others.
+    """The gradients of the ``inputs.tensors`` that are ``wanted``; None for the other tensors.
 
-    ``grads`` are those of y, h_n, c_n and the cell states; None means zeros. None in the place of all:
-    no kernel can go back where one went forward, on a CUDA device whose settings have changed.
+    ``grads`` are the gradients of y, h_n, c_n and the cell states; None means zeros. Returns None
+    instead of a list if no kernel can run backward: on CUDA, if settings changed after forward.
     """
     if y.is_cuda:
         return cuda.backward(config, inputs, y, saved, grads, wanted)
-    found = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) if wants and t is not None else None
-        for t, wants in zip(inputs.tensors, wanted, strict=True)
+    gradients = [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        if is_wanted and t is not None
+        else None
+        for t, is_wanted in zip(inputs.tensors, wanted, strict=True)
     ]
-    given = tuple(map(rows, grads))
-    written = (*found[:3], found[3:])
+    grad_outputs = tuple(map(rows, grads))
+    grad_inputs = (*gradients[:3], gradients[3:])
     stack, threads = _STACKS[config], torch.get_num_threads()
     try:
-        stack.backward(threads, inputs, y, saved, given, written)
-    except ValueError:  # a hook on saved tensors may have returned others, not contiguous
+        stack.backward(threads, inputs, y, saved, grad_outputs, grad_inputs)
+    except ValueError:  # hooks on saved tensors may return tensors that are not contiguous
         inputs = inputs.with_tensors(map(rows, inputs.tensors))
-        stack.backward(threads, inputs, rows(y), saved, given, written)
-    return found
+        stack.backward(threads, inputs, rows(y), saved, grad_outputs, grad_inputs)
+    return gradients

@@ -1,4 +1,4 @@
-"""frozen(model): packed weights that are held from call to call."""
+"""frozen(model): packed weights that are kept from call to call."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ __all__ = ["frozen"]
 
 
 class _Step:
-    """A step of an optimizer; only which one it is matters.
+    """The identity of one optimizer step.
 
-    torch.compile can trace that a hook makes one. It cannot trace ``object()``, and a counter makes it
-    compile every step anew.
+    A hook makes an instance at each step, which torch.compile can trace. Tried: torch.compile cannot
+    trace ``object()``, and compiles every step again if there is a counter.
     """
 
 
 @dataclass(slots=True)
 class _Copy:
-    """Packed weights, and what they were packed from. No field ever changes: threads share it."""
+    """Packed weights and their origin. Threads share an instance, so no field ever changes."""
 
     packed: Any
     config: StackConfig
     versions: list[int]
-    step: _Step  # the latest one before
+    step: _Step  # the last optimizer step before the weights were packed
 
 
 @dataclass(slots=True)
 class _Held:
-    """What is held of one module."""
+    """The packed weights of one module."""
 
-    contexts: int  # how many hold it
+    contexts: int  # the number of open contexts of frozen that include the module
     copy: _Copy | None = None
 
 
-#: The modules whose weights are held.
+#: The modules whose packed weights are kept.
 HELD: dict[torch.nn.Module, _Held] = {}
 _entering_or_leaving = threading.Lock()
 _latest_step = _Step()
@@ -60,10 +60,10 @@ def _note_step(*_: Any) -> None:
 
 @cache
 def _watch_optimizers() -> None:
-    """Note every step: fused ones, and those in another library's kernels, raise no version.
+    """Register hooks that note every optimizer step, since a fused step raises no tensor version.
 
-    A step is noted before it begins too, since it may fail half-way. The hooks stay for good: to remove
-    a hook raises an exception in a thread that is calling hooks, inside its optimizer's step.
+    A step is noted before it begins and after it ends, since it may fail half-way. The hooks are never
+    removed: a removal raises an exception in every thread whose optimizer is just calling its hooks.
     """
     register_optimizer_step_pre_hook(_note_step)
     register_optimizer_step_post_hook(_note_step)
@@ -71,72 +71,75 @@ def _watch_optimizers() -> None:
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the packed weights of rnnfast's modules in ``model`` while the context lasts.
+    """Keep the packed weights of rnnfast's modules in ``model`` while the context is open.
 
-    The kernels read weights in an order of their own, and bring them into it at every call. Where calls
-    are small, a stream's single steps above all, that costs more than the step itself. In this
-    context it happens once. The results are the same to the last bit.
+    The kernels read weights in an order of their own. Each call packs the weights: it copies them in
+    this order. In small calls, above all in single steps of a stream, the packing takes longer than the
+    computation. Inside this context the first call packs the weights, and later calls reuse the copies.
+    The results are the same to the last bit.
 
-    It concerns calls without gradients (``torch.no_grad``, ``torch.inference_mode``); others run as
-    ever. The copies take as much memory as the weights.
+    The context affects only calls without gradients (``torch.no_grad``, ``torch.inference_mode``). The
+    copies take as much memory as the weights.
 
-    Weights that change in the meantime are packed again at the next call. A change is noticed
+    If a weight changes, the next call packs the weights again. It notices a change
 
-    - after a step of any ``torch.optim.Optimizer``, also a fused or a compiled one;
-    - where torch raises the version of a weight (``Tensor._version``), as operators in place do:
+    - by a step of any ``torch.optim.Optimizer``, also of a fused or compiled one;
+    - that raises the version of the weight (``Tensor._version``), as in-place operators do:
       ``weight.mul_``, ``load_state_dict``, ``torch.nn.init``;
-    - where a weight is another tensor or gets other memory: ``module.to``, ``weight.data = tensor``.
+    - to another tensor or to other memory: ``module.to``, ``weight.data = tensor``.
 
-    A change is not noticed where it is made
+    It does not notice a change
 
-    - through ``weight.data`` (``weight.data.mul_``), or through a tensor that was assigned to it, as
-      ``torch.nn.utils.vector_to_parameters`` assigns parts of its vector;
+    - through ``weight.data`` (``weight.data.mul_``), or through a tensor that was assigned to
+      ``weight.data``, as ``torch.nn.utils.vector_to_parameters`` assigns views of its vector;
     - through NumPy, DLPack or the weight's storage, or by another process in shared memory;
-    - by an operator that raises no version: ``apply_`` and ``map_``, torch's fused ones outside of an
-      optimizer (``torch._fused_adam_``), collective ones of torch.distributed (``all_reduce``,
-      ``broadcast``), and some of other libraries;
-    - while versions are kept as they are (``torch.autograd._unsafe_preserve_version_counter``).
+    - by an operator that raises no version: ``apply_`` and ``map_``, torch's fused operators outside of
+      an optimizer (``torch._fused_adam_``), collective operators of torch.distributed (``all_reduce``,
+      ``broadcast``), and some operators of other libraries;
+    - in the context of ``torch.autograd._unsafe_preserve_version_counter``, which keeps versions.
 
-    After such a change enter the context anew, or another one inside it: that packs the weights again.
+    After such a change, enter the context again, or enter another one inside it: the next call then
+    packs the weights again.
 
     Args:
-        model: any module; it may itself be recurrent.
+        model: any module; it may itself be recurrent. Modules of torch.nn are not affected.
 
     """
-    mine = [
+    modules = [
         module
         for module in model.modules()
         if isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase)
     ]
     with _entering_or_leaving:
         _watch_optimizers()
-        for module in mine:
-            # Another context may hold a copy from before a change that was not noticed.
+        for module in modules:
+            # No copy of an outer context: it may be older than a change that was not noticed.
             HELD[module] = _Held(HELD[module].contexts + 1 if module in HELD else 1)
     try:
         yield
     finally:
         with _entering_or_leaving:
-            for module in mine:
+            for module in modules:
                 HELD[module].contexts -= 1
                 if not HELD[module].contexts:
                     del HELD[module]
 
 
 def packed(module: torch.nn.Module, config: StackConfig, names: Sequence[str]) -> Any:
-    """The module's packed weights for this call, or None where none are held or it has gradients."""
+    """The module's packed weights; None if it is not frozen, or if gradients are enabled."""
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
         return None
-    if config.cell_states:  # of no matter to the weights
+    if config.cell_states:  # packed weights do not depend on it
         config = config._replace(cell_states=False)
-    # Both are read before the weights are: what changes them meanwhile is noticed at the next call.
+    # Versions and step are read before the weights are packed: the next call then notices a change by
+    # another thread during the packing.
     parameters, step = module._parameters, _latest_step
     try:
         weights: list[Any] = [parameters[name] for name in names]
         versions = [weight._version for weight in weights]
     except (KeyError, RuntimeError, AttributeError):
-        # Parametrized; made in inference mode, without versions; or no tensors.
+        # A parametrization, a weight from inference mode (without a version), or one that is no tensor.
         return None
     copy = held.copy
     if (
@@ -146,8 +149,8 @@ def packed(module: torch.nn.Module, config: StackConfig, names: Sequence[str]) -
         or copy.config != config
         or not copy.packed.is_of(weights)
     ):
-        fresh = ops.pack(config, weights)
-        if fresh is None:
+        new = ops.pack(config, weights)
+        if new is None:
             return None
-        copy = held.copy = _Copy(fresh, config, versions, step)
+        copy = held.copy = _Copy(new, config, versions, step)
     return copy.packed

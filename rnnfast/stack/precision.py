@@ -1,4 +1,4 @@
-"""In which dtype a call is computed, under ``torch.autocast`` too."""
+"""The dtypes of a call, also under ``torch.autocast``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from . import checks
 _HALVES = (torch.bfloat16, torch.float16)
 _AUTOCAST_FROM = {torch.float32, torch.bfloat16, torch.float16}
 
-#: Whether autocast is on for any kind of device: cheaper to ask than :func:`autocasts`.
+#: Whether autocast is enabled for any kind of device; faster than :func:`autocasts`.
 may_autocast = _is_any_autocast_enabled
 
 
 class Precision(NamedTuple):
-    """In which dtype the kernels compute, and which one the results have."""
+    """The dtype in which the kernels compute, and the dtypes of the results h and c."""
 
     compute: torch.dtype
     h: torch.dtype
@@ -28,7 +28,7 @@ class Precision(NamedTuple):
 
 
 def autocasts(device: str = "cpu") -> bool:
-    """Whether ``torch.autocast`` may change what a call on such a device computes in."""
+    """Whether ``torch.autocast`` is enabled for this kind of device."""
     return may_autocast() and torch.is_autocast_enabled(device)
 
 
@@ -39,25 +39,27 @@ def choose(
     lowers_h: bool,
     lowers_c: bool,
 ) -> Precision | None:
-    """The dtypes of a call; None where the kernels do not take these tensors.
+    """The dtypes of a call; None if the kernels do not take these tensors.
 
-    They take dense tensors of no subclass, all on the CPU, or all on one CUDA device if its kernels
-    were built. Without autocast all must have one dtype. The CPU computes float16 through float32.
+    The kernels take strided tensors of no subclass, all on the CPU, or all on one CUDA device if the
+    CUDA kernels were built. Without autocast all tensors must have the same dtype. On the CPU
+    float16 is computed in float32.
 
-    Under autocast the tensors are cast as torch casts them. A state that torch does not lower has the
-    dtype to which torch promotes autocast's dtype and the dtype of the last of ``states`` (of ``x``
-    where there is none). On CUDA, cuDNN lowers both states.
+    Under autocast the tensors are cast as torch casts them. To lower means to return a result in
+    autocast's dtype. A result that torch does not lower has the type promotion of autocast's dtype with
+    the dtype of the last state in ``states``, or of ``x`` if there are no states. On CUDA, cuDNN lowers
+    both h and c.
 
     Args:
         x: the input.
-        states: h0, and c0 for a cell that has one; None for zeros.
+        states: h0, and c0 for a cell with a cell state; None for a state that is zero.
         weights: all weights.
         lowers_h: whether torch returns h in autocast's dtype.
         lowers_c: whether torch returns c in autocast's dtype.
 
     """
-    there = [t for t in states if t is not None]
-    tensors = [x, *there, *(t for t in weights if t is not None)]
+    state_tensors = [t for t in states if t is not None]
+    tensors = [x, *state_tensors, *(t for t in weights if t is not None)]
     if not all((checks.traced() or type(t) in checks.PLAIN_TYPES) and _has_memory(t) for t in tensors):
         return None
     dtypes = {t.dtype for t in tensors}
@@ -66,13 +68,15 @@ def choose(
         return None
     on_cuda = device.type == "cuda"
     if autocasts(device.type) and dtypes <= _AUTOCAST_FROM:
-        lower = torch.get_autocast_dtype(device.type)
-        if lower not in _HALVES:
+        low = torch.get_autocast_dtype(device.type)
+        if low not in _HALVES:
             return None
         if on_cuda:
-            return Precision(lower, lower, lower)
-        kept = torch.promote_types(lower, (there[-1] if there else x).dtype)
-        return Precision(_computes_in(lower), lower if lowers_h else kept, lower if lowers_c else kept)
+            return Precision(low, low, low)
+        promoted = torch.promote_types(low, (state_tensors[-1] if state_tensors else x).dtype)
+        return Precision(
+            _computes_in(low), low if lowers_h else promoted, low if lowers_c else promoted
+        )
     if len(dtypes) > 1 or x.dtype not in (*checks.DTYPES, torch.float16):
         return None
     return Precision(x.dtype if on_cuda else _computes_in(x.dtype), x.dtype, x.dtype)

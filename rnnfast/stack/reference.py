@@ -1,6 +1,7 @@
-"""Every cell as a loop of torch operators: slow, and differentiable in every way that torch knows.
+"""A stack of layers as a loop of torch operators: slow, but torch can differentiate it in every way.
 
-The kernels give first derivatives; higher ones, forward mode and function transforms come from here.
+The kernels compute first derivatives. This module serves higher derivatives, forward-mode
+differentiation and function transforms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 def step(
     cell: str, x: Tensor, h: Tensor, c: Tensor | None, weights: Weights
 ) -> tuple[Tensor, Tensor | None]:
-    """One step: ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``.
+    """One step: from ``x [B, I]``, ``h [B, R]`` and ``c [B, H]`` to the new ``h`` and ``c``.
 
     ``weights`` are w_ih, w_hh, b_ih, b_hh and w_hr.
     """
@@ -36,54 +37,58 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
     """One direction of one layer: ``x [T, B, I]`` to ``y [T, B, R]``, ``h_n [B, R]``, ``c_n [B, H]``.
 
-    ``inputs`` are time-major, with the states ``[B, R]`` and ``[B, H]`` and the weights of this
-    direction. Where ``x`` is packed, so are all sequences. The last result is c after every step,
-    ``[T, B, H]``, where ``config`` asks for it and there is a cell state.
+    ``inputs`` are time-major, with states ``[B, R]`` and ``[B, H]`` and the weights of this direction.
+    If ``x`` is packed, all sequences are packed. The fourth result is c after every step,
+    ``[T, B, H]``, or None without ``config.cell_states`` or without a cell state.
     """
     x, h, c, weights, sizes, reset = inputs
     assert h is not None
-    packed = sizes is not None and x.dim() == 2
-    past: Tensor | None = None  # [T, B, 1]: which steps lie past a row's end
-    if sizes is not None and not packed:
-        past = (torch.arange(x.size(0), device=sizes.device)[:, None] >= sizes).to(x.device)[..., None]
-        x = x.masked_fill(past, 0)  # what lies there may be NaN, whose gradient no mask stops later
+    is_packed = sizes is not None and x.dim() == 2
+    padding: Tensor | None = None  # [T, B, 1]: whether a step is past its row's end
+    if sizes is not None and not is_packed:
+        padding = (torch.arange(x.size(0), device=sizes.device)[:, None] >= sizes).to(x.device)[
+            ..., None
+        ]
+        x = x.masked_fill(padding, 0)  # padding may be NaN, and no later mask would stop its gradient
 
     def by_step(t: Tensor | None) -> Sequence[Any]:
         if t is None:
-            return [None] * len(steps)
-        return torch.split(t, sizes.tolist()) if packed and sizes is not None else t.unbind(0)
+            return [None] * len(x_steps)
+        return torch.split(t, sizes.tolist()) if is_packed and sizes is not None else t.unbind(0)
 
-    def before(state: Tensor, n: int, cut: Tensor | None) -> Tensor:
-        return state[:n] if cut is None else state[:n].masked_fill(cut[:, None], 0)
+    def before(state: Tensor, n: int, reset_t: Tensor | None) -> Tensor:
+        return state[:n] if reset_t is None else state[:n].masked_fill(reset_t[:, None], 0)
 
-    def after(new: Tensor, old: Tensor, ended: Tensor | None) -> Tensor:
-        # Rows that a packed step lacks have ended, or, in reverse, not begun.
-        return torch.cat([new, old[new.size(0) :]]) if ended is None else torch.where(ended, old, new)
+    def after(new: Tensor, old: Tensor, padding_t: Tensor | None) -> Tensor:
+        if padding_t is not None:
+            return torch.where(padding_t, old, new)
+        # The missing rows of a packed step have ended or, in reverse, not begun.
+        return torch.cat([new, old[new.size(0) :]])
 
-    def output(new: Tensor, ended: Tensor | None) -> Tensor:
-        return new if ended is None else new.masked_fill(ended, 0)
+    def output(new: Tensor, padding_t: Tensor | None) -> Tensor:
+        return new if padding_t is None else new.masked_fill(padding_t, 0)
 
-    steps = by_step(x)
-    whole = list(zip(steps, by_step(reset), by_step(past), strict=True))
+    x_steps = by_step(x)
+    steps = list(zip(x_steps, by_step(reset), by_step(padding), strict=True))
     y: list[Tensor] = []
     cells: list[Tensor] = []
-    for x_t, cut, ended in reversed(whole) if reverse else whole:
+    for x_t, reset_t, padding_t in reversed(steps) if reverse else steps:
         n = x_t.size(0)
-        c_before = None if c is None else before(c, n, cut)
-        h_t, c_t = step(config.cell, x_t, before(h, n, cut), c_before, (*weights,))
-        h = after(h_t, h, ended)
-        y.append(output(h_t, ended))
+        c_before = None if c is None else before(c, n, reset_t)
+        h_t, c_t = step(config.cell, x_t, before(h, n, reset_t), c_before, (*weights,))
+        h = after(h_t, h, padding_t)
+        y.append(output(h_t, padding_t))
         if c is not None and c_t is not None:
-            c = after(c_t, c, ended)
-            cells += [output(c_t, ended)] if config.cell_states else []
+            c = after(c_t, c, padding_t)
+            cells += [output(c_t, padding_t)] if config.cell_states else []
     if reverse:
         y, cells = y[::-1], cells[::-1]
-    join = torch.cat if packed else torch.stack
+    join = torch.cat if is_packed else torch.stack
     return join(y), h, c, join(cells) if cells else None
 
 
 def stack(config: StackConfig, inputs: Inputs) -> Outputs:
-    """What :func:`ops.forward` computes, in torch operators."""
+    """As :func:`ops.forward`, in torch operators; differentiable, and without ``saved``."""
     x, h0, c0, weights, sizes, reset = inputs
     is_step = inputs.is_step
     if is_step and reset is not None:
@@ -96,19 +101,19 @@ def stack(config: StackConfig, inputs: Inputs) -> Outputs:
     batch = y.size(1) if y.dim() == 3 else int(sizes[0])  # type: ignore[index]
     has_c = config.has_c
 
-    def state(of: Tensor | None, number: int, width: int) -> Tensor:
-        if of is None:
+    def state(states: Tensor | None, number: int, width: int) -> Tensor:
+        if states is None:
             return x.new_zeros(batch, width)
-        return of if of.dim() == 2 else of[number]
+        return states if states.dim() == 2 else states[number]
 
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     for k in range(config.layers):
-        halves: list[Tensor] = []
-        c_halves: list[Tensor] = []
+        y_parts: list[Tensor] = []
+        c_parts: list[Tensor] = []
         for d in range(config.directions):
             number = k * config.directions + d
-            one = Inputs(
+            layer_inputs = Inputs(
                 y,
                 state(h0, number, outputs),
                 state(c0, number, hidden) if has_c else None,
@@ -116,14 +121,14 @@ def stack(config: StackConfig, inputs: Inputs) -> Outputs:
                 sizes,
                 reset,
             )
-            half, h, c, c_half = layer(config, one, d == 1)
-            halves.append(half)
+            y_part, h, c, c_part = layer(config, layer_inputs, d == 1)
+            y_parts.append(y_part)
             h_n.append(h)
             if c is not None:
                 c_n.append(c)
-                c_halves.append(c_half)
-        y = torch.cat(halves, -1)
-    cell_states = torch.cat(c_halves, -1) if config.cell_states and has_c else None
+                c_parts.append(c_part)
+        y = torch.cat(y_parts, -1)
+    cell_states = torch.cat(c_parts, -1) if config.cell_states and has_c else None
     if is_step:
         cell_states = cell_states if cell_states is None else cell_states[0]
         return Outputs(y[0], None, c_n[0] if has_c else None, cell_states)

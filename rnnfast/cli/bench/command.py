@@ -1,4 +1,4 @@
-"""rnnfast bench: rnnfast beside torch.nn, and beside what this machine could do at most."""
+"""rnnfast bench: times beside torch.nn's, and as a share of the measured peak of the machine."""
 
 from __future__ import annotations
 
@@ -38,31 +38,43 @@ def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str, dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive, help="default: torch.get_num_threads()")
-    parser.add_argument("--cell", choices=list(GATES), action="append", help="repeatable")
+    parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
     parser.add_argument(
-        "--shape", type=shape, action="append", metavar="T,B,I,H", help="your own; repeatable"
+        "--cell", choices=list(GATES), action="append", help="only this cell; repeatable"
     )
-    parser.add_argument("--dtype", choices=list(SAME), default="float32", help="default: float32")
-    parser.add_argument("--grid", choices=list(GRIDS), default="default", help="which cases")
+    parser.add_argument(
+        "--shape",
+        type=shape,
+        action="append",
+        metavar="T,B,I,H",
+        help="a shape instead of a grid; repeatable",
+    )
+    parser.add_argument(
+        "--dtype", choices=list(SAME), default="float32", help="of all cases (default: float32)"
+    )
+    parser.add_argument("--grid", choices=list(GRIDS), default="default", help="a named list of cases")
     parser.add_argument(
         "--quick",
         action="store_const",
         const="quick",
         dest="grid",
-        help="four cases, less time for each",
+        help="the grid of four cases, with less time for each",
     )
     parser.add_argument(
-        "--frozen", action="store_true", help="hold rnnfast's packed weights where nothing trains"
+        "--frozen", action="store_true", help="keep rnnfast's packed weights in inference"
     )
     parser.add_argument(
         "--beside",
         choices=[name for name in PEERS if name != "rnnfast"],
         action="append",
-        help="only these, and torch.nn; repeatable; default: all that are installed",
+        help="time rnnfast, torch.nn and this one; repeatable (default: all that are installed)",
     )
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every sample")
-    parser.add_argument("--picture", type=picture_file, metavar="FILE", help="draw the ratios")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write all samples to this file"
+    )
+    parser.add_argument(
+        "--picture", type=picture_file, metavar="FILE", help="draw the ratios to this file"
+    )
 
 
 def shape(text: str) -> Shape:
@@ -117,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def peak(dtype: str, threads: int) -> float:
-    """The best of several: whatever else the machine does can only lower it."""
+    """The largest of several measurements, in FLOP/s: other processes only lower a measurement."""
     return max(_C.peak_flops(dtype, threads, 0.1) for _ in range(5))
 
 
@@ -127,7 +139,7 @@ def name(case: Case) -> str:
 
 
 def kind(case: Case) -> str:
-    """What there is to say beside the sizes."""
+    """The options of a case, as text."""
     words = [
         case.name,
         f"{case.layers} layers" if case.layers > 1 else "",
@@ -141,7 +153,7 @@ def kind(case: Case) -> str:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Geometric means and the least ratio of each cell and mode."""
+    """The geometric mean and the smallest of the ratios of each cell and mode, as text."""
     lines = []
     for mode in (FORWARD, TRAIN):
         for cell in GATES:
@@ -165,11 +177,11 @@ def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -
     limits = ", ".join(f"{SAME[dtype]:g} in {dtype}" for dtype in peaks)
     measured = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
     peers = [peer for peer in PEERS if any(peer in result.timings for result in results)]
-    made = Table(
+    result_table = Table(
         title=f"rnnfast beside torch.nn, {common.threads(threads)}",
-        caption="Median of one run (half the spread of the middle 50%); ratio: torch.nn's time "
-        f"over rnnfast's; peak: rnnfast's share of the measured {measured}. "
-        "Peers took turns on the same input, state and weights; before timing, their outputs and "
+        caption="Times: median of one run (half the interquartile range). Ratio: torch.nn's time "
+        f"divided by rnnfast's. Peak: rnnfast's share of the measured {measured}. "
+        "Peers took turns on the same input, state and weights. Before the timing their outputs and "
         f"gradients differed by at most {worst:.0e} (limit {limits}).",
         title_justify="left",
         caption_justify="left",
@@ -178,14 +190,14 @@ def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -
     )
     kinds = any(kind(result.case) for result in results)
     for heading in ("cell", "T,B,I,H", *(["kind"] if kinds else []), "mode"):
-        made.add_column(heading, no_wrap=True)
+        result_table.add_column(heading, no_wrap=True)
     for heading in (*peers, "ratio", "peak"):
-        made.add_column(heading, justify="right", no_wrap=True)
+        result_table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for result in results:
         case = result.case
         if previous not in (None, (case.cell, case.mode)):
-            made.add_section()
+            result_table.add_section()
         previous = (case.cell, case.mode)
         row = [case.cell, f"{case.T},{case.B},{case.I},{case.H}"]
         row += [kind(case)] if kinds else []
@@ -196,8 +208,8 @@ def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -
             row += [f"{result.ratio():.2f}x", f"{share:.0%}"]
         else:
             row += ["differs"]
-        made.add_row(*row)
-    return made
+        result_table.add_row(*row)
+    return result_table
 
 
 def spread(result: Result, peer: str) -> str:

@@ -12,7 +12,7 @@ HIDDEN = (64, 128, 256, 512)
 
 
 def default() -> list[Case]:
-    """What fits one screen."""
+    """Cases whose table fits one screen."""
     steps = [Case(cell, 1, 1, 256, 256, FORWARD) for cell in GATES]
     return steps + [
         Case(cell, T, B, H, H, mode)
@@ -23,7 +23,7 @@ def default() -> list[Case]:
 
 
 def quick() -> list[Case]:
-    """One case of each kind, and training on an input that is data."""
+    """One case of each kind, and training with an input that needs no gradient."""
     lstm = Case("LSTM", 50, 128, 128, 128, TRAIN)
     return [
         Case("GRU", 100, 32, 128, 128, TRAIN),
@@ -44,7 +44,7 @@ def grid(mode: str) -> list[Case]:
 
 
 def steps() -> list[Case]:
-    """One step of a module, as a policy or a stream takes it."""
+    """Single steps of a module, as in a policy or a stream."""
     return [
         Case(cell, 1, B, H, H, FORWARD)
         for cell in ("LSTM", "GRU")
@@ -54,7 +54,7 @@ def steps() -> list[Case]:
 
 
 def packed() -> list[Case]:
-    """Lengths from 1 to 200, and full batches for comparison."""
+    """Packed rows of 1 to 200 steps, and full batches of 100 steps for comparison."""
     return [
         Case(cell, T, 32, 128, 128, TRAIN, packed=T == 200)
         for cell in ("GRU", "LSTM")

@@ -1,4 +1,4 @@
-"""The recurrent layers as JAX's users write them: ``lax.scan`` under ``jit``, on all cores."""
+"""Recurrent layers in JAX, as users write them: ``lax.scan`` under ``jit``. JAX uses all cores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils.dlpack import from_dlpack
 from rnnfast.cli.bench.measure import TRAIN, Case, Job, Problem
 
 
-def prepare(case: Case, given: Problem) -> Job | None:
-    """A peer; see rnnfast.cli.peers."""
+def prepare(case: Case, problem: Problem) -> Job | None:
+    """Prepare a case; see rnnfast.cli.bench.peers."""
     if case.packed or case.proj or case.dtype != "float32":
         return None
-    weights = {name: jnp.asarray(value.numpy()) for name, value in given.weights.items()}
-    states = [jnp.asarray(state.numpy()) for state in given.states]
-    x, dy = jnp.asarray(given.x.numpy()), jnp.asarray(given.dy.numpy())
+    weights = {name: jnp.asarray(value.numpy()) for name, value in problem.weights.items()}
+    states = [jnp.asarray(state.numpy()) for state in problem.states]
+    x, dy = jnp.asarray(problem.x.numpy()), jnp.asarray(problem.dy.numpy())
 
     def forward(weights: Any, x: Any) -> Any:
         return _stack(case, weights, states, x)
@@ -37,8 +37,8 @@ def prepare(case: Case, given: Problem) -> Job | None:
     def run() -> Sequence[Tensor]:
         if case.mode != TRAIN:
             return [from_dlpack(jax.block_until_ready(infer_compiled(weights, x)))]
-        *first, dweights = jax.block_until_ready(train_compiled(weights, x, dy))
-        return [from_dlpack(value) for value in (*first, *(dweights[name] for name in weights))]
+        *results, dweights = jax.block_until_ready(train_compiled(weights, x, dy))
+        return [from_dlpack(value) for value in (*results, *(dweights[name] for name in weights))]
 
     return run
 
@@ -65,7 +65,7 @@ def _stack(case: Case, weights: Any, states: Any, x: Any) -> Any:
 
 
 def _step(cell: str, state: Any, a: Any, u: Any) -> Any:
-    """One step from the products with the input and with h; the new state, and h."""
+    """One step from the products ``a`` with the input and ``u`` with h; the new state, and h."""
     if cell == "LSTM":
         i, f, g, o = jnp.split(a + u, 4, -1)
         c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)

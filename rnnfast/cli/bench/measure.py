@@ -1,4 +1,4 @@
-"""Measuring without rendering: cases, what every peer is given, and interleaved timing."""
+"""Measurements without output: cases, the inputs of every peer, and timing in turns."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 FORWARD = "forward"  # under no_grad
 TRAIN = "train"  # forward, and the gradients of the input and of every weight
 
-# Not an accuracy test (that is rnnfast check): only proof that peers do the same work.
+# The limits show only that peers compute the same thing; rnnfast check tests the accuracy.
 SAME = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 0.1}
-BATCH_SECONDS = 2e-3  # quick jobs are timed several to a sample
+BATCH_SECONDS = 2e-3  # a sample is the mean of several runs if a run is shorter
 LEAST_SAMPLES = 5
 SETTLE_SECONDS = 0.05
 TURN_SECONDS = 0.1
@@ -38,12 +38,12 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     proj: int = 0
-    packed: bool = False  # rows of 1 to T steps, uniformly
+    packed: bool = False  # lengths are uniform from 1 to T
     dx: bool = True  # whether training computes the gradient of the input
     name: str = ""
 
     def on_data(self) -> Case:
-        """The same, of an input that needs no gradient."""
+        """The same case with an input that needs no gradient."""
         return dataclasses.replace(self, dx=False)
 
     def lengths(self) -> Tensor:
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of the matrix products; each gradient costs as much as the forward pass."""
+        """Operations of the matrix products; each gradient needs as many as the forward pass."""
         directions = 2 if self.bidirectional else 1
         output = self.proj or self.H
         inputs = [self.I] + [directions * output] * (self.layers - 1)
@@ -70,9 +70,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """What every peer is given: the same input, state, weights and gradient of the output."""
+    """The tensors of a case, the same for every peer: input, states, weights and output gradient."""
 
-    options: Mapping[str, Any]  # of the module's constructor
+    options: Mapping[str, Any]  # arguments of the module's constructor
     x: Tensor  # [T, B, I], or packed [rows, I]
     batch_sizes: Tensor | None
     states: tuple[Tensor, ...]
@@ -80,9 +80,9 @@ class Problem:
     dy: Tensor
 
 
-#: Runs a case once and returns what it computed.
+#: Runs a case once and returns the results.
 Job = Callable[[], Sequence[Tensor]]
-#: Prepares a case; None means that it does not do this one.
+#: Prepares a case; None means that the peer does not support the case.
 Peer = Callable[[Case, Problem], Job | None]
 
 
@@ -128,25 +128,25 @@ class Timing:
 class Result:
     case: Case
     timings: Mapping[str, Timing]
-    differences: Mapping[str, float]  # of each peer's results from torch.nn's, relative
+    differences: Mapping[str, float]  # relative difference of each peer's results from torch.nn's
 
     def ratio(self, peer: str = "rnnfast", to: str = "torch.nn") -> float:
         return self.timings[to].median / self.timings[peer].median
 
     @property
     def ratio_to_best(self) -> float:
-        """Against the fastest of the others."""
+        """The ratio of the fastest other peer's time to rnnfast's."""
         return min(self.ratio(to=peer) for peer in self.timings if peer != "rnnfast")
 
     @property
     def same(self) -> bool:
-        return all(each <= SAME[self.case.dtype] for each in self.differences.values())
+        return all(value <= SAME[self.case.dtype] for value in self.differences.values())
 
 
 def measure(case: Case, peers: Mapping[str, Peer], seconds: float) -> Result:
-    """Times the peers only if their results agree; otherwise the timings are empty."""
-    given = problem(case)
-    prepared = {name: peer(case, given) for name, peer in peers.items()}
+    """Time the peers if their results agree; otherwise the timings are empty. ``seconds`` in total."""
+    inputs = problem(case)
+    prepared = {name: peer(case, inputs) for name, peer in peers.items()}
     jobs = {name: job for name, job in prepared.items() if job is not None}
     truth = jobs["torch.nn"]()
     differences = {name: difference(job(), truth) for name, job in jobs.items()}
@@ -163,7 +163,7 @@ def difference(values: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
 
 
 def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
-    """In short turns in one process, so that a change of the machine's speed meets every peer."""
+    """Time jobs in short turns, so that a change of the machine's speed affects every job."""
     repeats = {name: warm_up(job, seconds / 10) for name, job in jobs.items()}
     samples: dict[str, list[float]] = {name: [] for name in jobs}
     gc.collect()
@@ -179,11 +179,11 @@ def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
                     samples[name].append(clock(job, repeats[name]))
     finally:
         gc.enable()
-    return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+    return {name: Timing(tuple(times)) for name, times in samples.items()}
 
 
 def settle(job: Job) -> None:
-    """Until the caches are this peer's, and the other's threads have stopped spinning."""
+    """Run a job until its data is in the caches, and until threads of the last job stop spinning."""
     end = time.perf_counter() + SETTLE_SECONDS
     job()
     while time.perf_counter() < end:
@@ -191,7 +191,7 @@ def settle(job: Job) -> None:
 
 
 def warm_up(job: Job, seconds: float) -> int:
-    """Runs the job until it is warm and returns how many runs make one sample."""
+    """Run the job until its speed is stable; returns the number of runs in a sample."""
     runs = [clock(job, 1)]
     while len(runs) < 3 or sum(runs) < seconds:
         runs.append(clock(job, 1))

@@ -1,8 +1,7 @@
-"""What rnnfast is measured beside.
+"""The peers of rnnfast bench: rnnfast, torch.nn, ONNX Runtime and JAX.
 
-A peer is a function that prepares a case and returns a job; a job runs the case once and returns
-what it computed. A new peer is one function and one row in PEERS; None from it means that it does not
-do this case.
+A peer is a function that prepares a case and returns a job, or None if it does not support the case. A
+job runs the case once and returns the results. A new peer is one function and one row in PEERS.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from rnnfast.cli.bench.measure import TRAIN, Case, Job, Peer, Problem
 
 
 def module_peer(package: ModuleType, context: Any = contextlib.nullcontext) -> Peer:
-    """A peer whose package has classes like those of torch.nn, run in ``context(module)``."""
+    """A peer for a package with classes like torch.nn's. The job runs inside ``context(module)``."""
 
-    def prepare(case: Case, given: Problem) -> Job:
+    def prepare(case: Case, problem: Problem) -> Job:
         training = case.mode == TRAIN
-        module: nn.Module = getattr(package, case.cell)(case.I, case.H, **given.options)
-        module.load_state_dict(given.weights)
+        module: nn.Module = getattr(package, case.cell)(case.I, case.H, **problem.options)
+        module.load_state_dict(problem.weights)
         module.train(training)
-        x = given.x.clone().requires_grad_(training and case.dx)
-        inputs = x if given.batch_sizes is None else PackedSequence(x, given.batch_sizes)
-        hx: Any = given.states if len(given.states) == 2 else given.states[0]
+        x = problem.x.clone().requires_grad_(training and case.dx)
+        inputs = x if problem.batch_sizes is None else PackedSequence(x, problem.batch_sizes)
+        hx: Any = problem.states if len(problem.states) == 2 else problem.states[0]
         wanted = [x, *module.parameters()] if case.dx else list(module.parameters())
 
-        held = contextlib.ExitStack()
-        held.enter_context(context(module))
+        contexts = contextlib.ExitStack()
+        contexts.enter_context(context(module))
 
-        def run(held: contextlib.ExitStack = held) -> Tensor:
+        def run(contexts: contextlib.ExitStack = contexts) -> Tensor:  # open while the job lives
             y, _ = module(inputs, hx)
             return y.data if isinstance(y, PackedSequence) else y
 
@@ -49,42 +48,42 @@ def module_peer(package: ModuleType, context: Any = contextlib.nullcontext) -> P
 
         def train() -> Sequence[Tensor]:
             y = run()
-            return [y.detach(), *torch.autograd.grad(y, wanted, given.dy)]
+            return [y.detach(), *torch.autograd.grad(y, wanted, problem.dy)]
 
         return train if training else forward
 
     return prepare
 
 
-def frozen_peer(case: Case, given: Problem) -> Job | None:
-    """As in the context of rnnfast.frozen, for as long as the job lives."""
-    return module_peer(rnnfast, rnnfast.frozen)(case, given)
+def frozen_peer(case: Case, problem: Problem) -> Job | None:
+    """The peer rnnfast in the context of rnnfast.frozen, which is open while the job lives."""
+    return module_peer(rnnfast, rnnfast.frozen)(case, problem)
 
 
 class _WithStates(nn.Module):
-    """A module with its initial states, as a program of one input and one output."""
+    """A module with fixed initial states: one input and one output."""
 
-    def __init__(self, case: Case, given: Problem) -> None:
+    def __init__(self, case: Case, problem: Problem) -> None:
         super().__init__()
-        self.rnn = getattr(rnnfast, case.cell)(case.I, case.H, **given.options)
-        self.rnn.load_state_dict(given.weights)
-        self.states = given.states
+        self.rnn = getattr(rnnfast, case.cell)(case.I, case.H, **problem.options)
+        self.rnn.load_state_dict(problem.weights)
+        self.states = problem.states
 
     def forward(self, x: Tensor) -> Any:
         return self.rnn(x, self.states if len(self.states) == 2 else self.states[0])[0]
 
 
-def onnxruntime_peer(case: Case, given: Problem) -> Job | None:
-    """ONNX's own recurrent operators, as the exporter writes them, in ONNX Runtime."""
+def onnxruntime_peer(case: Case, problem: Problem) -> Job | None:
+    """ONNX's recurrent operators from torch's exporter, run by ONNX Runtime."""
     if case.mode == TRAIN or case.packed or case.proj or case.dtype != "float32":
         return None
     import onnxruntime
 
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        warnings.simplefilter("ignore")  # the exporter warns of its own parts
         logging.disable(logging.WARNING)
-        model = _WithStates(case, given).eval()
-        program = torch.onnx.export(model, (given.x,), dynamo=True, verbose=False)
+        model = _WithStates(case, problem).eval()
+        program = torch.onnx.export(model, (problem.x,), dynamo=True, verbose=False)
         logging.disable(logging.NOTSET)
     assert program is not None
     options = onnxruntime.SessionOptions()
@@ -93,7 +92,7 @@ def onnxruntime_peer(case: Case, given: Problem) -> Job | None:
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feeds = {session.get_inputs()[0].name: given.x.numpy()}
+    feeds = {session.get_inputs()[0].name: problem.x.numpy()}
 
     def run() -> Sequence[Tensor]:
         return [torch.from_numpy(session.run(None, feeds)[0])]
