@@ -53,6 +53,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/testable: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group test
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
+	  --config-settings=cmake.define.RNNFAST_EMULATED=ON
 	touch $@
 
 $(VENV)/peers: $(VENV)/testable

@@ -4,6 +4,11 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace rnnfast {
 
 // isas.inc, from the build: ISA(name) for each instruction set, better ones later.
@@ -21,15 +26,30 @@ struct Isa {
   bool supported;
 };
 
+// Asks the kernel, once a process, whether threads may use AMX. Old kernels and sandboxes refuse.
+bool amx_is_permitted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long request_permission = 0x1023,
+                 tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool permitted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
 bool supports(const std::string& name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (name == "avx2") return avx2;
+  if (name == "avx2" || name == "amx_emulated") return avx2;
   if (name == "avx512")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (name == "avx512bf16") return supports("avx512") && __builtin_cpu_supports("avx512bf16");
+  if (name == "amx")
+    return supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+           __builtin_cpu_supports("amx-bf16") && amx_is_permitted();
 #endif
   return name == "baseline";
 }
@@ -78,10 +98,10 @@ const Kernels& table_named(const std::string& name, const std::string& prefix) {
 const Kernels& chosen_at_start() {
   const char* name = std::getenv("RNNFAST_ISA");
   if (name && *name) return table_named(name, "RNNFAST_ISA=");
-  if (tables().empty())
-    throw std::invalid_argument("this machine can run none of the instruction sets that were built: " +
-                                joined(built_isas()));
-  return tables().back();
+  for (auto table = tables().rbegin(); table != tables().rend(); ++table)
+    if (!table->emulated) return *table;
+  throw std::invalid_argument("this machine can run none of the instruction sets that were built: " +
+                              joined(built_isas()));
 }
 
 std::atomic<const Kernels*>& in_use() {

@@ -23,12 +23,15 @@ struct CellKernels {
 template <class T>
 struct NumberKernels {
   const CellKernels<T>* cells;  // in the order of cells.h
-  // Runs independent multiply-adds in registers for `rounds` rounds. Returns the number of operations.
+  // Runs independent multiply-adds for `rounds` rounds, in registers, or on tiles of the matrix unit.
+  // Returns the number of operations.
   double (*peak)(long rounds);
+  int matrix_rows;  // rows that the matrix unit multiplies at once; 0: products run on vectors
 };
 
 struct Kernels {
   const char* name;
+  bool emulated;  // for tests: only RNNFAST_ISA and force_isa choose it
   int vector_bytes;
   int cells;
   const CellInfo* info;

@@ -51,6 +51,7 @@ int usable(int threads) {
 // costs time, and never changes a result.
 Plan plan(const Work& w, int threads) {
   constexpr double peak_bytes = 0.7e12;  // of operands per second: 175 GFLOP/s in float32
+  constexpr double matrix_peak = 2.5e12, formula = 1.4e-9;  // AMX; a unit of an LSTM
   constexpr double l1_rate = 250e9, l2_rate = 130e9, l3_rate = 60e9;
   constexpr double near_bytes = 2.5e6, far_bytes = 16e6, near_rate = 120e9, far_rate = 40e9;
   constexpr double pack_rate = 40e9, exchange_rate = 5e9;  // exchange: from other cores' caches
@@ -61,10 +62,18 @@ Plan plan(const Work& w, int threads) {
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
   const double item = static_cast<double>(w.item_bytes), lanes = static_cast<double>(w.lanes);
   const double recurrent = recurrent_width(w);
-  const auto seconds = [&](double rows, double units, double waits) {
+  // The products, and where they run on a matrix unit the formula too, which then takes as long.
+  const auto arithmetic_of = [&](double rows, double units) {
+    if (w.matrix_rows) {
+      const double tile = w.matrix_rows, multiplied = std::ceil(rows / tile) * tile;
+      return 2 * multiplied * gates * units * (inputs + recurrent) / matrix_peak +
+             rows * units * formula;
+    }
     const double few_rows = 1 + one_row_excess / (rows * rows);
-    const double flops = 2 * rows * gates * units * (inputs + few_rows * recurrent);
-    const double arithmetic = flops * item / peak_bytes;
+    return 2 * rows * gates * units * (inputs + few_rows * recurrent) * item / peak_bytes;
+  };
+  const auto seconds = [&](double rows, double units, double waits) {
+    const double arithmetic = arithmetic_of(rows, units);
     const double bytes = gates * units * recurrent * item;
     const double rate = bytes < l1_bytes ? l1_rate : bytes < l2_bytes ? l2_rate : l3_rate;
     // The arithmetic hides the reading of up to near_bytes of weights.

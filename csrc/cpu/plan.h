@@ -41,6 +41,7 @@ struct Work {
   int products;             // dependent products in a step
   bool packed;              // whether the caller holds packed weights
   index item_bytes, lanes;  // bytes of a number; numbers in a vector
+  int matrix_rows;          // rows that a matrix unit multiplies at once; 0: there is none
 };
 
 // The best plan for `threads` threads: one of them alone, rows or units.

@@ -95,7 +95,8 @@ Work work_of(int cell, const Layer<T>& layer) {
           info.stages + (layer.w_hr.data ? 1 : 0),
           layer.panels != nullptr,
           sizeof(T),
-          64 / sizeof(Real<T>)};
+          64 / sizeof(Real<T>),
+          kernels().of<T>().matrix_rows};
 }
 
 template <class T>

@@ -1,11 +1,12 @@
 """The core by itself, by a driver in C++: under the sanitizers, and on another processor.
 
-Who computes what depends neither on the instruction set nor on the type of numbers, so the thread
-sanitizer sees one of each. `.ci/run` has the address sanitizer look at all.
+Who computes what depends on neither the instruction set nor the type of numbers, but on whether there
+is a matrix unit. So the thread sanitizer sees one build of each. `.ci/run` has the address sanitizer look at all.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +28,7 @@ TARGETS: dict[str, Target] = {
     "avx2": (32, 16, ["-mavx2", "-mfma"]),
     "avx512": (64, 32, AVX512),
     "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16"]),
+    "amx_emulated": (32, 16, ["-mavx2", "-mfma", "-DRNNFAST_MATRIX_UNIT=EMULATED"]),
 }
 AARCH64 = (16, 32, [])  # its baseline, with NEON
 NUMBERS = {"float32": 1, "float64": 2, "bfloat16": 4}  # RNNFAST_NUMBERS in isa.cpp
@@ -42,7 +44,7 @@ def check(isa: str, dtype: str, sanitizers: str, compiler: str, folder: Path) ->
     if subprocess.run(link, capture_output=True).returncode != 0:
         pytest.skip("the compiler comes without this sanitizer's runtime")
     numbers = f"-DRNNFAST_NUMBERS={NUMBERS[dtype]}"
-    run(build(compiler, isa, folder, *sanitize, numbers))
+    run(build(compiler, isa, folder, *sanitize, numbers), isa)
 
 
 def build(compiler: str, isa: str, folder: Path, *flags: str, target: Target | None = None) -> Path:
@@ -63,8 +65,9 @@ def build(compiler: str, isa: str, folder: Path, *flags: str, target: Target | N
     return program
 
 
-def run(program: Path, *emulator: str) -> None:
-    ran = subprocess.run([*emulator, program], capture_output=True, text=True)
+def run(program: Path, isa: str, *emulator: str) -> None:
+    env = os.environ | {"RNNFAST_ISA": isa}
+    ran = subprocess.run([*emulator, program], capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " 0 failures" in ran.stdout
 
@@ -72,6 +75,13 @@ def run(program: Path, *emulator: str) -> None:
 @pytest.mark.skipif(not BUILDS, reason="not x86-64")
 def test_thread_sanitizer(compiler, tmp_path):
     check(*BUILDS[min(1, len(BUILDS) - 1)], "thread", compiler, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(("amx_emulated", "bfloat16") not in BUILDS, reason="no matrix unit was built")
+def test_thread_sanitizer_of_a_matrix_unit(compiler, tmp_path):
+    """Threads share the rows that they copy for it."""
+    check("amx_emulated", "bfloat16", "thread", compiler, tmp_path)
 
 
 @pytest.mark.slow
@@ -87,4 +97,4 @@ def test_aarch64(tmp_path):
     if compiler is None or emulator is None:
         pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
     flags = ("-O2", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized")
-    run(build(compiler, "baseline", tmp_path, *flags, target=AARCH64), emulator)
+    run(build(compiler, "baseline", tmp_path, *flags, target=AARCH64), "baseline", emulator)

@@ -38,6 +38,7 @@ class Backward {
 
   void run(const Team& team) {
     const FlushDenormals guard;
+    const MatrixUnit<on_matrix_unit<T>> unit;
     pack(team);
     wait(team);
     const int n = groups(layer_);

@@ -18,7 +18,9 @@ struct BackwardPanels {
   Real<T>* zeros;                               // zeros_of(layer)
 
   // The size of one panel, for gradients of `blocks` blocks with `gates` gates each.
-  static constexpr index size(index blocks, int gates) { return blocks * gates * lanes<T> * lanes<T>; }
+  static constexpr index size(index blocks, int gates) {
+    return PanelShape<T>(1, blocks * gates * lanes<T>).size;
+  }
 };
 
 inline constexpr index l2_bytes = 640 * 1024;  // the part of the L2 cache for the weight gradients
@@ -42,6 +44,15 @@ class BackwardLoop {
     chunk_.p = arena.template take<T>(is_projected<Cell>(layer_) ? rows_ * outputs_ * L : 0);
     chunk_.operand = arena.template take<T>(weights_.uses_operand(grads) ? rows_ * padded : 0);
     chunk_.positions = arena.template take<Position>(layer.ragged.order ? rows_ : 0);
+    if constexpr (on_matrix_unit<T>) {
+      // One distance for all products: of two threads one may be a product ahead.
+      const index gates = blocks_ * Cell::gates;
+      step_row_width_ = padded_width<T>((gates < outputs_ ? outputs_ : gates) * L);
+      step_rows_ = arena.template take<T>(padded_rows<T>(layer.batch) * step_row_width_);
+      chunk_rows_ = arena.template take<T>(
+          grads.x.data ? padded_rows<T>(rows_) * padded_width<T>(blocks_ * Cell::input.width() * L)
+                       : 0);
+    }
     dh_ = arena.template take<Real<T>>(layer.batch * outputs_ * L);
     dc_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : state);
     dq_ = arena.template take<Real<T>>(Cell::stages > 1 || is_projected<Cell>(layer_) ? state : 0);
@@ -60,7 +71,7 @@ class BackwardLoop {
   // All threads of the team call it, each with its rank.
   void run(const Team& team) {
     team_ = team;
-    const Part part = part_of(layer_, team_);
+    const Part part = part_ = part_of(layer_, team_);
     const Rows rows_to_gather = rows_once(layer_.batch, team_, part);
     prepare(part);
     wait(team_);
@@ -302,35 +313,58 @@ class BackwardLoop {
             panels_.stage[s], t, rows, blocks, to, from_zero);
   }
 
-  // A row of gradients: `count` blocks, block_stride apart, each with the lanes of a window's gates.
-  static constexpr Depth along(index count, index block_stride, Window window) {
-    return {count, block_stride, window.width() * L / per, per};
-  }
-
   // The left side of a product: the slots in `window` of `count` blocks, `block_stride` apart, each
   // with all rows of the chunk.
   struct Factor {
     const T* data;
     index block_stride, count;
     Window window;
+
+    index width() const { return count * window.width() * L; }
+    Depth depth() const {
+      if constexpr (on_matrix_unit<T>) return contiguous<T>(width());
+      return {count, block_stride, window.width() * L / per, per};
+    }
+    const T* row(index n, index all_rows) const {
+      return data + n * (block_stride / all_rows) + window.begin * L;
+    }
   };
+
+  // Copies row n of a factor, so that a matrix unit can read it.
+  void copy_row(T* to, const Factor& factor, index n) const {
+    const T* from = factor.row(n, rows_);
+    const index size = factor.window.width() * L;
+    for (index block = 0; block < factor.count; ++block, from += factor.block_stride, to += size)
+      __builtin_memcpy(to, from, static_cast<std::size_t>(size) * sizeof(T));
+    for (index k = factor.width(); k < padded_words<T>(factor.width()) * per; ++k) *to++ = T{};
+  }
+
+  // The rows of a step's product, copied for a matrix unit; the address of the part's first row.
+  const T* copy_rows(const Factor& factor, index t, Rows active) {
+    const index width = step_row_width_;
+    const Rows rows = rows_once(layer_.batch, team_, part_).present(state_.count(t));
+    T* const part_rows = step_rows_ + part_.first_row * width;
+    T* const to = part_rows + (rows.range.begin - active.range.begin) * width;
+    for (index r = 0; r < rows.size(); ++r) copy_row(to + r * width, factor, rows[r]);
+    if (team_.split == Split::units) wait(team_);
+    return part_rows;
+  }
 
   // to = (where from_zero) or += gradients times weights.
   void product(const Factor& factor, const T* weights, index t, Rows rows, Range blocks, Real<T>* to,
                bool from_zero) {
     if (team_.split == Split::units) wait(team_);
-    const Window window = factor.window;
-    const index row_size = factor.block_stride / rows_;
-    const index panel = panels_.size(factor.count, window.width());
-    const Extent extent{along(factor.count, factor.block_stride, window), panel, L * per,
-                        layer_.batch * L, 0};
+    const index panel = panels_.size(factor.count, factor.window.width());
+    const Extent extent{factor.depth(), panel, L * per, layer_.batch * L, 0};
+    const index width = step_row_width_;
+    const T* const copied = on_matrix_unit<T> ? copy_rows(factor, t, rows) : nullptr;
     for_each_tile<T, 1>(
         rows.size(), blocks, t % 2 == 1, [&](index row, int R, index block, int, auto tile) {
-          const T* a[accumulators];
-          Real<T>* c[accumulators];
+          const T* a[tile_rows<T>];
+          Real<T>* c[tile_rows<T>];
           for (int r = 0; r < R; ++r) {
             const index b = rows[row + r];
-            a[r] = factor.data + b * row_size + window.begin * L;
+            a[r] = on_matrix_unit<T> ? copied + (row + r) * width : factor.row(b, rows_);
             c[r] = to + (block * layer_.batch + b) * L;
           }
           tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
@@ -346,16 +380,22 @@ class BackwardLoop {
     Range rows =
         share(state_.rows_before(steps.end) - state_.rows_before(steps.begin), team_.size, team_.rank);
     rows = {first_row + rows.begin, first_row + rows.end};
+    const Factor factor{chunk.d_at(0, 0), rows_ * Cell::gates * L, blocks_, Cell::input};
     const index panel = panels_.size(blocks_, Cell::input.width());
-    const Extent extent{along(blocks_, rows_ * Cell::gates * L, Cell::input), panel, L * per, L, 0};
+    const Extent extent{factor.depth(), panel, L * per, L, 0};
+    const index width = padded_width<T>(factor.width());
+    if constexpr (on_matrix_unit<T>)
+      for (index row = rows.begin; row < rows.end; ++row)
+        copy_row(chunk_rows_ + row * width, factor, row);
     const Range columns{0, blocks_of<T>(layer_.inputs)};
     for_each_tile<T, 1>(rows.size(), columns, false,
                         [&](index row, int R, index block, int N, auto tile) {
-                          const T* a[accumulators];
-                          Real<T>* c[accumulators];
-                          alignas(64) Real<T> result[accumulators * L];
+                          const T* a[tile_rows<T>];
+                          Real<T>* c[tile_rows<T>];
+                          alignas(64) Real<T> result[tile_vectors<T> * L];
                           for (int r = 0; r < R; ++r) {
-                            a[r] = chunk.d_at(0, rows.begin + row + r) + Cell::input.begin * L;
+                            const index n = rows.begin + row + r;
+                            a[r] = on_matrix_unit<T> ? chunk_rows_ + n * width : factor.row(n, rows_);
                             c[r] = result + r * N * L;
                           }
                           tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
@@ -376,12 +416,15 @@ class BackwardLoop {
   Gradients<T> grads_;
   BackwardPanels<Cell, T> panels_;
   Team team_;
+  Part part_;
   index blocks_, outputs_;  // blocks of the hidden units, and of h
   index rows_;              // the most rows of a chunk
   WeightGradients<Cell, T> weights_;
   Chunk<Cell, T> chunk_;    // without steps
   Real<T>*dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of the operand of a second product
   Real<T>* c0_;
+  T *step_rows_ = nullptr, *chunk_rows_ = nullptr;  // for a matrix unit: left sides of products
+  index step_row_width_ = 0;
   States<Cell, T> state_;
 };
 

@@ -32,10 +32,10 @@ struct Product {
   // - unpacked: never, for a few rows and one or two steps.
   enum class Use { packed, lazy, streamed, unpacked } use;
 
-  index panel() const { return window.width() * lanes<T> * words<T>(depth) * per_word<T>; }
+  PanelShape<T> shape() const { return {window.width(), depth}; }
+  index panel() const { return shape().size; }
   Extent extent(index c_panel, index init_panel) const {
-    return {contiguous<T>(depth), panel(), window.width() * lanes<T> * per_word<T>, c_panel,
-            init_panel};
+    return {contiguous<T>(depth), panel(), shape().step, c_panel, init_panel, shape().gate};
   }
   index units_of(index block) const {
     const index left = units - block * lanes<T>;
@@ -69,12 +69,14 @@ class Forward {
       projection_ =
           product(Plain::window, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
     bias_ = arena.template take<Real<T>>(padded * Cell::gates);
-    operand_ = arena.template take<T>(
-        Cell::stages > 1 || is_projected<Cell>(layer_) ? layer.batch * padded : 0);
-    padded_x_ = arena.template take<T>(
-        needs_padding(layer.inputs) ? chunk * layer.batch * padded_width(layer.inputs) : 0);
-    padded_h_ = arena.template take<T>(
-        needs_padding(layer.outputs) ? layer.batch * padded_width(layer.outputs) : 0);
+    const auto take_rows = [&](bool needed, index rows, index width) {
+      return arena.template take<T>(needed ? padded_rows<T>(rows) * width : 0);
+    };
+    operand_width_ = on_matrix_unit<T> ? padded_width<T>(layer.hidden) : padded;
+    operand_ = take_rows(Cell::stages > 1 || is_projected<Cell>(layer_), layer.batch, operand_width_);
+    padded_x_ =
+        take_rows(needs_padding<T>(layer.inputs), chunk * layer.batch, padded_width<T>(layer.inputs));
+    padded_h_ = take_rows(needs_padding<T>(layer.outputs), layer.batch, padded_width<T>(layer.outputs));
     c0_ = arena.template take<Real<T>>(Cell::cell_state < 0 ? 0 : layer.batch * padded);
     zeros_ = arena.template take<Real<T>>(zeros_of(layer));
     const bool saves = layer.saved;
@@ -106,6 +108,7 @@ class Forward {
 
   void run() {
     const FlushDenormals guard;
+    const MatrixUnit<on_matrix_unit<T>> unit;
     if (layer_.batch == 0) return;
     const Part part = part_of(layer_, team_);
     prepare(part);
@@ -164,6 +167,8 @@ class Forward {
       to_blocks(c0_, layer_.c0, layer_, layer_.hidden, part.rows, part.blocks);
     if (team_.rank == 0)
       for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
+    if (team_.rank == 0 && operand_ && on_matrix_unit<T>)
+      for (index k = 0; k < layer_.batch * operand_width_; ++k) operand_[k] = T{};
   }
 
   // Calls f(Cell{} or Plain{}, product, blocks of the product) for every product.
@@ -178,7 +183,7 @@ class Forward {
   Use use(index times, index rows) const {
     if (layer_.panels) return Use::packed;
     const index transpositions = times * ((rows + unpacked_tile_rows - 1) / unpacked_tile_rows);
-    if (transpositions <= most_transpositions) return Use::unpacked;
+    if (!on_matrix_unit<T> && transpositions <= most_transpositions) return Use::unpacked;
     const bool own_blocks = team_.split == Split::units || team_.size == 1;
     return !own_blocks ? Use::packed : times == 1 ? Use::streamed : Use::lazy;
   }
@@ -207,7 +212,7 @@ class Forward {
   // as for_each_tile does. A tile has the arguments of tile().
   template <class Kind, int P, class F>
   static void for_tiles(const Product<T>& product, index rows, Range blocks, bool descending, F f) {
-    if (product.use != Use::unpacked) {
+    if (on_matrix_unit<T> || product.use != Use::unpacked) {
       for_each_tile<T, P>(rows, blocks, descending,
                           [&](index row, int R, index block, int N, TileFunction<T> tile) {
                             f(row, R, block, N, Tile<Kind, T, P>{tile, R, {}, 0, 0, 0, 0});
@@ -218,8 +223,8 @@ class Forward {
           const int R =
               rows - row < unpacked_tile_rows ? static_cast<int>(rows - row) : unpacked_tile_rows;
           f(row, R, block, 1,
-            Tile<Kind, T, P>{nullptr, R, product.w, product.units, product.depth, block * L,
-                             product.window.begin});
+            Tile<Kind, T, P>{
+                {}, R, product.w, product.units, product.depth, block * L, product.window.begin});
         }
     }
   }
@@ -256,7 +261,7 @@ class Forward {
       const auto project = [&] {
         for_tiles<Cell, P>(input_, rows, blocks, false,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                             Real<T>* c[accumulators];
+                             Real<T>* c[tile_rows<T>];
                              for (int r = 0; r < R; ++r) c[r] = slots[row + r] + block * block_stride;
                              start_from_bias(c, R, block_stride, block, N);
                              for (int r = 0; r < R; ++r) c[r] += Cell::input.begin * L;
@@ -265,11 +270,13 @@ class Forward {
                            });
         rows = 0;
       };
+      const T* next = padded_x(part);
       for (index t = steps.begin; t < steps.end; ++t) {
         const Slots<Cell, T> step = state_.slots(t);
         const Rows active = part.rows.present(state_.count(t));
         for (index r = 0; r < active.size(); ++r) {
-          x[rows] = x_row(steps, t, active[r]);
+          x[rows] = next ? next : state_.row(layer_.x, t, active[r]);
+          next += next ? padded_width<T>(layer_.inputs) : 0;
           slots[rows] = step.at(0, active[r]);
           if (++rows == strip) project();
         }
@@ -278,37 +285,33 @@ class Forward {
     });
   }
 
-  // A word must not reach past a row. Rows of an odd number of bfloat16 are copied, and padded with a
-  // zero.
-  static constexpr index padded_width(index width) { return words<T>(width) * per_word<T>; }
-  static constexpr bool needs_padding(index width) { return padded_width(width) != width; }
-  static void pad_row(T* to, const T* from, index width) {
-    for (index k = 0; k < width; ++k) to[k] = from[k];
-    to[width] = T{};
-  }
-
-  Rows rows_to_pad(Part part, index t) const {
-    return rows_once(layer_.batch, team_, part).present(state_.count(t));
-  }
-  T* padded_x(Range steps, index t, index b) const {
-    return padded_x_ + ((t - steps.begin) * layer_.batch + b) * padded_width(layer_.inputs);
-  }
-  const T* x_row(Range steps, index t, index b) const {
-    return padded_x_ ? padded_x(steps, t, b) : state_.row(layer_.x, t, b);
+  // The copies of the rows of x that a part reads: step by step, one after another. The place of a part
+  // is the same for every piece, since another thread may be a piece ahead.
+  T* padded_x(Part part) const {
+    return padded_x_ ? padded_x_ + state_.chunk * part.first_row * padded_width<T>(layer_.inputs)
+                     : nullptr;
   }
   void pad_x(Range steps, Part part) {
     wait_for_units();  // other threads may still read the rows of the steps before
+    const index width = padded_width<T>(layer_.inputs);
+    T* to = padded_x(part);
     for (index t = steps.begin; t < steps.end; ++t) {
-      const Rows rows = rows_to_pad(part, t);
+      const Rows active = part.rows.present(state_.count(t));
+      const Rows rows = rows_once(layer_.batch, team_, part).present(state_.count(t));
+      const index skipped = rows.range.begin - active.range.begin;  // rows that other threads copy
       for (index r = 0; r < rows.size(); ++r)
-        pad_row(padded_x(steps, t, rows[r]), state_.row(layer_.x, t, rows[r]), layer_.inputs);
+        pad_row(to + (skipped + r) * width, state_.row(layer_.x, t, rows[r]), layer_.inputs);
+      to += active.size() * width;
     }
     wait_for_units();
   }
   void pad_h(index t, Part part) {
-    const Rows rows = rows_to_pad(part, t);
+    const index width = padded_width<T>(layer_.outputs);
+    const Rows active = part.rows.present(state_.count(t));
+    const Rows rows = rows_once(layer_.batch, team_, part).present(state_.count(t));
+    T* to = padded_h_ + (part.first_row + rows.range.begin - active.range.begin) * width;
     for (index r = 0; r < rows.size(); ++r)
-      pad_row(padded_h_ + rows[r] * padded_width(layer_.outputs), state_.h(t, rows[r]), layer_.outputs);
+      pad_row(to + r * width, state_.h(t, rows[r]), layer_.outputs);
     wait_for_units();
   }
 
@@ -326,47 +329,48 @@ class Forward {
   void stage(index t, Part part) {
     constexpr Window window = Cell::recurrent[s];
     constexpr int P = window.width();
-    const index padded = blocks_ * L;
     const Rows active = part.rows.present(state_.count(t));
     if (s == 0 && padded_h_) pad_h(t, part);
     for (index begin = 0; begin < active.size(); begin += strip) {
       const Rows rows = active.strip_from(begin);
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, rows);
       const Extent extent = stage_[s].extent(step.block, 0);
+      const index first = part.first_row + begin;
+      T* const operand = operand_ ? operand_ + first * operand_width_ : nullptr;
       const T* a[strip];
       for (index r = 0; r < rows.size(); ++r)
-        a[r] = s > 0       ? operand_ + step.b[r] * padded
-               : padded_h_ ? padded_h_ + step.b[r] * padded_width(layer_.outputs)
+        a[r] = s > 0       ? operand + r * operand_width_
+               : padded_h_ ? padded_h_ + (first + r) * padded_width<T>(layer_.outputs)
                            : step.h[r];
       const bool first_use = t == 0 && begin == 0;
       for_panels<Cell, P>(stage_[s], part.blocks, first_use, [&](Range blocks, const T* panels) {
         for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
                            [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                             Real<T>* c[accumulators];
+                             Real<T>* c[tile_rows<T>];
                              for (int r = 0; r < R; ++r)
                                c[r] = step.slots[row + r] + block * step.block + window.begin * L;
                              tile(a + row, panels + block * extent.panel, c, nullptr, extent);
-                             for (int n = 0; n < N; ++n) apply_to<s>(step, block + n, row, row + R);
+                             for (int n = 0; n < N; ++n)
+                               apply_to<s>(step, operand, block + n, {row, row + R});
                            });
       });
     }
   }
 
-  // Applies the cell's formula to one block of units, for rows [begin, end) of the strip.
+  // Applies the cell's formula to one block of units, for some rows of the strip.
   template <int s>
-  void apply_to(const RowsOfStep<Cell, T, T>& step, index block, index begin, index end) {
+  void apply_to(const RowsOfStep<Cell, T, T>& step, T* operand, index block, Range rows) {
     const index units = layer_.hidden - block * L;
-    const index padded = blocks_ * L;
-    T* const operand = operand_;
-    index row = begin;
-    for (; row + 2 <= end; row += 2)
-      apply<s, Pack<Vector<T>>>(step, operand, padded, block, units, row);
-    for (; row < end; ++row) apply<s, Vector<T>>(step, operand, padded, block, units, row);
+    const index width = operand_width_;
+    index row = rows.begin;
+    for (; row + 2 <= rows.end; row += 2)
+      apply<s, Pack<Vector<T>>>(step, operand, width, block, units, row);
+    for (; row < rows.end; ++row) apply<s, Vector<T>>(step, operand, width, block, units, row);
   }
 
   // The same for one row, or for two rows where V is a Pack.
   template <int s, class V>
-  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index padded,
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index width,
                                    index block, index units, index row) {
     const index unit = block * L, offset = block * step.block;
     V v[Cell::slots];
@@ -386,7 +390,8 @@ class Forward {
       scatter(v[slot], [&](int r, Vector<T> x) { store(step.slots[row + r] + offset + slot * L, x); });
     scatter(out, [&](int r, Vector<T> x) {
       if ((s + 1 < Cell::stages || Cell::projects) && operand)
-        store(operand + step.b[row + r] * padded + unit, x);
+        store(operand + (row + r) * width + unit,
+              on_matrix_unit<T> && units < L ? first_lanes<T>(x, units) : x);
       else
         store_some(step.y[row + r] + unit, x, units);
     });
@@ -398,13 +403,14 @@ class Forward {
     for (index begin = 0; begin < active.size(); begin += strip) {
       const Rows rows = active.strip_from(begin);
       const T* a[strip];
-      for (index r = 0; r < rows.size(); ++r) a[r] = operand_ + rows[r] * blocks_ * L;
+      for (index r = 0; r < rows.size(); ++r)
+        a[r] = operand_ + (part.first_row + begin + r) * operand_width_;
       const bool first_use = t == 0 && begin == 0;
       for_panels<Plain, 1>(projection_, part.outputs, first_use, [&](Range blocks, const T* panels) {
         for_tiles<Plain, 1>(projection_, rows.size(), blocks, t % 2 == 1,
                             [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
-                              Real<T>* c[accumulators];
-                              alignas(64) Real<T> result[accumulators * L];
+                              Real<T>* c[tile_rows<T>];
+                              alignas(64) Real<T> result[tile_vectors<T> * L];
                               for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
                               tile(a + row, panels + block * extent.panel, c, zeros_, extent);
                               for (int r = 0; r < R; ++r)
@@ -447,11 +453,12 @@ class Forward {
   const Layer<T> layer_;
   const Team team_;
   const index blocks_;
+  index operand_width_;
   index piece_;  // the steps whose inputs are multiplied at once: a chunk, or fewer in a wavefront
   index scratch_;
   Product<T> input_, stage_[Cell::stages], projection_;
   Real<T>* bias_;            // [blocks][gates][lanes]
-  T* operand_;               // [B][blocks][lanes], of the second stage or of the projection
+  T* operand_;               // [B][operand width], of the second stage or of the projection
   T *padded_x_, *padded_h_;  // [rows of a chunk][padded I], [B][padded R]; null: no padding is needed
   Real<T>*c0_, *zeros_;
   States<Cell, T> state_;

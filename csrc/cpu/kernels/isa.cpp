@@ -57,8 +57,29 @@ const CellInfo* info_of_all(CellList<Cell...>) {
   return table;
 }
 
+// Of the matrix unit: 32 rows by two panels, from the L1 cache.
+double matrix_peak(long rounds) {
+  const MatrixUnit<matrix_unit != Unit::NONE> unit;
+  constexpr index groups = 4, row = groups * matrix_depth, word = lanes<Bfloat16> * 2;
+  constexpr index tiles = 4 * matrix_rows * row;
+  alignas(64) Bfloat16 numbers[tiles] = {};
+  alignas(64) float sums[4 * matrix_rows * matrix_units];
+  const MatrixFactors factors{{numbers, numbers + matrix_rows * row},
+                              {numbers, numbers + matrix_rows * row},
+                              row,
+                              word,
+                              groups};
+  for (long n = 0; n < rounds; ++n) {
+    __asm__ volatile("" : "+m"(numbers));  // keeps the loop from being folded
+    multiply_tiles<2, 2>(factors, 2 * matrix_rows, sums);
+  }
+  __asm__ volatile("" : : "m"(sums));
+  return 2.0 * 4 * matrix_rows * matrix_units * groups * matrix_depth * static_cast<double>(rounds);
+}
+
 template <class T>
 double peak(long rounds) {
+  if constexpr (on_matrix_unit<T>) return matrix_peak(rounds);
   using V = Vector<T>;
   constexpr int chains = accumulators / 2;
   V acc[chains];
@@ -89,7 +110,7 @@ enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4 };
 template <class T, NumberBit bit>
 constexpr NumberKernels<T> numbers() {
   if constexpr (RNNFAST_NUMBERS & bit)
-    return {kernels_of<T>(Cells{}), &peak<T>};
+    return {kernels_of<T>(Cells{}), &peak<T>, on_matrix_unit<T> ? matrix_rows : 0};
   else
     return {};
 }
@@ -98,6 +119,7 @@ constexpr NumberKernels<T> numbers() {
 
 extern const Kernels kernels;
 const Kernels kernels = {RNNFAST_ISA_NAME,
+                         matrix_unit == Unit::EMULATED,
                          RNNFAST_VECTOR_BYTES,
                          Cells::size,
                          info_of_all(Cells{}),

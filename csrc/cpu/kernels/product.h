@@ -7,59 +7,17 @@
 // hidden units, so that a tile of c holds all gates of its units.
 //
 // For bfloat16 k counts words of two neighbours, in rows and in panels ([k][P][lanes][2]); the result
-// and its initial value are float32. All strides are in numbers.
+// and its initial value are float32. Panels for a matrix unit are [P][k][lanes][2]. All strides are in
+// numbers.
 #pragma once
 
+#include "cpu/kernels/matrix_unit.h"
 #include "cpu/kernels/panels.h"
-#include "cpu/kernels/parallel.h"
-#include "cpu/kernels/vec.h"
 
 #include "cells/math.h"  // needs the number types above
 #include "cells/cells.h"
 
 namespace rnnfast::RNNFAST_TARGET {
-
-// How many accumulators fit the registers beside the operands.
-#if RNNFAST_VECTOR_REGISTERS >= 32
-inline constexpr int accumulators = 24;
-#else
-inline constexpr int accumulators = 12;
-#endif
-
-// The index k of the sum runs over outer * inner words of a row, which are outer_stride and
-// inner_stride apart.
-struct Depth {
-  index outer, outer_stride, inner, inner_stride;
-};
-
-template <class T>
-constexpr Depth contiguous(index n) {
-  return {1, 0, words<T>(n), per_word<T>};
-}
-
-template <class T>
-struct Panels {
-  const T* data;
-  index panel;  // the distance from one panel to the next
-  index step;   // the distance from one k to the next: P vectors, more in a part of a wider panel
-};
-
-// What all tiles of a product have in common. Tiles take it by reference: to copy it to the stack of
-// every call cost a stalled load, 2 percent of a training step.
-struct Extent {
-  Depth depth;
-  index panel, step;          // as in Panels
-  index c_panel, init_panel;  // the distance from one panel to the next in c and in init
-};
-
-// The length of a slice: a sum adds up slices that start from zero, and then the slices. Rounding
-// errors grow with the square root of the longest chain of additions, and one chain of 1024 is less
-// exact than BLAS libraries. Slices of bfloat16 are longer, since the rounding of its numbers outweighs
-// that of the chain.
-template <class T>
-inline constexpr index slice = is_bfloat16<T> ? 256
-                               : fused        ? 64
-                                              : 32;
 
 // Multiplies R rows (addresses in a) by N panels of P vectors, which begin at b. The result of row r in
 // panel n is at c[r] + n * c_panel. It starts from `init` (N panels, init_panel apart), or from c where
@@ -131,20 +89,33 @@ void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
 }
 
 template <class T>
-using TileFunction = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*,
-                              const Extent&);
+using VectorTile = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*, const Extent&);
+template <class T>
+using TileFunction = std::conditional_t<on_matrix_unit<T>, MatrixTile, VectorTile<T>>;
 
 // Panels of a tile: wide tiles need fewer loads for their arithmetic, and give a few rows enough
 // independent accumulators.
 template <int P>
 inline constexpr int most_panels = P == 1 ? 4 : 2;
-template <int P, int N>
-inline constexpr int most_rows = P == 1 ? accumulators / 4 : accumulators / (N * P);
+template <class T, int P, int N>
+inline constexpr int most_rows = on_matrix_unit<T> ? MatrixTile::most_rows
+                                 : P == 1          ? accumulators / 4
+                                                   : accumulators / (N * P);
+
+// The most rows of any tile, and the most vectors of its result.
+template <class T>
+inline constexpr int tile_rows = on_matrix_unit<T> ? MatrixTile::most_rows : accumulators;
+template <class T>
+inline constexpr int tile_vectors = on_matrix_unit<T> ? 4 * MatrixTile::most_rows : accumulators;
 
 template <class T, int P, int N, int... R>
 TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
-  static constexpr TileFunction<T> table[] = {&tile<T, R + 1, N, P>...};
-  return table[rows - 1];
+  if constexpr (on_matrix_unit<T>) {
+    return {rows, N, P};
+  } else {
+    static constexpr TileFunction<T> table[] = {&tile<T, R + 1, N, P>...};
+    return table[rows - 1];
+  }
 }
 
 // Calls f(first row, rows, first panel, panels, tile function) for tiles that cover `rows` rows and the
@@ -157,14 +128,17 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
   while (panels.size() > 0) {
     const index left = panels.size();
     auto group = [&]<int N>(std::integral_constant<int, N>) {
-      constexpr int tile_rows = most_rows<P, N>;
-      const index tiles = (rows + tile_rows - 1) / tile_rows;
+      constexpr int most = most_rows<T, P, N>;
+      const index tiles = (rows + most - 1) / most;
       const index panel = descending ? panels.end - N : panels.begin;
       for (index i = 0; i < tiles; ++i) {
-        const index begin = rows * i / tiles;
-        const int count = static_cast<int>(rows * (i + 1) / tiles - begin);
-        f(begin, count, panel, N,
-          tile_of<T, P, N>(count, std::make_integer_sequence<int, tile_rows>{}));
+        // A matrix unit takes as long for fewer rows.
+        const auto first = [&](index tile) {
+          return on_matrix_unit<T> ? tile * most : rows * tile / tiles;
+        };
+        const index begin = first(i), end = i + 1 < tiles ? first(i + 1) : rows;
+        const int count = static_cast<int>(end - begin);
+        f(begin, count, panel, N, tile_of<T, P, N>(count, std::make_integer_sequence<int, most>{}));
       }
       if (descending)
         panels.end -= N;
@@ -180,7 +154,7 @@ RNNFAST_INLINE void for_each_tile(index rows, Range panels, bool descending, F f
         group(std::integral_constant<int, 1>{});
     } else {
       // With enough rows one panel fills the registers; a tile of two panels would have fewer rows.
-      if (left >= 2 && (P == 2 || rows <= most_rows<P, 2>))
+      if (left >= 2 && (P == 2 || rows <= most_rows<T, P, 2>))
         group(std::integral_constant<int, 2>{});
       else
         group(std::integral_constant<int, 1>{});
@@ -225,8 +199,9 @@ template <class Cell, class T>
 void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window window, index unit,
                   index units) {
   constexpr int L = lanes<T>, per = per_word<T>;
-  const index step = window.width() * L * per;
-  for (int slot = window.begin; slot < window.end; ++slot, to += L * per) {
+  const PanelShape<T> shape(window.width(), depth);
+  const index step = shape.step;
+  for (int slot = window.begin; slot < window.end; ++slot, to += shape.gate) {
     const T* const from = unit_row<Cell>(w, hidden, slot, unit);
     const T* const next = next_rows<Cell>(w, hidden, window, slot, unit);
     index k = 0;
@@ -239,7 +214,7 @@ void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window wi
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) store_words(to + (k / per + j) * step, v[j]);
     }
-    for (; k < words<T>(depth) * per; ++k)
+    for (; k < padded_words<T>(depth) * per; ++k)
       for (int u = 0; u < L; ++u)
         to[k / per * step + u * per + k % per] = u < units && k < depth ? from[u * w.row + k] : T{};
   }
@@ -272,6 +247,7 @@ void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth,
 template <class Cell, class T>
 void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
   constexpr int L = lanes<T>, per = per_word<T>;
+  T* const end = to + PanelShape<T>(1, (hidden + L - 1) / L * window.width() * L).size;
   for (index unit = 0; unit < hidden; unit += L)
     for (int slot = window.begin; slot < window.end; ++slot)
       for (index u = unit; u < unit + L; u += per, to += L * per) {
@@ -285,31 +261,55 @@ void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index 
         else
           store(to, row(u));
       }
+  for (; to < end; ++to) *to = T{};
 }
 
 // Copies pairs of rows, of `numbers` numbers each, so that a word has one number of both rows: word k
-// of pair p, at to[(p * numbers + k) * 2], is number k of the rows 2 p and 2 p + 1. A missing last row
-// is zero. row(r) is the address of row r.
+// of pair p, at to[(p * numbers + k) * 2], is number k of the rows 2 p and 2 p + 1. Rows past `rows`
+// are zero. row(r) is the address of row r.
 template <class Row>
 void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
   constexpr int L = lanes<Bfloat16>;
   for (index p = pairs.begin; p < pairs.end; ++p) {
-    const Bfloat16 *a = row(2 * p), *b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
+    const Bfloat16* a = 2 * p < rows ? row(2 * p) : nullptr;
+    const Bfloat16* b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
     Bfloat16* out = to + p * numbers * 2;
     index k = 0;
     for (; k + L <= numbers; k += L) {
-      Halves low, high{};
-      __builtin_memcpy(&low, a + k, sizeof low);
+      Halves low{}, high{};
+      if (a) __builtin_memcpy(&low, a + k, sizeof low);
       if (b) __builtin_memcpy(&high, b + k, sizeof high);
       store_words(out + k * 2, pair(low, high));
     }
     // Fewer than L numbers are left. Without the bound `left` GCC warns, for aarch64, of 2^63
     // iterations.
     for (int left = L; k < numbers && left > 0; ++k, --left) {
-      out[k * 2] = a[k];
+      out[k * 2] = a ? a[k] : Bfloat16{};
       out[k * 2 + 1] = b ? b[k] : Bfloat16{};
     }
   }
+}
+
+// Copies rows so that the numbers of a column follow one another: number r of column k, at
+// to[k * width + r], is number k of row r. `groups` are those of matrix_depth rows; rows past `rows`
+// are zero.
+template <class Row>
+void turn_rows(Bfloat16* to, index width, index numbers, Range groups, index rows, Row row) {
+  constexpr int L = lanes<Bfloat16>;
+  for (index first = groups.begin * matrix_depth; first < groups.end * matrix_depth; first += 2 * L)
+    for (index column = 0; column < numbers; column += L) {
+      const index count = numbers - column < L ? numbers - column : L;
+      const auto read = [&](index r) {
+        Halves v{};
+        if (r < rows) __builtin_memcpy(&v, row(r) + column, static_cast<std::size_t>(count) * 2);
+        return v;
+      };
+      Vector<int> v[L];
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) v[j] = pair(read(first + 2 * j), read(first + 2 * j + 1));
+      transpose(v);
+      for (index k = 0; k < count; ++k) store_words(to + (column + k) * width + first, v[k]);
+    }
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -233,6 +233,7 @@ void from_blocks(Matrix<T> to, const Real<T>* from, const Layer<T>& layer, index
 struct Part {
   Rows rows;
   Range blocks, outputs;  // blocks of the hidden units and of h: the same unless h is projected
+  index first_row = 0;    // how many rows the parts before it have
 };
 
 // The rows that a thread prepares for reading. Where the units are split, all threads read all rows,
@@ -247,9 +248,11 @@ Part part_of(const Layer<T>& layer, const Team& team) {
   const Range blocks{0, blocks_of<T>(layer.hidden)}, outputs{0, blocks_of<T>(layer.outputs)};
   const auto share_of = [&](Range all) { return share(all.end, team.size, team.rank); };
   if (team.split == Split::units) return {{rows}, share_of(blocks), share_of(outputs)};
-  if (!layer.ragged.count) return {{share_of(rows)}, blocks, outputs};
+  if (!layer.ragged.count) return {{share_of(rows)}, blocks, outputs, share_of(rows).begin};
   const Deal deal{team.size, team.rank};
-  return {{{0, deal.count(layer.batch)}, deal}, blocks, outputs};
+  index first_row = 0;
+  for (int k = 0; k < team.rank; ++k) first_row += Deal{team.size, k}.count(layer.batch);
+  return {{{0, deal.count(layer.batch)}, deal}, blocks, outputs, first_row};
 }
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -75,7 +75,9 @@ struct Tile {
 
   void operator()(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
                   const Extent& extent) const {
-    if (packed)
+    if constexpr (on_matrix_unit<T>)
+      packed(a, b, c, init, extent);
+    else if (packed)
       packed(a, b, c, init, extent);
     else
       run(a, c, init, std::make_integer_sequence<int, unpacked_tile_rows>{});

@@ -75,10 +75,14 @@ class WeightGradients {
       const auto take = [&](bool wanted, index width) {
         return arena.template take<T>(wanted ? paired(capacity_) * width : 0);
       };
+      const auto take_features = [&](bool wanted, index count) {
+        if constexpr (!on_matrix_unit<T>) return take(wanted, count);
+        return arena.template take<T>(wanted ? padded_rows<T>(count) * padded_width<T>(capacity_) : 0);
+      };
       h_rows_ = arena.template take<const T*>(w_hh ? capacity_ : 0);
-      x_ = take(w_ih, layer.inputs);
-      h_ = take(w_hh, layer.outputs);
-      operand_ = take(uses_operand(grads), padded);
+      x_ = take_features(w_ih, layer.inputs);
+      h_ = take_features(w_hh, layer.outputs);
+      operand_ = take_features(uses_operand(grads), padded);
       d_ = take(w_ih || w_hh, padded * Cell::gates);
       p_ = take(w_hr, outputs_ * L);
     } else {
@@ -152,21 +156,25 @@ class WeightGradients {
  private:
   static constexpr int L = lanes<T>, per = per_word<T>, last = Cell::stages - 1;
   // A word of bfloat16 has two neighbours along the sum: two rows of features or of panels are copied
-  // into one row of pairs (pair_rows).
+  // into one row of pairs (pair_rows). A matrix unit reads features whose rows follow one another
+  // (turn_rows).
   static constexpr bool in_pairs = per == 2;
 
-  static constexpr index paired(index rows) { return words<T>(rows) * per; }
+  static constexpr index paired(index rows) { return padded_words<T>(rows) * per; }
 
-  // `count` features. Feature k of the first row is at data + k * per; `depth` says where the other
-  // rows are.
+  // `count` features. Feature k of the first row is at data + k * distance; `depth` says where the
+  // other rows are.
   struct Features {
     const T* data;
     index count;
     Depth depth;
+    index distance = per;
   };
 
   // Features of rows, or of pairs of rows, that follow one another.
   Features dense(const T* data, index count, index rows, index stride) const {
+    if constexpr (on_matrix_unit<T>)
+      return {data, count, contiguous<T>(rows), padded_width<T>(capacity_)};
     return {data, count, {1, 0, words<T>(rows), stride * per}};
   }
 
@@ -216,13 +224,20 @@ class WeightGradients {
   }
 
   void pair_chunk(const Team& team, const Chunk<Cell, T>& chunk) {
+    constexpr index unit = on_matrix_unit<T> ? matrix_words : 1;
     const index rows = chunk.rows, padded = blocks_ * L;
-    const Range pairs = share(words<T>(rows), team.size, team.rank);
-    if (x_)
-      pair_rows(x_, layer_.inputs, pairs, rows, [&](index r) { return chunk.row_of(layer_.x, r); });
-    if (h_) pair_rows(h_, layer_.outputs, pairs, rows, [&](index r) { return h_rows_[r]; });
-    if (operand_)
-      pair_rows(operand_, padded, pairs, rows, [&](index r) { return chunk.operand_at(r); });
+    const Range units = share(padded_words<T>(rows) / unit, team.size, team.rank);
+    const Range pairs{units.begin * unit, units.end * unit};
+    const auto copy_features = [&](T* to, index count, auto row) {
+      if (!to) return;
+      if constexpr (on_matrix_unit<T>)
+        turn_rows(to, padded_width<T>(capacity_), count, units, rows, row);
+      else
+        pair_rows(to, count, pairs, rows, row);
+    };
+    copy_features(x_, layer_.inputs, [&](index r) { return chunk.row_of(layer_.x, r); });
+    copy_features(h_, layer_.outputs, [&](index r) { return h_rows_[r]; });
+    copy_features(operand_, padded, [&](index r) { return chunk.operand_at(r); });
     for (index block = 0; d_ && block < blocks_; ++block)
       pair_rows(d_ + block * paired(capacity_) * Cell::gates * L, Cell::gates * L, pairs, rows,
                 [&](index r) { return chunk.d_at(block, r); });
@@ -266,13 +281,13 @@ class WeightGradients {
     // own sum where it has more rows than a slice.
     const index sums = depth.inner > slice<T> ? depth.outer : 1;
     const Depth sum_depth{depth.outer / sums, depth.outer_stride, depth.inner, depth.inner_stride};
-    const Extent extent{sum_depth, panels.panel, panels.step, count * P * L, 0};
+    const Extent extent{sum_depth, panels.panel, panels.step, count * P * L, 0, L * per};
     for_each_tile<T, P>(feature_range.size(), blocks, false,
                         [&](index row, int R, index block, int, auto tile) {
-                          const T* a[accumulators];
-                          Real<T>* c[accumulators];
+                          const T* a[tile_rows<T>];
+                          Real<T>* c[tile_rows<T>];
                           for (int r = 0; r < R; ++r) {
-                            a[r] = features.data + (feature_range.begin + row + r) * per;
+                            a[r] = features.data + (feature_range.begin + row + r) * features.distance;
                             c[r] = to + (block * count + feature_range.begin + row + r) * P * L;
                           }
                           const T* b = panels.data + block * panels.panel;
