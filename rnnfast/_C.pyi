@@ -93,6 +93,18 @@ def force_isa(isa: str, /) -> None:
         ValueError: the instruction set was not built, or this machine cannot run it.
     """
 
+def force_float32_parts(parts: int, /) -> None:
+    """For tests: set how many bfloat16 numbers a float32 is split into for a matrix unit.
+
+    Bits differ between numbers of parts, and backward must use that of its forward call.
+
+    Args:
+        parts: 1 to 3; 0 means float32 multiply-adds; a negative number: as the precision decides.
+
+    Raises:
+        ValueError: more than 3 parts.
+    """
+
 def build_info() -> dict[str, Any]: ...
 def max_threads() -> int: ...
 def force_partition(partition: str, /, oversubscribe: bool = False) -> None:

@@ -34,6 +34,7 @@ struct Description {
   bool reverse;  // the only direction runs from the last step to the first
   bool bias, projected, batch_first;
   bool cell_states;  // whether to return them
+  Precision precision;
 
   // Throws std::invalid_argument where the fields contradict each other.
   void check() const;
@@ -238,7 +239,7 @@ struct Call {
   }
   template <class T>
   index saved_part() const {
-    return rows * kernels().of<T>(stack.cell).saved_row(hidden);
+    return rows * kernels().of<T>().cells[stack.cell].saved_row(hidden);
   }
   index saved_bytes() const {
     return with_numbers(x.dtype(), [&](auto number) {
@@ -323,7 +324,8 @@ struct Call {
             state<T>(h_n, number),
             state<T>(c_n, number),
             saved,
-            panels};
+            panels,
+            sizeof(T) == sizeof(float) ? float32_parts(stack.precision, hidden) : 0};
   }
 
   const Description& stack;

@@ -71,6 +71,7 @@ struct Layer {
   Real<T>*
       saved;  // for each chunk of steps: [blocks][rows of the chunk][slots][lanes]; null: inference
   T* panels;  // packed weights that the caller holds; null: none
+  int parts;  // of float32: into how many bfloat16 numbers products split a number; 0: into none
 };
 
 // What backward reads and writes besides the Layer of the forward call. Backward also reads y and saved

@@ -13,6 +13,12 @@ struct Bfloat16 {
   std::uint16_t bits;
 };
 
+// A float32 in memory, which products read as the sum of n bfloat16 numbers.
+template <int n>
+struct InParts {
+  float number;
+};
+
 // The type that numbers of type T are computed in: the type of sums, gates and cell states.
 template <class T>
 struct RealOf {
@@ -20,6 +26,10 @@ struct RealOf {
 };
 template <>
 struct RealOf<Bfloat16> {
+  using type = float;
+};
+template <int n>
+struct RealOf<InParts<n>> {
   using type = float;
 };
 template <class T>
@@ -44,7 +54,7 @@ RNNFAST_INLINE float widen(Bfloat16 x) {
 template <class T>
 RNNFAST_INLINE T narrow(Real<T> x) {
   if constexpr (sizeof(T) == sizeof(Real<T>)) {
-    return x;
+    return T{x};
   } else {
     auto bits = __builtin_bit_cast(std::uint32_t, x);  // not const: nvcc 13.0 rejects it
     const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;

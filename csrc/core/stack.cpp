@@ -191,8 +191,8 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
 template <class T>
 std::unique_ptr<Memory> pack_direction(const Call& call, int k, int direction) {
   const View none("");
-  const CellKernels<T>& kernel = kernels().of<T>(call.stack.cell);
   Layer<T> layer = call.layer<T>(k, direction, none, none, none, nullptr, nullptr);
+  const CellKernels<T>& kernel = kernels().of(call.stack.cell, layer);
   auto memory =
       std::make_unique<Memory>(static_cast<std::size_t>(kernel.panels_size(layer)) * sizeof(T));
   layer.panels = static_cast<T*>(memory->data());
@@ -230,7 +230,7 @@ std::optional<std::size_t> saved_bytes(const Description& stack, Dtype dtype, in
     return {};
   return with_numbers(dtype, [&](auto number) -> std::optional<std::size_t> {
     using T = decltype(number);
-    const index row = kernels().of<T>(stack.cell).saved_row(hidden) * index{sizeof(Real<T>)};
+    const index row = kernels().of<T>().cells[stack.cell].saved_row(hidden) * index{sizeof(Real<T>)};
     index part, layer_outputs, bytes;  // as in Call::saved_bytes
     if (__builtin_mul_overflow(rows, row, &part) ||
         __builtin_mul_overflow(part, layers * directions, &part) ||

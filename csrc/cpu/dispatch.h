@@ -19,6 +19,15 @@ std::vector<std::string> isas_with();
 // machine lacks it.
 const Kernels& kernels();
 
+// What a caller allows in products of float32, as torch.set_float32_matmul_precision does.
+enum class Precision { highest, high, medium };
+
+// Into how many bfloat16 numbers the products of a layer split a float32; 0: they are multiply-adds.
+int float32_parts(Precision precision, index hidden);
+
+// For tests: the answer of float32_parts from now on, where there are such kernels; negative: its own.
+void force_float32_parts(int parts);
+
 // For tests: every call from now on uses this instruction set; an empty name restores the choice made
 // at the start. No call may run meanwhile, and backward must use the instruction set of its forward
 // call. Throws as kernels() does.

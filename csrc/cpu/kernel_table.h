@@ -38,6 +38,7 @@ struct Kernels {
   NumberKernels<float> float32;
   NumberKernels<double> float64;
   NumberKernels<Bfloat16> bfloat16;
+  NumberKernels<float> in_parts[3];  // float32 whose products are computed in 1, 2 or 3 bfloat16 parts
 
   template <class T>
   const NumberKernels<T>& of() const {
@@ -49,8 +50,14 @@ struct Kernels {
       return float64;
   }
   template <class T>
-  const CellKernels<T>& of(int cell) const {
-    return of<T>().cells[cell];
+  const NumberKernels<T>& of(const Layer<T>& layer) const {
+    if constexpr (sizeof(T) == 4)
+      if (layer.parts > 0) return in_parts[layer.parts - 1];
+    return of<T>();
+  }
+  template <class T>
+  const CellKernels<T>& of(int cell, const Layer<T>& layer) const {
+    return of(layer).cells[cell];
   }
 };
 

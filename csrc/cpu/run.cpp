@@ -96,7 +96,7 @@ Work work_of(int cell, const Layer<T>& layer) {
           layer.panels != nullptr,
           sizeof(T),
           64 / sizeof(Real<T>),
-          kernels().of<T>().matrix_rows};
+          kernels().of(layer).matrix_rows};
 }
 
 template <class T>
@@ -174,7 +174,7 @@ void add(const Layer<T>& layer, Sequence<T> to, Sequence<const T> from) {
 
 template <class T>
 void run_forward(int cell, const Layer<T>* layers, int directions, int threads) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const CellKernels<T>& kernel = kernels().of(cell, layers[0]);
   run_directions(
       plans_of(cell, layers, directions, threads), directions,
       [&](int d) { return kernel.forward_scratch(layers[d]); },
@@ -184,7 +184,7 @@ void run_forward(int cell, const Layer<T>* layers, int directions, int threads) 
 template <class T>
 void run_backward(int cell, const Layer<T>* layers, const Gradients<T>* grads, int directions,
                   int threads) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const CellKernels<T>& kernel = kernels().of(cell, layers[0]);
   const Plans plans = plans_of(cell, layers, directions, threads);
   const Layer<T>& layer = layers[directions - 1];
   Gradients<T> direction_grads[2] = {grads[0], grads[directions - 1]};
@@ -220,7 +220,7 @@ Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, 
   // Groups of rows that run one after the other cannot stay a few steps behind the layer that they
   // read.
   for (int k = 0; backward && k < count; ++k)
-    if (kernels().of<T>(cell).backward_groups(layers[k]) > 1) return {};
+    if (kernels().of(cell, layers[k]).backward_groups(layers[k]) > 1) return {};
   if (forced) return candidate;
 
   for (int k = 0; k < count; ++k)
@@ -247,7 +247,7 @@ Wavefront wavefront(int cell, const Layer<T>* layers, int count, bool backward, 
 
 template <class T>
 void run_forward(int cell, const Wavefront& plan, const Layer<T>* layers, int count) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const CellKernels<T>& kernel = kernels().of(cell, layers[0]);
   run_columns(
       plan, count, [&](int k) { return kernel.forward_scratch(layers[k]); },
       [&](int k, const Team& team, void* scratch) { kernel.forward(layers[k], team, scratch); });
@@ -256,7 +256,7 @@ void run_forward(int cell, const Wavefront& plan, const Layer<T>* layers, int co
 template <class T>
 void run_backward(int cell, const Wavefront& plan, const Layer<T>* layers, const Gradients<T>* grads,
                   int count) {
-  const CellKernels<T>& kernel = kernels().of<T>(cell);
+  const CellKernels<T>& kernel = kernels().of(cell, layers[0]);
   run_columns(
       plan, count, [&](int k) { return kernel.backward_scratch(layers[k], grads[k]); },
       [&](int k, const Team& team, void* scratch) {

@@ -248,13 +248,17 @@ PYBIND11_MODULE(_C, m) {
   auto stack = py::class_<Stack>(m, "Stack");
   stack
       .def(py::init([](int cell, int layers, int directions, bool single, bool reverse, bool bias,
-                       bool projected, bool batch_first, bool cell_states) {
+                       bool projected, bool batch_first, bool cell_states, int precision) {
+             if (precision < 0 || precision > 2)
+               throw py::value_error("precision is " + std::to_string(precision) +
+                                     "; expected 0 (highest), 1 (high) or 2 (medium)");
              return Stack({cell, layers, directions, single, reverse, bias, projected, batch_first,
-                           cell_states});
+                           cell_states, static_cast<Precision>(precision)});
            }),
            py::kw_only(), py::arg("cell"), py::arg("layers") = 1, py::arg("directions") = 1,
            py::arg("single") = false, py::arg("reverse") = false, py::arg("bias") = true,
-           py::arg("projected") = false, py::arg("batch_first") = false, py::arg("cell_states") = false)
+           py::arg("projected") = false, py::arg("batch_first") = false, py::arg("cell_states") = false,
+           py::arg("precision") = 0)
       .def("forward", &forward_stack)
       .def("pack", &Stack::pack)
       .def("backward", &backward_stack)
@@ -266,6 +270,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("supported_isas", &supported_isas_with, py::arg("dtype") = "");
   m.def("force_isa", &force_isa, py::arg(), py::pos_only());
+  m.def("force_float32_parts", &force_float32_parts, py::arg(), py::pos_only());
   m.def("build_info", &build_info);
   m.def("max_threads", &max_threads);
   m.def("force_partition", &force_partition, py::arg(), py::pos_only(),

@@ -296,7 +296,8 @@ bool Stack::fits(const Packed& packed, const Call& call) const {
   return packed.isa_ == kernels().name && description.cell == description_.cell &&
          description.layers == description_.layers &&
          description.directions == description_.directions &&
-         description.projected == description_.projected && packed.dtype_ == call.x.dtype() &&
+         description.projected == description_.projected &&
+         description.precision == description_.precision && packed.dtype_ == call.x.dtype() &&
          packed.inputs_ == call.inputs && packed.hidden_ == call.hidden &&
          packed.outputs_ == call.outputs;
 }

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from ..stack import autograd, checks, ops, reference
+from ..stack import autograd, checks, ops, precision, reference
 from ..stack.config import Inputs, Outputs, StackConfig, output_shapes
 
 # The types of the fields of Inputs and StackConfig, as a schema writes them.
@@ -48,6 +48,13 @@ def call_of(arguments: Sequence[Any]) -> tuple[Inputs, StackConfig, Sequence[Any
     return inputs, config, arguments[_CONFIG:]
 
 
+def _resolved(config: StackConfig) -> StackConfig:
+    """The configuration with the precision of now, where a graph left it open."""
+    if config.precision >= 0:
+        return config
+    return config._replace(precision=precision.float32_now())
+
+
 def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outputs | None:
     """As :func:`autograd.stack`, as one node of a graph; ``batch`` is the batch size if x is packed."""
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
@@ -67,7 +74,7 @@ def _presence(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bo
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, config, (batch, save) = call_of(arguments)
-    inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
+    inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
     outputs = ops.forward(config, inputs, save)
     if outputs is None:
         reason = ops.why_not(config, inputs)
@@ -93,7 +100,8 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     saved = None
     if save:
         outputs, hidden = config.widths(inputs.weights)
-        row_bytes = ops.saved_bytes_of_a_row(config, x, int(hidden), int(outputs))
+        resolved = _resolved(config)
+        row_bytes = ops.saved_bytes_of_a_row(resolved, x, int(hidden), int(outputs))
         saved = x.new_empty(prod(x.shape[:-1]) * row_bytes, dtype=torch.uint8)
     tensors: list[Any] = [None if shape is None else x.new_empty(shape) for shape in shapes]
     y, h_n, c_n, cell_states = tensors
@@ -129,7 +137,7 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 def _backward(*arguments: Any) -> list[Tensor]:
     inputs, config, (y, saved, *grads, wanted) = call_of(arguments)
-    inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
+    inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
     if all(g is None for g in grads):
         grads[0] = torch.zeros_like(y)
     if not saved.numel() and y.numel():  # the program was exported without gradients

@@ -58,7 +58,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
     ) -> StackConfig:
-        return make(self._cell(), 1, 1, bool(self.bias))  # torch accepts any object as bias
+        bias = bool(self.bias)  # torch takes any object
+        return make(self._cell(), 1, 1, bias, precision=precision.of_float32())
 
     def _names(self) -> tuple[str, ...]:
         return _CELL_WEIGHTS[bool(self.bias)]

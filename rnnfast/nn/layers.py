@@ -119,6 +119,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             self.proj_size > 0,
             self.batch_first,
             cell_states,
+            precision.of_float32(),
         )
 
     def _forward_padded(

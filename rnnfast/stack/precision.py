@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
-from .._native import _cuda
+from .._native import _C, _cuda
 from . import checks
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -17,6 +17,29 @@ _AUTOCAST_FROM = {torch.float32, torch.bfloat16, torch.float16}
 
 #: Whether autocast is enabled for any kind of device; faster than :func:`autocasts`.
 may_autocast = _is_any_autocast_enabled
+
+
+_FLOAT32 = {"highest": 0, "high": 1, "medium": 2}
+#: Whether there are kernels that a lower precision of float32 makes faster.
+_HAS_FASTER_FLOAT32 = any(isa.startswith("amx") for isa in _C.supported_isas())
+
+
+def of_float32() -> int:
+    """What ``torch.set_float32_matmul_precision`` allows in products of float32.
+
+    0, "highest": as exact as float32 multiply-adds. 1, "high": numbers are split into two bfloat16
+    parts (an rms error of 4.5e-6 of a sum). 2, "medium": they are rounded to bfloat16 (2.4e-3).
+    Sums are in float32. Only a matrix unit is faster with less; without one this is always 0.
+
+    torch.compile cannot trace the setting: a graph has -1, and reads :func:`float32_now` when it runs.
+    """
+    if not _HAS_FASTER_FLOAT32:
+        return 0
+    return -1 if torch.compiler.is_compiling() else float32_now()
+
+
+def float32_now() -> int:
+    return _FLOAT32[torch.get_float32_matmul_precision()]
 
 
 class Precision(NamedTuple):

@@ -27,6 +27,11 @@ ACTIVATION["lstm_coupled"] = 4.0
 TANH = 1.0
 SATURATED = 1.25
 
+# The rms error of sums of 64 to 1024 products of normally distributed numbers, with variance 1, whose
+# numbers are split into so many bfloat16 parts. Three parts leave little but one rounding of the sum:
+# float32 multiply-adds are 1.5e-7 off.
+IN_PARTS = {1: 2.6e-3, 2: 5e-6, 3: 9e-8}
+
 # Central differences with a step of EPS^(1/3): truncation and rounding are both near EPS^(2/3),
 # 4e-11, times a third derivative through some steps of tanh and sigmoid.
 CENTRAL_STEP = 2.0**-17

@@ -66,10 +66,11 @@ class Backward {
     BackwardPanels<Cell, T> panels;
     const index columns = blocks_of<T>(layer_.inputs);
     for (int s = 0; s < Cell::stages; ++s)
-      panels.stage[s] = arena_.template take<T>(blocks_of<T>(operand_width(layer_, s)) * stage_size(s));
-    panels.input = arena_.template take<T>(grads_.x.data ? columns * input_size() : 0);
+      panels.stage[s] =
+          arena_.template take<Operand<T>>(blocks_of<T>(operand_width(layer_, s)) * stage_size(s));
+    panels.input = arena_.template take<Operand<T>>(grads_.x.data ? columns * input_size() : 0);
     panels.projection =
-        arena_.template take<T>(is_projected<Cell>(layer_) ? blocks_ * projection_size() : 0);
+        arena_.template take<Operand<T>>(is_projected<Cell>(layer_) ? blocks_ * projection_size() : 0);
     panels.zeros = arena_.template take<Real<T>>(zeros_of(layer_));
     return panels;
   }

@@ -14,8 +14,8 @@ namespace rnnfast::RNNFAST_TARGET {
 // The weights, packed for products with the gradients of gates.
 template <class Cell, class T>
 struct BackwardPanels {
-  T *stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
-  Real<T>* zeros;                               // zeros_of(layer)
+  Operand<T>*stage[Cell::stages], *input, *projection;  // [blocks of columns][block, gate, lane][lanes]
+  Real<T>* zeros;                                       // zeros_of(layer)
 
   // The size of one panel, for gradients of `blocks` blocks with `gates` gates each.
   static constexpr index size(index blocks, int gates) {
@@ -48,8 +48,8 @@ class BackwardLoop {
       // One distance for all products: of two threads one may be a product ahead.
       const index gates = blocks_ * Cell::gates;
       step_row_width_ = padded_width<T>((gates < outputs_ ? outputs_ : gates) * L);
-      step_rows_ = arena.template take<T>(padded_rows<T>(layer.batch) * step_row_width_);
-      chunk_rows_ = arena.template take<T>(
+      step_rows_ = arena.template take<Operand<T>>(padded_rows<T>(layer.batch) * step_row_width_);
+      chunk_rows_ = arena.template take<Operand<T>>(
           grads.x.data ? padded_rows<T>(rows_) * padded_width<T>(blocks_ * Cell::input.width() * L)
                        : 0);
     }
@@ -331,40 +331,52 @@ class BackwardLoop {
   };
 
   // Copies row n of a factor, so that a matrix unit can read it.
-  void copy_row(T* to, const Factor& factor, index n) const {
+  void copy_row(Operand<T>* to, const Factor& factor, index n) const {
     const T* from = factor.row(n, rows_);
     const index size = factor.window.width() * L;
-    for (index block = 0; block < factor.count; ++block, from += factor.block_stride, to += size)
-      __builtin_memcpy(to, from, static_cast<std::size_t>(size) * sizeof(T));
-    for (index k = factor.width(); k < padded_words<T>(factor.width()) * per; ++k) *to++ = T{};
+    const index padded = padded_words<T>(factor.width()) * per;
+    index k = 0;
+    for (index block = 0; block < factor.count; ++block, from += factor.block_stride) {
+      if constexpr (parts_of<T> == 0) {
+        __builtin_memcpy(to + k, from, static_cast<std::size_t>(size) * sizeof(T));
+        k += size;
+      } else {
+        for (index lane = 0; lane < size; lane += L, k += L) store_operand<T>(to, k, load(from + lane));
+      }
+    }
+    for (; k < padded; k += L) store_operand<T>(to, k, Vector<T>{});
   }
 
   // The rows of a step's product, copied for a matrix unit; the address of the part's first row.
-  const T* copy_rows(const Factor& factor, index t, Rows active) {
+  const Operand<T>* copy_rows(const Factor& factor, index t, Rows active) {
     const index width = step_row_width_;
     const Rows rows = rows_once(layer_.batch, team_, part_).present(state_.count(t));
-    T* const part_rows = step_rows_ + part_.first_row * width;
-    T* const to = part_rows + (rows.range.begin - active.range.begin) * width;
+    Operand<T>* const part_rows = step_rows_ + part_.first_row * width;
+    Operand<T>* const to = part_rows + (rows.range.begin - active.range.begin) * width;
     for (index r = 0; r < rows.size(); ++r) copy_row(to + r * width, factor, rows[r]);
     if (team_.split == Split::units) wait(team_);
     return part_rows;
   }
 
   // to = (where from_zero) or += gradients times weights.
-  void product(const Factor& factor, const T* weights, index t, Rows rows, Range blocks, Real<T>* to,
-               bool from_zero) {
+  void product(const Factor& factor, const Operand<T>* weights, index t, Rows rows, Range blocks,
+               Real<T>* to, bool from_zero) {
     if (team_.split == Split::units) wait(team_);
     const index panel = panels_.size(factor.count, factor.window.width());
     const Extent extent{factor.depth(), panel, L * per, layer_.batch * L, 0};
     const index width = step_row_width_;
-    const T* const copied = on_matrix_unit<T> ? copy_rows(factor, t, rows) : nullptr;
+    const Operand<T>* copied = nullptr;
+    if constexpr (on_matrix_unit<T>) copied = copy_rows(factor, t, rows);
     for_each_tile<T, 1>(
         rows.size(), blocks, t % 2 == 1, [&](index row, int R, index block, int, auto tile) {
-          const T* a[tile_rows<T>];
+          const Operand<T>* a[tile_rows<T>];
           Real<T>* c[tile_rows<T>];
           for (int r = 0; r < R; ++r) {
             const index b = rows[row + r];
-            a[r] = on_matrix_unit<T> ? copied + (row + r) * width : factor.row(b, rows_);
+            if constexpr (on_matrix_unit<T>)
+              a[r] = copied + (row + r) * width;
+            else
+              a[r] = factor.row(b, rows_);
             c[r] = to + (block * layer_.batch + b) * L;
           }
           tile(a, weights + block * panel, c, from_zero ? panels_.zeros : nullptr, extent);
@@ -390,12 +402,15 @@ class BackwardLoop {
     const Range columns{0, blocks_of<T>(layer_.inputs)};
     for_each_tile<T, 1>(rows.size(), columns, false,
                         [&](index row, int R, index block, int N, auto tile) {
-                          const T* a[tile_rows<T>];
+                          const Operand<T>* a[tile_rows<T>];
                           Real<T>* c[tile_rows<T>];
                           alignas(64) Real<T> result[tile_vectors<T> * L];
                           for (int r = 0; r < R; ++r) {
                             const index n = rows.begin + row + r;
-                            a[r] = on_matrix_unit<T> ? chunk_rows_ + n * width : factor.row(n, rows_);
+                            if constexpr (on_matrix_unit<T>)
+                              a[r] = chunk_rows_ + n * width;
+                            else
+                              a[r] = factor.row(n, rows_);
                             c[r] = result + r * N * L;
                           }
                           tile(a, panels_.input + block * panel, c, panels_.zeros, extent);
@@ -423,7 +438,7 @@ class BackwardLoop {
   Chunk<Cell, T> chunk_;    // without steps
   Real<T>*dh_, *dc_, *dq_;  // [blocks][B][lanes]; dq_: of the operand of a second product
   Real<T>* c0_;
-  T *step_rows_ = nullptr, *chunk_rows_ = nullptr;  // for a matrix unit: left sides of products
+  Operand<T>*step_rows_ = nullptr, *chunk_rows_ = nullptr;  // for a matrix unit: left sides of products
   index step_row_width_ = 0;
   States<Cell, T> state_;
 };

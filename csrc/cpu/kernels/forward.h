@@ -19,7 +19,7 @@ struct Product {
   Window window;
   Matrix<const T> w;
   index units, depth;
-  T* panels;  // [blocks][k][gates of the window][lanes], see product.h
+  Operand<T>* panels;  // [blocks][k][gates of the window][lanes], see product.h
 
   // When the weights are packed.
   // - packed: before the first step.
@@ -54,8 +54,8 @@ class Forward {
     const auto product = [&](Window window, Matrix<const T> w, index units, index depth, index times,
                              index rows) {
       Product<T> p{window, w, units, depth, nullptr, use(times, rows)};
-      p.panels =
-          (layer.panels ? caller_panels : arena).template take<T>(blocks_of<T>(units) * p.panel());
+      p.panels = (layer.panels ? caller_panels : arena)
+                     .template take<Operand<T>>(blocks_of<T>(units) * p.panel());
       return p;
     };
     piece_ = team.in_wavefront() ? wavefront_steps(layer.steps, layer.batch) : chunk;
@@ -70,7 +70,7 @@ class Forward {
           product(Plain::window, layer.w_hr, layer.outputs, layer.hidden, layer.steps, layer.batch);
     bias_ = arena.template take<Real<T>>(padded * Cell::gates);
     const auto take_rows = [&](bool needed, index rows, index width) {
-      return arena.template take<T>(needed ? padded_rows<T>(rows) * width : 0);
+      return arena.template take<Operand<T>>(needed ? padded_rows<T>(rows) * width : 0);
     };
     operand_width_ = on_matrix_unit<T> ? padded_width<T>(layer.hidden) : padded;
     operand_ = take_rows(Cell::stages > 1 || is_projected<Cell>(layer_), layer.batch, operand_width_);
@@ -96,7 +96,7 @@ class Forward {
   index panels_size() const {
     Arena counter(nullptr);
     for_products([&](auto, const Product<T>& product, index blocks) {
-      counter.template take<T>(blocks * product.panel());
+      counter.template take<Operand<T>>(blocks * product.panel());
     });
     return counter.used() / index{sizeof(T)};
   }
@@ -168,7 +168,7 @@ class Forward {
     if (team_.rank == 0)
       for (index k = 0; k < zeros_of(layer_); ++k) zeros_[k] = 0;
     if (team_.rank == 0 && operand_ && on_matrix_unit<T>)
-      for (index k = 0; k < layer_.batch * operand_width_; ++k) operand_[k] = T{};
+      for (index k = 0; k < layer_.batch * operand_width_; ++k) operand_[k] = {};
   }
 
   // Calls f(Cell{} or Plain{}, product, blocks of the product) for every product.
@@ -254,8 +254,8 @@ class Forward {
     const Extent extent = input_.extent(block_stride, Cell::gates * L);
     if (padded_x_) pad_x(steps, part);
     const bool first_use = steps.begin == 0;
-    for_panels<Cell, P>(input_, part.blocks, first_use, [&](Range blocks, const T* panels) {
-      const T* x[strip];
+    for_panels<Cell, P>(input_, part.blocks, first_use, [&](Range blocks, const Operand<T>* panels) {
+      const Operand<T>* x[strip];
       Real<T>* slots[strip];
       index rows = 0;
       const auto project = [&] {
@@ -270,12 +270,12 @@ class Forward {
                            });
         rows = 0;
       };
-      const T* next = padded_x(part);
+      const Operand<T>* next = padded_x(part);
       for (index t = steps.begin; t < steps.end; ++t) {
         const Slots<Cell, T> step = state_.slots(t);
         const Rows active = part.rows.present(state_.count(t));
         for (index r = 0; r < active.size(); ++r) {
-          x[rows] = next ? next : state_.row(layer_.x, t, active[r]);
+          x[rows] = next ? next : unpadded(state_.row(layer_.x, t, active[r]));
           next += next ? padded_width<T>(layer_.inputs) : 0;
           slots[rows] = step.at(0, active[r]);
           if (++rows == strip) project();
@@ -285,22 +285,30 @@ class Forward {
     });
   }
 
+  // A row that needs no padding.
+  static const Operand<T>* unpadded(const T* row) {
+    if constexpr (on_matrix_unit<T>)
+      return nullptr;
+    else
+      return row;
+  }
+
   // The copies of the rows of x that a part reads: step by step, one after another. The place of a part
   // is the same for every piece, since another thread may be a piece ahead.
-  T* padded_x(Part part) const {
+  Operand<T>* padded_x(Part part) const {
     return padded_x_ ? padded_x_ + state_.chunk * part.first_row * padded_width<T>(layer_.inputs)
                      : nullptr;
   }
   void pad_x(Range steps, Part part) {
     wait_for_units();  // other threads may still read the rows of the steps before
     const index width = padded_width<T>(layer_.inputs);
-    T* to = padded_x(part);
+    Operand<T>* to = padded_x(part);
     for (index t = steps.begin; t < steps.end; ++t) {
       const Rows active = part.rows.present(state_.count(t));
       const Rows rows = rows_once(layer_.batch, team_, part).present(state_.count(t));
       const index skipped = rows.range.begin - active.range.begin;  // rows that other threads copy
       for (index r = 0; r < rows.size(); ++r)
-        pad_row(to + (skipped + r) * width, state_.row(layer_.x, t, rows[r]), layer_.inputs);
+        pad_row<T>(to + (skipped + r) * width, state_.row(layer_.x, t, rows[r]), layer_.inputs);
       to += active.size() * width;
     }
     wait_for_units();
@@ -309,9 +317,9 @@ class Forward {
     const index width = padded_width<T>(layer_.outputs);
     const Rows active = part.rows.present(state_.count(t));
     const Rows rows = rows_once(layer_.batch, team_, part).present(state_.count(t));
-    T* to = padded_h_ + (part.first_row + rows.range.begin - active.range.begin) * width;
+    Operand<T>* to = padded_h_ + (part.first_row + rows.range.begin - active.range.begin) * width;
     for (index r = 0; r < rows.size(); ++r)
-      pad_row(to + r * width, state_.h(t, rows[r]), layer_.outputs);
+      pad_row<T>(to + r * width, state_.h(t, rows[r]), layer_.outputs);
     wait_for_units();
   }
 
@@ -336,30 +344,31 @@ class Forward {
       const RowsOfStep<Cell, T, T> step(state_, layer_.y, t, rows);
       const Extent extent = stage_[s].extent(step.block, 0);
       const index first = part.first_row + begin;
-      T* const operand = operand_ ? operand_ + first * operand_width_ : nullptr;
-      const T* a[strip];
+      Operand<T>* const operand = operand_ ? operand_ + first * operand_width_ : nullptr;
+      const Operand<T>* a[strip];
       for (index r = 0; r < rows.size(); ++r)
         a[r] = s > 0       ? operand + r * operand_width_
                : padded_h_ ? padded_h_ + (first + r) * padded_width<T>(layer_.outputs)
-                           : step.h[r];
+                           : unpadded(step.h[r]);
       const bool first_use = t == 0 && begin == 0;
-      for_panels<Cell, P>(stage_[s], part.blocks, first_use, [&](Range blocks, const T* panels) {
-        for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
-                           [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
-                             Real<T>* c[tile_rows<T>];
-                             for (int r = 0; r < R; ++r)
-                               c[r] = step.slots[row + r] + block * step.block + window.begin * L;
-                             tile(a + row, panels + block * extent.panel, c, nullptr, extent);
-                             for (int n = 0; n < N; ++n)
-                               apply_to<s>(step, operand, block + n, {row, row + R});
-                           });
-      });
+      for_panels<Cell, P>(
+          stage_[s], part.blocks, first_use, [&](Range blocks, const Operand<T>* panels) {
+            for_tiles<Cell, P>(stage_[s], rows.size(), blocks, t % 2 == 1,
+                               [&](index row, int R, index block, int N, const Tile<Cell, T, P>& tile) {
+                                 Real<T>* c[tile_rows<T>];
+                                 for (int r = 0; r < R; ++r)
+                                   c[r] = step.slots[row + r] + block * step.block + window.begin * L;
+                                 tile(a + row, panels + block * extent.panel, c, nullptr, extent);
+                                 for (int n = 0; n < N; ++n)
+                                   apply_to<s>(step, operand, block + n, {row, row + R});
+                               });
+          });
     }
   }
 
   // Applies the cell's formula to one block of units, for some rows of the strip.
   template <int s>
-  void apply_to(const RowsOfStep<Cell, T, T>& step, T* operand, index block, Range rows) {
+  void apply_to(const RowsOfStep<Cell, T, T>& step, Operand<T>* operand, index block, Range rows) {
     const index units = layer_.hidden - block * L;
     const index width = operand_width_;
     index row = rows.begin;
@@ -370,7 +379,7 @@ class Forward {
 
   // The same for one row, or for two rows where V is a Pack.
   template <int s, class V>
-  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, T* operand, index width,
+  static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, Operand<T>* operand, index width,
                                    index block, index units, index row) {
     const index unit = block * L, offset = block * step.block;
     V v[Cell::slots];
@@ -390,8 +399,8 @@ class Forward {
       scatter(v[slot], [&](int r, Vector<T> x) { store(step.slots[row + r] + offset + slot * L, x); });
     scatter(out, [&](int r, Vector<T> x) {
       if ((s + 1 < Cell::stages || Cell::projects) && operand)
-        store(operand + (row + r) * width + unit,
-              on_matrix_unit<T> && units < L ? first_lanes<T>(x, units) : x);
+        store_operand<T>(operand + (row + r) * width, unit,
+                         on_matrix_unit<T> && units < L ? first_lanes<T>(x, units) : x);
       else
         store_some(step.y[row + r] + unit, x, units);
     });
@@ -402,24 +411,26 @@ class Forward {
     const Rows active = part.rows.present(state_.count(t));
     for (index begin = 0; begin < active.size(); begin += strip) {
       const Rows rows = active.strip_from(begin);
-      const T* a[strip];
+      const Operand<T>* a[strip];
       for (index r = 0; r < rows.size(); ++r)
         a[r] = operand_ + (part.first_row + begin + r) * operand_width_;
       const bool first_use = t == 0 && begin == 0;
-      for_panels<Plain, 1>(projection_, part.outputs, first_use, [&](Range blocks, const T* panels) {
-        for_tiles<Plain, 1>(projection_, rows.size(), blocks, t % 2 == 1,
-                            [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
-                              Real<T>* c[tile_rows<T>];
-                              alignas(64) Real<T> result[tile_vectors<T> * L];
-                              for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
-                              tile(a + row, panels + block * extent.panel, c, zeros_, extent);
-                              for (int r = 0; r < R; ++r)
-                                for (int n = 0; n < N; ++n)
-                                  store_some(state_.row(layer_.y, t, rows[row + r]) + (block + n) * L,
-                                             load(static_cast<const Real<T>*>(c[r]) + n * L),
-                                             projection_.units_of(block + n));
-                            });
-      });
+      for_panels<Plain, 1>(
+          projection_, part.outputs, first_use, [&](Range blocks, const Operand<T>* panels) {
+            for_tiles<Plain, 1>(
+                projection_, rows.size(), blocks, t % 2 == 1,
+                [&](index row, int R, index block, int N, const Tile<Plain, T, 1>& tile) {
+                  Real<T>* c[tile_rows<T>];
+                  alignas(64) Real<T> result[tile_vectors<T> * L];
+                  for (int r = 0; r < R; ++r) c[r] = result + r * N * L;
+                  tile(a + row, panels + block * extent.panel, c, zeros_, extent);
+                  for (int r = 0; r < R; ++r)
+                    for (int n = 0; n < N; ++n)
+                      store_some(state_.row(layer_.y, t, rows[row + r]) + (block + n) * L,
+                                 load(static_cast<const Real<T>*>(c[r]) + n * L),
+                                 projection_.units_of(block + n));
+                });
+          });
     }
   }
 
@@ -457,9 +468,10 @@ class Forward {
   index piece_;  // the steps whose inputs are multiplied at once: a chunk, or fewer in a wavefront
   index scratch_;
   Product<T> input_, stage_[Cell::stages], projection_;
-  Real<T>* bias_;            // [blocks][gates][lanes]
-  T* operand_;               // [B][operand width], of the second stage or of the projection
-  T *padded_x_, *padded_h_;  // [rows of a chunk][padded I], [B][padded R]; null: no padding is needed
+  Real<T>* bias_;        // [blocks][gates][lanes]
+  Operand<T>* operand_;  // [B][operand width], of the second stage or of the projection
+  Operand<T>*padded_x_,
+      *padded_h_;  // [rows of a chunk][padded I], [B][padded R]; null: no padding is needed
   Real<T>*c0_, *zeros_;
   States<Cell, T> state_;
 };

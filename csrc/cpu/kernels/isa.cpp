@@ -8,46 +8,49 @@
 namespace rnnfast::RNNFAST_TARGET {
 namespace {
 
-template <class Cell, class T>
-index forward_scratch(const Layer<T>& layer) {
-  return Forward<Cell, T>(layer, {}, nullptr).scratch();
-}
+// The type in which a caller has numbers of type T.
+template <class T>
+using Stored = std::conditional_t<(parts_of<T> > 0), float, T>;
 
 template <class Cell, class T>
-void forward(const Layer<T>& layer, const Team& team, void* scratch) {
-  Forward<Cell, T>(layer, team, scratch).run();
-}
+struct Entry {
+  using S = Stored<T>;
 
-template <class Cell, class T>
-index panels_size(const Layer<T>& layer) {
-  return Forward<Cell, T>(layer, {}, nullptr).panels_size();
-}
+  // A layer of numbers in parts describes the same memory as one of float.
+  static Layer<T> typed(const Layer<S>& layer) { return __builtin_bit_cast(Layer<T>, layer); }
+  static Gradients<T> typed(const Gradients<S>& grads) {
+    return __builtin_bit_cast(Gradients<T>, grads);
+  }
 
-template <class Cell, class T>
-void pack(const Layer<T>& layer) {
-  Forward<Cell, T>(layer, Team{0, 1, Split::rows, nullptr}, nullptr).pack_panels();
-}
+  static index forward_scratch(const Layer<S>& layer) {
+    return Forward<Cell, T>(typed(layer), {}, nullptr).scratch();
+  }
+  static void forward(const Layer<S>& layer, const Team& team, void* scratch) {
+    Forward<Cell, T>(typed(layer), team, scratch).run();
+  }
+  static index panels_size(const Layer<S>& layer) {
+    return Forward<Cell, T>(typed(layer), {}, nullptr).panels_size();
+  }
+  static void pack(const Layer<S>& layer) {
+    Forward<Cell, T>(typed(layer), Team{0, 1, Split::rows, nullptr}, nullptr).pack_panels();
+  }
+  static int backward_groups(const Layer<S>& layer) { return Backward<Cell, T>::groups(typed(layer)); }
+  static index backward_scratch(const Layer<S>& layer, const Gradients<S>& grads) {
+    return Backward<Cell, T>(typed(layer), typed(grads), nullptr).scratch();
+  }
+  static void backward(const Layer<S>& layer, const Gradients<S>& grads, const Team& team,
+                       void* scratch) {
+    Backward<Cell, T>(typed(layer), typed(grads), scratch).run(team);
+  }
 
-template <class Cell, class T>
-int backward_groups(const Layer<T>& layer) {
-  return Backward<Cell, T>::groups(layer);
-}
-
-template <class Cell, class T>
-index backward_scratch(const Layer<T>& layer, const Gradients<T>& grads) {
-  return Backward<Cell, T>(layer, grads, nullptr).scratch();
-}
-
-template <class Cell, class T>
-void backward(const Layer<T>& layer, const Gradients<T>& grads, const Team& team, void* scratch) {
-  Backward<Cell, T>(layer, grads, scratch).run(team);
-}
+  static constexpr CellKernels<S> kernels = {
+      &saved_row<Cell, T>, &forward_scratch,  &forward, &panels_size, &pack,
+      &backward_groups,    &backward_scratch, &backward};
+};
 
 template <class T, class... Cell>
-const CellKernels<T>* kernels_of(CellList<Cell...>) {
-  static constexpr CellKernels<T> table[] = {
-      {&saved_row<Cell, T>, &forward_scratch<Cell, T>, &forward<Cell, T>, &panels_size<Cell, T>,
-       &pack<Cell, T>, &backward_groups<Cell, T>, &backward_scratch<Cell, T>, &backward<Cell, T>}...};
+const CellKernels<Stored<T>>* kernels_of(CellList<Cell...>) {
+  static constexpr CellKernels<Stored<T>> table[] = {Entry<Cell, T>::kernels...};
   return table;
 }
 
@@ -103,14 +106,22 @@ double peak(long rounds) {
 // RNNFAST_NUMBERS is the sum of the NumberBits of the types that are built. The other types have the
 // kernels of an earlier instruction set.
 #if !defined(RNNFAST_NUMBERS)
-#define RNNFAST_NUMBERS 7
+#define RNNFAST_NUMBERS 15
 #endif
-enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4 };
+enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4, in_parts_bit = 8 };
 
 template <class T, NumberBit bit>
 constexpr NumberKernels<T> numbers() {
   if constexpr (RNNFAST_NUMBERS & bit)
     return {kernels_of<T>(Cells{}), &peak<T>, on_matrix_unit<T> ? matrix_rows : 0};
+  else
+    return {};
+}
+
+template <int parts>
+constexpr NumberKernels<float> in_parts() {
+  if constexpr (matrix_unit != Unit::NONE && (RNNFAST_NUMBERS & in_parts_bit))
+    return {kernels_of<InParts<parts>>(Cells{}), &matrix_peak, matrix_rows};
   else
     return {};
 }
@@ -125,6 +136,7 @@ const Kernels kernels = {RNNFAST_ISA_NAME,
                          info_of_all(Cells{}),
                          numbers<float, float32_bit>(),
                          numbers<double, float64_bit>(),
-                         numbers<Bfloat16, bfloat16_bit>()};
+                         numbers<Bfloat16, bfloat16_bit>(),
+                         {in_parts<1>(), in_parts<2>(), in_parts<3>()}};
 
 }  // namespace rnnfast::RNNFAST_TARGET

@@ -78,36 +78,124 @@ RNNFAST_INLINE void multiply_tiles(const MatrixFactors& of, int, float* sums) {
   if constexpr (rows > 1) _tile_stored(2, sums + panels * size, matrix_units * 4);
   if constexpr (rows > 1 && panels > 1) _tile_stored(3, sums + 3 * size, matrix_units * 4);
 }
+
+// sums[row tile][product of the first parts, all others][row][unit], of one panel whose numbers, as
+// those of the rows, are in two or three parts. Tiles 0 and 2 are sums of the first parts' products, 1
+// and 3 of the others; 4 and 5 rows, 6 and 7 panels. The others follow one another in the order of
+// `others`, below.
+template <int rows, int parts>
+RNNFAST_INLINE void multiply_parts(const MatrixFactors& of, int, float* sums) {
+  __asm__ volatile("" ::: "memory");  // as above
+  const index row_bytes = of.row * 2, word_bytes = of.word * 2, part = matrix_words * of.word;
+  const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b = of.b[0];
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (rows > 1) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (index group = 0; group < of.groups; ++group) {
+    _tile_loadd(6, b, word_bytes);
+    _tile_loadd(4, a0, row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b + part, word_bytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (rows > 1) {
+      _tile_loadd(5, a1, row_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    if constexpr (parts > 2) {
+      _tile_loadd(6, b + 2 * part, word_bytes);
+      _tile_dpbf16ps(1, 4, 6);
+      if constexpr (rows > 1) _tile_dpbf16ps(3, 5, 6);
+      _tile_loadd(6, b, word_bytes);
+    }
+    _tile_loadd(4, a0 + matrix_depth, row_bytes);
+    if constexpr (parts > 2) _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(1, 4, 6);
+    if constexpr (rows > 1) {
+      _tile_loadd(5, a1 + matrix_depth, row_bytes);
+      if constexpr (parts > 2) _tile_dpbf16ps(3, 5, 7);
+      _tile_dpbf16ps(3, 5, 6);
+    }
+    if constexpr (parts > 2) {
+      _tile_loadd(4, a0 + 2 * matrix_depth, row_bytes);
+      _tile_dpbf16ps(1, 4, 6);
+      if constexpr (rows > 1) {
+        _tile_loadd(5, a1 + 2 * matrix_depth, row_bytes);
+        _tile_dpbf16ps(3, 5, 6);
+      }
+    }
+    a0 += parts * matrix_depth;
+    b += parts * part;
+    if constexpr (rows > 1) a1 += parts * matrix_depth;
+  }
+  constexpr int size = matrix_rows * matrix_units;
+  _tile_stored(0, sums, matrix_units * 4);
+  _tile_stored(1, sums + size, matrix_units * 4);
+  if constexpr (rows > 1) {
+    _tile_stored(2, sums + 2 * size, matrix_units * 4);
+    _tile_stored(3, sums + 3 * size, matrix_units * 4);
+  }
+}
 #else
-// The sums of TDPBF16PS: those of even and of odd numbers of the sum run apart, each from zero, and
-// are then added to each other and to the sum so far. Compared on an Intel processor: all of five
-// million sums had the same bits. Only `count` rows are read.
-template <int rows, int panels>
-RNNFAST_INLINE void multiply_tiles(const MatrixFactors& of, int count, float* sums) {
+// The sum of TDPBF16PS for one row and all units: those of even and of odd numbers of the sum run
+// apart, each from zero, and are then added to each other and to the sum so far. Compared on an Intel
+// processor: all of five million sums had the same bits.
+RNNFAST_INLINE Vector<float> multiply_group(const Bfloat16* a, const Bfloat16* b, index word,
+                                            Vector<float> sum) {
   const auto even = [](Vector<int> v) { return bit_cast<Vector<float> >(v << 16); };
   const auto odd = [](Vector<int> v) { return bit_cast<Vector<float> >(v & ~0xffff); };
+  Vector<float> of_even{}, of_odd{};
+  for (int k = 0; k < matrix_words; ++k, a += 2, b += word) {
+    const Vector<int> x = repeat_word(a), y = load_words(b);
+    of_even = fma(even(x), even(y), of_even);
+    of_odd = fma(odd(x), odd(y), of_odd);
+  }
+  return sum + (of_even + of_odd);
+}
+
+// As the functions for AMX above. Only `count` rows are read.
+template <int rows, int panels>
+RNNFAST_INLINE void multiply_tiles(const MatrixFactors& of, int count, float* sums) {
   for (int r = 0; r < count; ++r)
     for (int panel = 0; panel < panels; ++panel) {
       const Bfloat16* a = of.a[r / matrix_rows] + r % matrix_rows * of.row;
       const Bfloat16* b = of.b[panel];
       Vector<float> sum{};
-      for (index group = 0; group < of.groups; ++group) {
-        Vector<float> of_even{}, of_odd{};
-        for (int k = 0; k < matrix_words; ++k, a += 2, b += of.word) {
-          const Vector<int> x = repeat_word(a), y = load_words(b);
-          of_even = fma(even(x), even(y), of_even);
-          of_odd = fma(odd(x), odd(y), of_odd);
-        }
-        sum += of_even + of_odd;
-      }
+      for (index group = 0; group < of.groups; ++group, a += matrix_depth, b += matrix_words * of.word)
+        sum = multiply_group(a, b, of.word, sum);
       const int tile = r / matrix_rows * panels + panel;
       store(sums + (tile * matrix_rows + r % matrix_rows) * matrix_units, sum);
     }
+}
+
+template <int rows, int parts>
+RNNFAST_INLINE void multiply_parts(const MatrixFactors& of, int count, float* sums) {
+  struct {
+    int a, b;
+  } constexpr others[] = {{0, 1}, {0, 2}, {1, 1}, {1, 0}, {2, 0}};
+  const index part = matrix_words * of.word;
+  for (int r = 0; r < count; ++r) {
+    const Bfloat16 *a = of.a[r / matrix_rows] + r % matrix_rows * of.row, *b = of.b[0];
+    Vector<float> first{}, other{};
+    for (index group = 0; group < of.groups; ++group, a += parts * matrix_depth, b += parts * part) {
+      first = multiply_group(a, b, of.word, first);
+      for (const auto& pair : others)
+        if (pair.a + pair.b < parts)
+          other = multiply_group(a + pair.a * matrix_depth, b + pair.b * part, of.word, other);
+    }
+    float* const to = sums + (r / matrix_rows * 2 * matrix_rows + r % matrix_rows) * matrix_units;
+    store(to, first);
+    store(to + matrix_rows * matrix_units, other);
+  }
 }
 #endif
 
 // As tile() of product.h: multiplies `rows` rows by `panels` panels of `gates` gates. The rows are
 // padded (extent.h), and lie at equal distances.
+template <int parts>
 struct MatrixTile {
   static constexpr int most_rows = 2 * matrix_rows;
 
@@ -115,46 +203,60 @@ struct MatrixTile {
 
   void operator()(const Bfloat16* const* a, const Bfloat16* b, float* const* c, const float* init,
                   const Extent& extent) const {
-    constexpr index part = slice<Bfloat16> / matrix_words;
+    constexpr int per_product = parts == 1 ? 2 : 1;  // panel tiles
     const index groups = extent.depth.outer;
     index begin = 0;
     do {
-      const index end = begin + part < groups ? begin + part : groups;
-      const float* from = begin == 0 ? init : nullptr;
-      for (int column = 0; column < panels * gates; column += 2) {
+      const index end = begin + slice_groups < groups ? begin + slice_groups : groups;
+      for (int column = 0; column < panels * gates; column += per_product) {
         MatrixFactors factors{{}, {}, rows > 1 ? a[1] - a[0] : 0, extent.step, end - begin};
         for (int i = 0; i * matrix_rows < rows; ++i)
-          factors.a[i] = a[i * matrix_rows] + begin * matrix_depth;
-        const int columns = panels * gates - column > 1 ? 2 : 1;
+          factors.a[i] = a[i * matrix_rows] + begin * parts * matrix_depth;
+        const int left = panels * gates - column, columns = left < per_product ? left : per_product;
         for (int j = 0; j < columns; ++j)
           factors.b[j] = b + (column + j) / gates * extent.panel + (column + j) % gates * extent.gate +
-                         begin * matrix_words * extent.step;
+                         begin * parts * matrix_words * extent.step;
         alignas(64) float sums[4 * matrix_rows * matrix_units];
         multiply(factors, columns, sums);
-        for (int j = 0; j < columns; ++j) add(sums, columns, column, j, c, from, extent);
+        for (int j = 0; j < columns; ++j)
+          add(sums + j * matrix_rows * matrix_units, parts == 1 ? columns : 2, column + j, c,
+              begin == 0 ? init : nullptr, extent);
       }
       begin = end;
     } while (begin < groups);
   }
 
  private:
+  // The groups of a slice. Rows of 128 float32 in three parts fill half of the L1 cache.
+  static constexpr index slice_groups = parts == 1 ? slice<Bfloat16> / matrix_words : 4;
+
   void multiply(const MatrixFactors& factors, int columns, float* sums) const {
     const bool two_rows = rows > matrix_rows;
-    if (columns == 2)
+    if constexpr (parts > 1)
+      two_rows ? multiply_parts<2, parts>(factors, rows, sums)
+               : multiply_parts<1, parts>(factors, rows, sums);
+    else if (columns == 2)
       two_rows ? multiply_tiles<2, 2>(factors, rows, sums) : multiply_tiles<1, 2>(factors, rows, sums);
     else
       two_rows ? multiply_tiles<2, 1>(factors, rows, sums) : multiply_tiles<1, 1>(factors, rows, sums);
   }
 
-  // Adds the sums of column tile j to the result.
-  void add(const float* sums, int columns, int column, int j, float* const* c, const float* init,
+  // Adds the sums of one gate of a panel, with `tiles` tiles for each tile of rows, to the result.
+  void add(const float* sums, int tiles, int column, float* const* c, const float* init,
            const Extent& extent) const {
-    const int panel = (column + j) / gates, gate = (column + j) % gates;
+    const int panel = column / gates, gate = column % gates;
     for (int r = 0; r < rows; ++r) {
-      const int tile = r / matrix_rows * columns + j;
+      const float* sum =
+          sums + (r / matrix_rows * tiles * matrix_rows + r % matrix_rows) * matrix_units;
       float* to = c[r] + panel * extent.c_panel + gate * matrix_units;
       const float* from = init ? init + panel * extent.init_panel + gate * matrix_units : to;
-      store(to, load(from) + load(sums + (tile * matrix_rows + r % matrix_rows) * matrix_units));
+      Vector<float> v = load(sum);
+      if constexpr (parts > 1) {
+        // An infinity times the lesser parts of a number is NaN, or has another sign.
+        const Vector<float> other = load(sum + matrix_rows * matrix_units);
+        v += other - other == Vector<float>{} ? other : Vector<float>{};
+      }
+      store(to, load(from) + v);
     }
   }
 };

@@ -91,22 +91,22 @@ void tile(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
 template <class T>
 using VectorTile = void (*)(const T* const*, const T*, Real<T>* const*, const Real<T>*, const Extent&);
 template <class T>
-using TileFunction = std::conditional_t<on_matrix_unit<T>, MatrixTile, VectorTile<T>>;
+using TileFunction = std::conditional_t<on_matrix_unit<T>, MatrixTile<matrix_parts<T>>, VectorTile<T>>;
 
 // Panels of a tile: wide tiles need fewer loads for their arithmetic, and give a few rows enough
 // independent accumulators.
 template <int P>
 inline constexpr int most_panels = P == 1 ? 4 : 2;
 template <class T, int P, int N>
-inline constexpr int most_rows = on_matrix_unit<T> ? MatrixTile::most_rows
+inline constexpr int most_rows = on_matrix_unit<T> ? MatrixTile<1>::most_rows
                                  : P == 1          ? accumulators / 4
                                                    : accumulators / (N * P);
 
 // The most rows of any tile, and the most vectors of its result.
 template <class T>
-inline constexpr int tile_rows = on_matrix_unit<T> ? MatrixTile::most_rows : accumulators;
+inline constexpr int tile_rows = on_matrix_unit<T> ? MatrixTile<1>::most_rows : accumulators;
 template <class T>
-inline constexpr int tile_vectors = on_matrix_unit<T> ? 4 * MatrixTile::most_rows : accumulators;
+inline constexpr int tile_vectors = on_matrix_unit<T> ? 4 * MatrixTile<1>::most_rows : accumulators;
 
 template <class T, int P, int N, int... R>
 TileFunction<T> tile_of(int rows, std::integer_sequence<int, R...>) {
@@ -220,6 +220,28 @@ void pack_forward(T* to, Matrix<const T> w, index hidden, index depth, Window wi
   }
 }
 
+// The same for a matrix unit, of numbers in parts.
+template <class Cell, int parts>
+void pack_forward(Bfloat16* to, Matrix<const InParts<parts>> w, index hidden, index depth,
+                  Window window, index unit, index units) {
+  using T = InParts<parts>;
+  constexpr int L = lanes<T>;
+  const PanelShape<T> shape(window.width(), depth);
+  for (int slot = window.begin; slot < window.end; ++slot, to += shape.gate) {
+    const T* const from = unit_row<Cell>(w, hidden, slot, unit);
+    const T* const next = next_rows<Cell>(w, hidden, window, slot, unit);
+    for (index k = 0; k < padded_words<T>(depth) * 2; k += L) {
+      Vector<T> v[L] = {};
+      if (k + L <= depth) prefetch_tile(next + k);
+#pragma GCC unroll 16
+      for (int u = 0; u < L; ++u)
+        if (u < units && k < depth) v[u] = load_some(from + u * w.row + k, depth - k);
+      transpose(v);
+      for (int j = 0; j < L; j += 2) store_panel_word<T>(to, shape.step, (k + j) / 2, v[j], v[j + 1]);
+    }
+  }
+}
+
 // The inverse of pack_forward, for gradients: from a panel [k][gates][lanes] to torch's layout.
 template <class Cell, class T>
 void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth, Window window,
@@ -245,70 +267,89 @@ void unpack_forward(Matrix<T> w, const Real<T>* from, index hidden, index depth,
 // gates: k runs over (block of units, slot of the window, lane), the order in which these gradients are
 // stored. Lanes past the matrix are zero.
 template <class Cell, class T>
-void pack_backward(T* to, Matrix<const T> w, index hidden, Window window, index column, index columns) {
+void pack_backward(Operand<T>* to, Matrix<const T> w, index hidden, Window window, index column,
+                   index columns) {
   constexpr int L = lanes<T>, per = per_word<T>;
-  T* const end = to + PanelShape<T>(1, (hidden + L - 1) / L * window.width() * L).size;
+  index word = 0;
   for (index unit = 0; unit < hidden; unit += L)
     for (int slot = window.begin; slot < window.end; ++slot)
-      for (index u = unit; u < unit + L; u += per, to += L * per) {
+      for (index u = unit; u < unit + L; u += per, ++word) {
         const auto row = [&](index n) {
           const T* from = unit_row<Cell>(w, hidden, slot, n) + column;
           prefetch(from + L * w.row);  // one line of every row, which processors cannot predict
           return n < hidden ? load_some(from, columns) : Vector<T>{};
         };
         if constexpr (per == 2)
-          store_words(to, pair(narrow(row(u)), narrow(row(u + 1))));
+          store_panel_word<T>(to, L * per, word, row(u), row(u + 1));
         else
-          store(to, row(u));
+          store(to + word * L, row(u));
       }
-  for (; to < end; ++to) *to = T{};
+  if constexpr (per == 2)
+    for (const index end = padded_words<T>(word * per); word < end; ++word)
+      store_panel_word<T>(to, L * per, word, Vector<T>{}, Vector<T>{});
 }
 
 // Copies pairs of rows, of `numbers` numbers each, so that a word has one number of both rows: word k
 // of pair p, at to[(p * numbers + k) * 2], is number k of the rows 2 p and 2 p + 1. Rows past `rows`
-// are zero. row(r) is the address of row r.
-template <class Row>
+// are zero. row(r) is the address of row r. Of a number in parts there are such words of every part,
+// part by part for each group of pairs.
+template <class T, class Row>
 void pair_rows(Bfloat16* to, index numbers, Range pairs, index rows, Row row) {
-  constexpr int L = lanes<Bfloat16>;
+  constexpr int L = lanes<T>;
   for (index p = pairs.begin; p < pairs.end; ++p) {
-    const Bfloat16* a = 2 * p < rows ? row(2 * p) : nullptr;
-    const Bfloat16* b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
-    Bfloat16* out = to + p * numbers * 2;
-    index k = 0;
-    for (; k + L <= numbers; k += L) {
-      Halves low{}, high{};
-      if (a) __builtin_memcpy(&low, a + k, sizeof low);
-      if (b) __builtin_memcpy(&high, b + k, sizeof high);
-      store_words(out + k * 2, pair(low, high));
-    }
-    // Fewer than L numbers are left. Without the bound `left` GCC warns, for aarch64, of 2^63
-    // iterations.
-    for (int left = L; k < numbers && left > 0; ++k, --left) {
-      out[k * 2] = a ? a[k] : Bfloat16{};
-      out[k * 2 + 1] = b ? b[k] : Bfloat16{};
+    const T* a = 2 * p < rows ? row(2 * p) : nullptr;
+    const T* b = 2 * p + 1 < rows ? row(2 * p + 1) : nullptr;
+    if constexpr (parts_of<T> > 0) {  // gradients of gates: whole vectors
+      for (index k = 0; k < numbers; k += L)
+        store_panel_word<T>(to + k * 2, numbers * 2, p, a ? load(a + k) : Vector<T>{},
+                            b ? load(b + k) : Vector<T>{});
+      continue;
+    } else {
+      Bfloat16* out = to + p * numbers * 2;
+      index k = 0;
+      for (; k + L <= numbers; k += L) {
+        Halves low{}, high{};
+        if (a) __builtin_memcpy(&low, a + k, sizeof low);
+        if (b) __builtin_memcpy(&high, b + k, sizeof high);
+        store_words(out + k * 2, pair(low, high));
+      }
+      // Fewer than L numbers are left. Without the bound `left` GCC warns, for aarch64, of 2^63
+      // iterations.
+      for (int left = L; k < numbers && left > 0; ++k, --left) {
+        out[k * 2] = a ? a[k] : Bfloat16{};
+        out[k * 2 + 1] = b ? b[k] : Bfloat16{};
+      }
     }
   }
 }
 
-// Copies rows so that the numbers of a column follow one another: number r of column k, at
-// to[k * width + r], is number k of row r. `groups` are those of matrix_depth rows; rows past `rows`
-// are zero.
-template <class Row>
+// Copies rows so that the numbers of a column follow one another, as a row of padded_width: number r of
+// column k is number k of row r. `groups` are those of matrix_depth rows; rows past `rows` are zero.
+template <class T, class Row>
 void turn_rows(Bfloat16* to, index width, index numbers, Range groups, index rows, Row row) {
-  constexpr int L = lanes<Bfloat16>;
+  constexpr int L = lanes<T>, parts = matrix_parts<T>;
   for (index first = groups.begin * matrix_depth; first < groups.end * matrix_depth; first += 2 * L)
     for (index column = 0; column < numbers; column += L) {
       const index count = numbers - column < L ? numbers - column : L;
-      const auto read = [&](index r) {
-        Halves v{};
-        if (r < rows) __builtin_memcpy(&v, row(r) + column, static_cast<std::size_t>(count) * 2);
-        return v;
-      };
-      Vector<int> v[L];
-#pragma GCC unroll 16
-      for (int j = 0; j < L; ++j) v[j] = pair(read(first + 2 * j), read(first + 2 * j + 1));
-      transpose(v);
-      for (index k = 0; k < count; ++k) store_words(to + (column + k) * width + first, v[k]);
+      Vector<int> v[parts][L];
+      for (int j = 0; j < L; ++j) {
+        Halves part[2][parts] = {};
+        for (int n = 0; n < 2; ++n) {
+          const index r = first + 2 * j + n;
+          if (r >= rows) continue;
+          if constexpr (parts_of<T> > 0)
+            split<parts>(load_some(row(r) + column, count), part[n]);
+          else
+            __builtin_memcpy(part[n], row(r) + column, static_cast<std::size_t>(count) * sizeof(T));
+        }
+        for (int p = 0; p < parts; ++p) v[p][j] = pair(part[0][p], part[1][p]);
+      }
+      Bfloat16* const group = to + first / matrix_depth * parts * matrix_depth + first % matrix_depth;
+      for (int p = 0; p < parts; ++p) {
+        transpose(v[p]);
+        for (index k = 0; k < count; ++k)
+          store_words(group + (column + k) * width + p * matrix_depth, v[p][k]);
+      }
     }
 }
 

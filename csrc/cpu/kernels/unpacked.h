@@ -73,8 +73,8 @@ struct Tile {
   index hidden, depth, unit;
   int begin;  // the first gate of the window
 
-  void operator()(const T* const* a, const T* b, Real<T>* const* c, const Real<T>* init,
-                  const Extent& extent) const {
+  void operator()(const Operand<T>* const* a, const Operand<T>* b, Real<T>* const* c,
+                  const Real<T>* init, const Extent& extent) const {
     if constexpr (on_matrix_unit<T>)
       packed(a, b, c, init, extent);
     else if (packed)

@@ -51,6 +51,12 @@ inline constexpr bool is_bfloat16 = false;
 template <>
 inline constexpr bool is_bfloat16<Bfloat16> = true;
 
+// The parts of a number of InParts; 0: of another type.
+template <class T>
+inline constexpr int parts_of = 0;
+template <int n>
+inline constexpr int parts_of<InParts<n>> = n;
+
 template <class V>
 RNNFAST_INLINE V splat(scalar_of<V> x) {
   if constexpr (Traits<V>::vectors == 2)
@@ -273,7 +279,7 @@ RNNFAST_INLINE void transpose(V (&v)[n]) {
 // along the sum. The products of the two are added in float32.
 
 template <class T>
-inline constexpr int per_word = is_bfloat16<T> ? 2 : 1;
+inline constexpr int per_word = is_bfloat16<T> || parts_of<T> > 0 ? 2 : 1;
 template <class T>
 constexpr index words(index numbers) {
   return (numbers + per_word<T> - 1) / per_word<T>;

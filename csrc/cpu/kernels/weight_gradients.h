@@ -73,11 +73,12 @@ class WeightGradients {
     db_ = arena.template take<Real<T>>(padded * Cell::gates);
     if constexpr (in_pairs) {
       const auto take = [&](bool wanted, index width) {
-        return arena.template take<T>(wanted ? paired(capacity_) * width : 0);
+        return arena.template take<Operand<T>>(wanted ? paired(capacity_) * width : 0);
       };
       const auto take_features = [&](bool wanted, index count) {
         if constexpr (!on_matrix_unit<T>) return take(wanted, count);
-        return arena.template take<T>(wanted ? padded_rows<T>(count) * padded_width<T>(capacity_) : 0);
+        return arena.template take<Operand<T>>(
+            wanted ? padded_rows<T>(count) * padded_width<T>(capacity_) : 0);
       };
       h_rows_ = arena.template take<const T*>(w_hh ? capacity_ : 0);
       x_ = take_features(w_ih, layer.inputs);
@@ -142,10 +143,7 @@ class WeightGradients {
                                            gates(chunk, Cell::recurrent[last]), blocks_);
     }
     if (grads_.w_hr.data)
-      sum<1>(team, dw_hr_, first_chunk, features_of_operand(chunk),
-             in_pairs ? Panels<T>{p_, paired(capacity_) * L, L * per}
-                      : Panels<T>{chunk.p, capacity_ * L, L},
-             outputs_);
+      sum<1>(team, dw_hr_, first_chunk, features_of_operand(chunk), outputs_of(chunk), outputs_);
     if (grads_.b_ih || grads_.b_hh) {
       const Range blocks = share(blocks_, team.size, team.rank);
       for (index block = blocks.begin; block < blocks.end; ++block)
@@ -160,35 +158,43 @@ class WeightGradients {
   // (turn_rows).
   static constexpr bool in_pairs = per == 2;
 
-  static constexpr index paired(index rows) { return padded_words<T>(rows) * per; }
+  static constexpr index paired(index rows) {
+    return padded_words<T>(rows) * per * (on_matrix_unit<T> ? matrix_parts<T> : 1);
+  }
 
   // `count` features. Feature k of the first row is at data + k * distance; `depth` says where the
   // other rows are.
   struct Features {
-    const T* data;
+    const Operand<T>* data;
     index count;
     Depth depth;
     index distance = per;
   };
 
   // Features of rows, or of pairs of rows, that follow one another.
-  Features dense(const T* data, index count, index rows, index stride) const {
+  Features dense(const Operand<T>* data, index count, index rows, index stride) const {
     if constexpr (on_matrix_unit<T>)
       return {data, count, contiguous<T>(rows), padded_width<T>(capacity_)};
     return {data, count, {1, 0, words<T>(rows), stride * per}};
   }
 
   Features features_of_x(const Chunk<Cell, T>& chunk) const {
-    if constexpr (in_pairs) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
-    if (x_) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
-    if (layer_.ragged.packed)
-      return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
-    return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
-            depth_over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
+    if constexpr (in_pairs) {
+      return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
+    } else {
+      if (x_) return dense(x_, layer_.inputs, chunk.rows, layer_.inputs);
+      if (layer_.ragged.packed)
+        return dense(chunk.row_of(layer_.x, 0), layer_.inputs, chunk.rows, layer_.x.row);
+      return {layer_.x.data + chunk.steps.begin * layer_.x.step, layer_.inputs,
+              depth_over(chunk.steps.size(), layer_.x.step, layer_.x.row)};
+    }
   }
 
   Features features_of_operand(const Chunk<Cell, T>& chunk) const {
-    return dense(in_pairs ? operand_ : chunk.operand, layer_.hidden, chunk.rows, blocks_ * L);
+    if constexpr (in_pairs)
+      return dense(operand_, layer_.hidden, chunk.rows, blocks_ * L);
+    else
+      return dense(chunk.operand, layer_.hidden, chunk.rows, blocks_ * L);
   }
 
   Depth depth_over(index steps, index step, index row) const {
@@ -196,10 +202,19 @@ class WeightGradients {
   }
 
   // The gradients of a window's gates, from row `row` of the chunk on.
-  Panels<T> gates(const Chunk<Cell, T>& chunk, Window window, index row = 0) const {
+  Panels<Operand<T>> gates(const Chunk<Cell, T>& chunk, Window window, index row = 0) const {
     if constexpr (in_pairs)
       return {d_ + window.begin * L * per, paired(capacity_) * Cell::gates * L, Cell::gates * L * per};
-    return {chunk.d_at(0, row) + window.begin * L, capacity_ * Cell::gates * L, Cell::gates * L};
+    else
+      return {chunk.d_at(0, row) + window.begin * L, capacity_ * Cell::gates * L, Cell::gates * L};
+  }
+
+  // The gradients of the outputs of a projection.
+  Panels<Operand<T>> outputs_of(const Chunk<Cell, T>& chunk) const {
+    if constexpr (in_pairs)
+      return {p_, paired(capacity_) * L, L * per};
+    else
+      return {chunk.p, capacity_ * L, L};
   }
 
   // W_hh of the first stage. h is read from y where its rows follow one another in y.
@@ -210,17 +225,19 @@ class WeightGradients {
       sum<window.width()>(team, dw_hh_[0], from_zero, h, gates(chunk, window, row), blocks_);
     };
     if (h_) return add_product(first_chunk, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
-    const Range steps = chunk.steps;
-    const index begin = steps.begin > 0 ? steps.begin : 1;
-    if (begin < steps.end)
-      add_product(first_chunk,
-                  {states.row(layer_.y, begin - 1, 0), layer_.outputs,
-                   depth_over(steps.end - begin, layer_.y.step, layer_.y.row)},
-                  (begin - steps.begin) * layer_.batch);
-    if (steps.begin == 0)
-      add_product(
-          first_chunk && begin >= steps.end,
-          dense(states.h(0, 0), layer_.outputs, layer_.batch, layer_.h0.data ? layer_.h0.row : 0), 0);
+    if constexpr (!in_pairs) {
+      const Range steps = chunk.steps;
+      const index begin = steps.begin > 0 ? steps.begin : 1;
+      if (begin < steps.end)
+        add_product(first_chunk,
+                    {states.row(layer_.y, begin - 1, 0), layer_.outputs,
+                     depth_over(steps.end - begin, layer_.y.step, layer_.y.row)},
+                    (begin - steps.begin) * layer_.batch);
+      if (steps.begin == 0)
+        add_product(
+            first_chunk && begin >= steps.end,
+            dense(states.h(0, 0), layer_.outputs, layer_.batch, layer_.h0.data ? layer_.h0.row : 0), 0);
+    }
   }
 
   void pair_chunk(const Team& team, const Chunk<Cell, T>& chunk) {
@@ -228,22 +245,22 @@ class WeightGradients {
     const index rows = chunk.rows, padded = blocks_ * L;
     const Range units = share(padded_words<T>(rows) / unit, team.size, team.rank);
     const Range pairs{units.begin * unit, units.end * unit};
-    const auto copy_features = [&](T* to, index count, auto row) {
+    const auto copy_features = [&](Operand<T>* to, index count, auto row) {
       if (!to) return;
       if constexpr (on_matrix_unit<T>)
-        turn_rows(to, padded_width<T>(capacity_), count, units, rows, row);
+        turn_rows<T>(to, padded_width<T>(capacity_), count, units, rows, row);
       else
-        pair_rows(to, count, pairs, rows, row);
+        pair_rows<T>(to, count, pairs, rows, row);
     };
     copy_features(x_, layer_.inputs, [&](index r) { return chunk.row_of(layer_.x, r); });
     copy_features(h_, layer_.outputs, [&](index r) { return h_rows_[r]; });
     copy_features(operand_, padded, [&](index r) { return chunk.operand_at(r); });
     for (index block = 0; d_ && block < blocks_; ++block)
-      pair_rows(d_ + block * paired(capacity_) * Cell::gates * L, Cell::gates * L, pairs, rows,
-                [&](index r) { return chunk.d_at(block, r); });
+      pair_rows<T>(d_ + block * paired(capacity_) * Cell::gates * L, Cell::gates * L, pairs, rows,
+                   [&](index r) { return chunk.d_at(block, r); });
     for (index block = 0; p_ && block < outputs_; ++block)
-      pair_rows(p_ + block * paired(capacity_) * L, L, pairs, rows,
-                [&](index r) { return chunk.p_at(block, r); });
+      pair_rows<T>(p_ + block * paired(capacity_) * L, L, pairs, rows,
+                   [&](index r) { return chunk.p_at(block, r); });
     wait(team);
   }
 
@@ -270,8 +287,8 @@ class WeightGradients {
   // percent of training.
   // Tried: to prefetch the rows of h and dy sixteen rows ahead changes nothing.
   template <int P>
-  void sum(const Team& team, Real<T>* to, bool from_zero, const Features& features, Panels<T> panels,
-           index all_blocks) {
+  void sum(const Team& team, Real<T>* to, bool from_zero, const Features& features,
+           Panels<Operand<T>> panels, index all_blocks) {
     const index count = features.count;
     const Depth depth = features.depth;
     const bool by_blocks = all_blocks >= 4 * team.size || all_blocks % team.size == 0;
@@ -284,13 +301,13 @@ class WeightGradients {
     const Extent extent{sum_depth, panels.panel, panels.step, count * P * L, 0, L * per};
     for_each_tile<T, P>(feature_range.size(), blocks, false,
                         [&](index row, int R, index block, int, auto tile) {
-                          const T* a[tile_rows<T>];
+                          const Operand<T>* a[tile_rows<T>];
                           Real<T>* c[tile_rows<T>];
                           for (int r = 0; r < R; ++r) {
                             a[r] = features.data + (feature_range.begin + row + r) * features.distance;
                             c[r] = to + (block * count + feature_range.begin + row + r) * P * L;
                           }
-                          const T* b = panels.data + block * panels.panel;
+                          const Operand<T>* b = panels.data + block * panels.panel;
                           for (index n = 0; n < sums; ++n, b += depth.inner * panels.step) {
                             tile(a, b, c, from_zero && n == 0 ? zeros : nullptr, extent);
                             for (int r = 0; r < R; ++r) a[r] += depth.outer_stride;
@@ -305,9 +322,9 @@ class WeightGradients {
   const index blocks_, outputs_, capacity_;
   Real<T>*dw_ih_, *dw_hh_[Cell::stages], *dw_hr_, *db_;
   const T** h_rows_ = nullptr;  // in_pairs: the address of h before each row of the chunk
-  T* h_;                        // copy of h before each row, where rows are ragged, reset, or in_pairs
-  T* x_ = nullptr;              // copy of x, where its rows are not in the order of memory, or in_pairs
-  T *operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // copies, where in_pairs
+  Operand<T>* h_;               // copy of h before each row, where rows are ragged, reset, or in_pairs
+  Operand<T>* x_ = nullptr;     // copy of x, where its rows are not in the order of memory, or in_pairs
+  Operand<T>*operand_ = nullptr, *d_ = nullptr, *p_ = nullptr;  // copies, where in_pairs
 };
 
 }  // namespace rnnfast::RNNFAST_TARGET
