@@ -31,7 +31,8 @@ struct NumberKernels {
 
 struct Kernels {
   const char* name;
-  bool emulated;  // for tests: only RNNFAST_ISA and force_isa choose it
+  bool emulated;         // for tests: only RNNFAST_ISA and force_isa choose it
+  bool (*unit_works)();  // whether its matrix unit computes right; null: it has none to ask
   int vector_bytes;
   int cells;
   const CellInfo* info;

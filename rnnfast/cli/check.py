@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import rnnfast
 from rnnfast.cli.common import seed
-from rnnfast.cli.reference import OriginalGRU, OriginalGRUCell
+from rnnfast.cli.reference import CoupledLSTM, CoupledLSTMCell, OriginalGRU, OriginalGRUCell
 
 FLOAT64_LIMIT = 1e-12
 FEW = 8  # the additional roundings of a step, in units in the last place
@@ -48,16 +48,19 @@ class Subject:
 MOST_RELU_UNITS = 10_000
 RELU: dict[str, Any] = {"nonlinearity": "relu"}
 ORIGINAL: dict[str, Any] = {"reset_after": False}
+COUPLED: dict[str, Any] = {"coupled_gates": True}
 SUBJECTS = (
     Subject("RNN tanh", rnnfast.RNN, nn.RNN),
     Subject("RNN relu", partial(rnnfast.RNN, **RELU), partial(nn.RNN, **RELU)),
     Subject("LSTM", rnnfast.LSTM, nn.LSTM),
     Subject("GRU", rnnfast.GRU, nn.GRU),
+    Subject("LSTM coupled *", partial(rnnfast.LSTM, **COUPLED), CoupledLSTM),
     Subject("GRU original *", partial(rnnfast.GRU, **ORIGINAL), OriginalGRU),
     Subject("RNNCell tanh", rnnfast.RNNCell, nn.RNNCell),
     Subject("RNNCell relu", partial(rnnfast.RNNCell, **RELU), partial(nn.RNNCell, **RELU)),
     Subject("LSTMCell", rnnfast.LSTMCell, nn.LSTMCell),
     Subject("GRUCell", rnnfast.GRUCell, nn.GRUCell),
+    Subject("LSTMCell coupled *", partial(rnnfast.LSTMCell, **COUPLED), CoupledLSTMCell),
     Subject("GRUCell original *", partial(rnnfast.GRUCell, **ORIGINAL), OriginalGRUCell),
 )
 
@@ -239,8 +242,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 def table(rows: Sequence[Row], seed: int) -> Table:
     result = Table(
         title=f"Largest error against float64 (seed {seed})",
-        caption="* The reset gate applies to h before the recurrent product. torch.nn has no such "
-        "cell, so its columns show the cell in eager torch.",
+        caption="* torch.nn has no such cell: its columns show the cell in eager torch.",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

@@ -233,7 +233,7 @@ class BackwardLoop {
                           grads_.y.data != nullptr,
                           is_projected<Cell>(layer_)};
         index row = 0;
-        for (; row + 2 <= count; row += 2) apply<s, Pack<Vector<T>>>(step, local, row);
+        for (; row + 2 <= count; row += 2) apply<s, VectorPair<Vector<T>>>(step, local, row);
         for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);
       }
     }
@@ -249,7 +249,7 @@ class BackwardLoop {
     bool has_dy, is_projected;
   };
 
-  // Applies the cell's formula to one row, or to two rows where V is a Pack.
+  // Applies the cell's formula to one row, or to two rows where V is a VectorPair.
   template <int s, class V>
   static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, const T>& step, const Local local,
                                    index row) {

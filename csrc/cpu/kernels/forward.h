@@ -373,11 +373,11 @@ class Forward {
     const index width = operand_width_;
     index row = rows.begin;
     for (; row + 2 <= rows.end; row += 2)
-      apply<s, Pack<Vector<T>>>(step, operand, width, block, units, row);
+      apply<s, VectorPair<Vector<T>>>(step, operand, width, block, units, row);
     for (; row < rows.end; ++row) apply<s, Vector<T>>(step, operand, width, block, units, row);
   }
 
-  // The same for one row, or for two rows where V is a Pack.
+  // The same for one row, or for two rows where V is a VectorPair.
   template <int s, class V>
   static RNNFAST_INLINE void apply(const RowsOfStep<Cell, T, T>& step, Operand<T>* operand, index width,
                                    index block, index units, index row) {

@@ -60,6 +60,42 @@ const CellInfo* info_of_all(CellList<Cell...>) {
   return table;
 }
 
+// Whether the unit computes the very sums that the emulation does: of 23 rows in three parts.
+bool unit_works() {
+  const MatrixUnit<matrix_unit != Unit::NONE> unit;
+  const FlushDenormals guard;
+  constexpr int rows = 23, groups = 3, parts = 3;
+  constexpr index row = groups * parts * matrix_depth, word = lanes<Bfloat16> * 2;
+  alignas(64) Bfloat16 a[2 * matrix_rows * row], b[2 * groups * parts * matrix_words * word];
+  std::uint32_t state = 1;
+  const auto fill = [&](Bfloat16* numbers, index count) {
+    for (index k = 0; k < count; ++k) {
+      state = state * 1664525 + 1013904223;
+      numbers[k] = narrow<Bfloat16>(static_cast<float>(static_cast<std::int32_t>(state)) * 1e-9f);
+    }
+  };
+  fill(a, 2 * matrix_rows * row);
+  fill(b, 2 * groups * parts * matrix_words * word);
+  const MatrixFactors factors{
+      {a, a + matrix_rows * row}, {b, b + groups * parts * matrix_words * word}, row, word, groups};
+  alignas(64) float sums[2][4 * matrix_rows * matrix_units] = {};
+  const auto same = [&] {
+    for (int tile = 0; tile < 4; ++tile)
+      for (int r = 0; r < matrix_rows && tile / 2 * matrix_rows + r < rows; ++r)
+        for (int u = 0; u < matrix_units; ++u) {
+          const int k = (tile * matrix_rows + r) * matrix_units + u;
+          if (sums[0][k] != sums[1][k]) return false;
+        }
+    return true;
+  };
+  Tiles::multiply_tiles<2, 2>(factors, rows, sums[0]);
+  EmulatedTiles::multiply_tiles<2, 2>(factors, rows, sums[1]);
+  if (!same()) return false;
+  Tiles::multiply_parts<2, parts>(factors, rows, sums[0]);
+  EmulatedTiles::multiply_parts<2, parts>(factors, rows, sums[1]);
+  return same();
+}
+
 // Of the matrix unit: 32 rows by two panels, from the L1 cache.
 double matrix_peak(long rounds) {
   const MatrixUnit<matrix_unit != Unit::NONE> unit;
@@ -74,7 +110,7 @@ double matrix_peak(long rounds) {
                               groups};
   for (long n = 0; n < rounds; ++n) {
     __asm__ volatile("" : "+m"(numbers));  // keeps the loop from being folded
-    multiply_tiles<2, 2>(factors, 2 * matrix_rows, sums);
+    Tiles::multiply_tiles<2, 2>(factors, 2 * matrix_rows, sums);
   }
   __asm__ volatile("" : : "m"(sums));
   return 2.0 * 4 * matrix_rows * matrix_units * groups * matrix_depth * static_cast<double>(rounds);
@@ -131,6 +167,7 @@ constexpr NumberKernels<float> in_parts() {
 extern const Kernels kernels;
 const Kernels kernels = {RNNFAST_ISA_NAME,
                          matrix_unit == Unit::EMULATED,
+                         matrix_unit == Unit::AMX ? &unit_works : nullptr,
                          RNNFAST_VECTOR_BYTES,
                          Cells::size,
                          info_of_all(Cells{}),

@@ -13,6 +13,59 @@ struct MatrixFactors {
   index groups;  // of matrix_depth numbers of the sum
 };
 
+// The sums of the unit in vector code.
+struct EmulatedTiles {
+  // The sum of TDPBF16PS for one row and all units: those of even and of odd numbers of the sum run
+  // apart, each from zero, and are then added to each other and to the sum so far. Compared on an Intel
+  // processor: all of five million sums had the same bits.
+  RNNFAST_INLINE static Vector<float> multiply_group(const Bfloat16* a, const Bfloat16* b, index word,
+                                                     Vector<float> sum) {
+    const auto even = [](Vector<int> v) { return bit_cast<Vector<float>>(v << 16); };
+    const auto odd = [](Vector<int> v) { return bit_cast<Vector<float>>(v & ~0xffff); };
+    Vector<float> of_even{}, of_odd{};
+    for (int k = 0; k < matrix_words; ++k, a += 2, b += word) {
+      const Vector<int> x = repeat_word(a), y = load_words(b);
+      of_even = fma(even(x), even(y), of_even);
+      of_odd = fma(odd(x), odd(y), of_odd);
+    }
+    return sum + (of_even + of_odd);
+  }
+
+  // Only `count` rows are read.
+  template <int rows, int panels>
+  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& of, int count, float* sums) {
+    for (int r = 0; r < count; ++r)
+      for (int panel = 0; panel < panels; ++panel) {
+        const Bfloat16* a = of.a[r / matrix_rows] + r % matrix_rows * of.row;
+        const Bfloat16* b = of.b[panel];
+        Vector<float> sum{};
+        for (index group = 0; group < of.groups;
+             ++group, a += matrix_depth, b += matrix_words * of.word)
+          sum = multiply_group(a, b, of.word, sum);
+        const int tile = r / matrix_rows * panels + panel;
+        store(sums + (tile * matrix_rows + r % matrix_rows) * matrix_units, sum);
+      }
+  }
+
+  template <int rows, int parts>
+  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& of, int count, float* sums) {
+    constexpr int others[][2] = {{0, 1}, {0, 2}, {1, 1}, {1, 0}, {2, 0}};  // parts of a and b
+    const index part = matrix_words * of.word;
+    for (int r = 0; r < count; ++r) {
+      const Bfloat16 *a = of.a[r / matrix_rows] + r % matrix_rows * of.row, *b = of.b[0];
+      Vector<float> first{}, other{};
+      for (index group = 0; group < of.groups; ++group, a += parts * matrix_depth, b += parts * part) {
+        first = multiply_group(a, b, of.word, first);
+        for (const auto& [i, j] : others)
+          if (i + j < parts) other = multiply_group(a + i * matrix_depth, b + j * part, of.word, other);
+      }
+      float* const to = sums + (r / matrix_rows * 2 * matrix_rows + r % matrix_rows) * matrix_units;
+      store(to, first);
+      store(to + matrix_rows * matrix_units, other);
+    }
+  }
+};
+
 // Makes the unit usable while it lives, where it is `used`.
 template <bool used>
 class MatrixUnit {
@@ -42,155 +95,108 @@ class MatrixUnit<true> {
   };
 };
 
-// sums[row tile][panel tile][row][unit]. All 16 rows of a tile are read: memory must follow the last
-// row, with any contents. The instructions take the numbers of tiles as literals: 0 to 3 are sums, 4
-// and 5 rows, 6 and 7 panels.
-template <int rows, int panels>
-RNNFAST_INLINE void multiply_tiles(const MatrixFactors& of, int, float* sums) {
-  __asm__ volatile("" ::: "memory");  // _tile_loadd names too little of what it reads
-  const index row_bytes = of.row * 2, word_bytes = of.word * 2;
-  const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b0 = of.b[0], *b1 = of.b[1];
-  _tile_zero(0);
-  if constexpr (panels > 1) _tile_zero(1);
-  if constexpr (rows > 1) _tile_zero(2);
-  if constexpr (rows > 1 && panels > 1) _tile_zero(3);
-  for (index group = 0; group < of.groups; ++group) {
-    _tile_loadd(6, b0, word_bytes);
-    _tile_loadd(4, a0, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (panels > 1) {
-      _tile_loadd(7, b1, word_bytes);
-      _tile_dpbf16ps(1, 4, 7);
+struct AmxTiles {
+  // sums[row tile][panel tile][row][unit]. All 16 rows of a tile are read: memory must follow the last
+  // row, with any contents. The instructions take the numbers of tiles as literals: 0 to 3 are sums, 4
+  // and 5 rows, 6 and 7 panels.
+  template <int rows, int panels>
+  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& of, int, float* sums) {
+    __asm__ volatile("" ::: "memory");  // _tile_loadd names too little of what it reads
+    const index row_bytes = of.row * 2, word_bytes = of.word * 2;
+    const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b0 = of.b[0], *b1 = of.b[1];
+    _tile_zero(0);
+    if constexpr (panels > 1) _tile_zero(1);
+    if constexpr (rows > 1) _tile_zero(2);
+    if constexpr (rows > 1 && panels > 1) _tile_zero(3);
+    for (index group = 0; group < of.groups; ++group) {
+      _tile_loadd(6, b0, word_bytes);
+      _tile_loadd(4, a0, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (panels > 1) {
+        _tile_loadd(7, b1, word_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (rows > 1) {
+        _tile_loadd(5, a1, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (panels > 1) _tile_dpbf16ps(3, 5, 7);
+      }
+      a0 += matrix_depth;
+      b0 += matrix_words * of.word;
+      if constexpr (rows > 1) a1 += matrix_depth;
+      if constexpr (panels > 1) b1 += matrix_words * of.word;
     }
-    if constexpr (rows > 1) {
-      _tile_loadd(5, a1, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (panels > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    a0 += matrix_depth;
-    b0 += matrix_words * of.word;
-    if constexpr (rows > 1) a1 += matrix_depth;
-    if constexpr (panels > 1) b1 += matrix_words * of.word;
+    constexpr int size = matrix_rows * matrix_units;
+    _tile_stored(0, sums, matrix_units * 4);
+    if constexpr (panels > 1) _tile_stored(1, sums + size, matrix_units * 4);
+    if constexpr (rows > 1) _tile_stored(2, sums + panels * size, matrix_units * 4);
+    if constexpr (rows > 1 && panels > 1) _tile_stored(3, sums + 3 * size, matrix_units * 4);
   }
-  constexpr int size = matrix_rows * matrix_units;
-  _tile_stored(0, sums, matrix_units * 4);
-  if constexpr (panels > 1) _tile_stored(1, sums + size, matrix_units * 4);
-  if constexpr (rows > 1) _tile_stored(2, sums + panels * size, matrix_units * 4);
-  if constexpr (rows > 1 && panels > 1) _tile_stored(3, sums + 3 * size, matrix_units * 4);
-}
 
-// sums[row tile][product of the first parts, all others][row][unit], of one panel whose numbers, as
-// those of the rows, are in two or three parts. Tiles 0 and 2 are sums of the first parts' products, 1
-// and 3 of the others; 4 and 5 rows, 6 and 7 panels. The others follow one another in the order of
-// `others`, below.
-template <int rows, int parts>
-RNNFAST_INLINE void multiply_parts(const MatrixFactors& of, int, float* sums) {
-  __asm__ volatile("" ::: "memory");  // as above
-  const index row_bytes = of.row * 2, word_bytes = of.word * 2, part = matrix_words * of.word;
-  const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b = of.b[0];
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (rows > 1) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (index group = 0; group < of.groups; ++group) {
-    _tile_loadd(6, b, word_bytes);
-    _tile_loadd(4, a0, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + part, word_bytes);
-    _tile_dpbf16ps(1, 4, 7);
+  // sums[row tile][product of the first parts, all others][row][unit], of one panel whose numbers, as
+  // those of the rows, are in two or three parts. Tiles 0 and 2 are sums of the first parts' products,
+  // 1 and 3 of the others; 4 and 5 rows, 6 and 7 panels. The others follow one another in the order of
+  // `others`, above.
+  template <int rows, int parts>
+  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& of, int, float* sums) {
+    __asm__ volatile("" ::: "memory");  // as above
+    const index row_bytes = of.row * 2, word_bytes = of.word * 2, part = matrix_words * of.word;
+    const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b = of.b[0];
+    _tile_zero(0);
+    _tile_zero(1);
     if constexpr (rows > 1) {
-      _tile_loadd(5, a1, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      _tile_zero(2);
+      _tile_zero(3);
     }
-    if constexpr (parts > 2) {
-      _tile_loadd(6, b + 2 * part, word_bytes);
-      _tile_dpbf16ps(1, 4, 6);
-      if constexpr (rows > 1) _tile_dpbf16ps(3, 5, 6);
+    for (index group = 0; group < of.groups; ++group) {
       _tile_loadd(6, b, word_bytes);
-    }
-    _tile_loadd(4, a0 + matrix_depth, row_bytes);
-    if constexpr (parts > 2) _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(1, 4, 6);
-    if constexpr (rows > 1) {
-      _tile_loadd(5, a1 + matrix_depth, row_bytes);
-      if constexpr (parts > 2) _tile_dpbf16ps(3, 5, 7);
-      _tile_dpbf16ps(3, 5, 6);
-    }
-    if constexpr (parts > 2) {
-      _tile_loadd(4, a0 + 2 * matrix_depth, row_bytes);
+      _tile_loadd(4, a0, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + part, word_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (rows > 1) {
+        _tile_loadd(5, a1, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if constexpr (parts > 2) {
+        _tile_loadd(6, b + 2 * part, word_bytes);
+        _tile_dpbf16ps(1, 4, 6);
+        if constexpr (rows > 1) _tile_dpbf16ps(3, 5, 6);
+        _tile_loadd(6, b, word_bytes);
+      }
+      _tile_loadd(4, a0 + matrix_depth, row_bytes);
+      if constexpr (parts > 2) _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(1, 4, 6);
       if constexpr (rows > 1) {
-        _tile_loadd(5, a1 + 2 * matrix_depth, row_bytes);
+        _tile_loadd(5, a1 + matrix_depth, row_bytes);
+        if constexpr (parts > 2) _tile_dpbf16ps(3, 5, 7);
         _tile_dpbf16ps(3, 5, 6);
       }
+      if constexpr (parts > 2) {
+        _tile_loadd(4, a0 + 2 * matrix_depth, row_bytes);
+        _tile_dpbf16ps(1, 4, 6);
+        if constexpr (rows > 1) {
+          _tile_loadd(5, a1 + 2 * matrix_depth, row_bytes);
+          _tile_dpbf16ps(3, 5, 6);
+        }
+      }
+      a0 += parts * matrix_depth;
+      b += parts * part;
+      if constexpr (rows > 1) a1 += parts * matrix_depth;
     }
-    a0 += parts * matrix_depth;
-    b += parts * part;
-    if constexpr (rows > 1) a1 += parts * matrix_depth;
+    constexpr int size = matrix_rows * matrix_units;
+    _tile_stored(0, sums, matrix_units * 4);
+    _tile_stored(1, sums + size, matrix_units * 4);
+    if constexpr (rows > 1) {
+      _tile_stored(2, sums + 2 * size, matrix_units * 4);
+      _tile_stored(3, sums + 3 * size, matrix_units * 4);
+    }
   }
-  constexpr int size = matrix_rows * matrix_units;
-  _tile_stored(0, sums, matrix_units * 4);
-  _tile_stored(1, sums + size, matrix_units * 4);
-  if constexpr (rows > 1) {
-    _tile_stored(2, sums + 2 * size, matrix_units * 4);
-    _tile_stored(3, sums + 3 * size, matrix_units * 4);
-  }
-}
+};
+using Tiles = AmxTiles;
 #else
-// The sum of TDPBF16PS for one row and all units: those of even and of odd numbers of the sum run
-// apart, each from zero, and are then added to each other and to the sum so far. Compared on an Intel
-// processor: all of five million sums had the same bits.
-RNNFAST_INLINE Vector<float> multiply_group(const Bfloat16* a, const Bfloat16* b, index word,
-                                            Vector<float> sum) {
-  const auto even = [](Vector<int> v) { return bit_cast<Vector<float> >(v << 16); };
-  const auto odd = [](Vector<int> v) { return bit_cast<Vector<float> >(v & ~0xffff); };
-  Vector<float> of_even{}, of_odd{};
-  for (int k = 0; k < matrix_words; ++k, a += 2, b += word) {
-    const Vector<int> x = repeat_word(a), y = load_words(b);
-    of_even = fma(even(x), even(y), of_even);
-    of_odd = fma(odd(x), odd(y), of_odd);
-  }
-  return sum + (of_even + of_odd);
-}
-
-// As the functions for AMX above. Only `count` rows are read.
-template <int rows, int panels>
-RNNFAST_INLINE void multiply_tiles(const MatrixFactors& of, int count, float* sums) {
-  for (int r = 0; r < count; ++r)
-    for (int panel = 0; panel < panels; ++panel) {
-      const Bfloat16* a = of.a[r / matrix_rows] + r % matrix_rows * of.row;
-      const Bfloat16* b = of.b[panel];
-      Vector<float> sum{};
-      for (index group = 0; group < of.groups; ++group, a += matrix_depth, b += matrix_words * of.word)
-        sum = multiply_group(a, b, of.word, sum);
-      const int tile = r / matrix_rows * panels + panel;
-      store(sums + (tile * matrix_rows + r % matrix_rows) * matrix_units, sum);
-    }
-}
-
-template <int rows, int parts>
-RNNFAST_INLINE void multiply_parts(const MatrixFactors& of, int count, float* sums) {
-  struct {
-    int a, b;
-  } constexpr others[] = {{0, 1}, {0, 2}, {1, 1}, {1, 0}, {2, 0}};
-  const index part = matrix_words * of.word;
-  for (int r = 0; r < count; ++r) {
-    const Bfloat16 *a = of.a[r / matrix_rows] + r % matrix_rows * of.row, *b = of.b[0];
-    Vector<float> first{}, other{};
-    for (index group = 0; group < of.groups; ++group, a += parts * matrix_depth, b += parts * part) {
-      first = multiply_group(a, b, of.word, first);
-      for (const auto& pair : others)
-        if (pair.a + pair.b < parts)
-          other = multiply_group(a + pair.a * matrix_depth, b + pair.b * part, of.word, other);
-    }
-    float* const to = sums + (r / matrix_rows * 2 * matrix_rows + r % matrix_rows) * matrix_units;
-    store(to, first);
-    store(to + matrix_rows * matrix_units, other);
-  }
-}
+using Tiles = EmulatedTiles;
 #endif
 
 // As tile() of product.h: multiplies `rows` rows by `panels` panels of `gates` gates. The rows are
@@ -233,12 +239,14 @@ struct MatrixTile {
   void multiply(const MatrixFactors& factors, int columns, float* sums) const {
     const bool two_rows = rows > matrix_rows;
     if constexpr (parts > 1)
-      two_rows ? multiply_parts<2, parts>(factors, rows, sums)
-               : multiply_parts<1, parts>(factors, rows, sums);
+      two_rows ? Tiles::multiply_parts<2, parts>(factors, rows, sums)
+               : Tiles::multiply_parts<1, parts>(factors, rows, sums);
     else if (columns == 2)
-      two_rows ? multiply_tiles<2, 2>(factors, rows, sums) : multiply_tiles<1, 2>(factors, rows, sums);
+      two_rows ? Tiles::multiply_tiles<2, 2>(factors, rows, sums)
+               : Tiles::multiply_tiles<1, 2>(factors, rows, sums);
     else
-      two_rows ? multiply_tiles<2, 1>(factors, rows, sums) : multiply_tiles<1, 1>(factors, rows, sums);
+      two_rows ? Tiles::multiply_tiles<2, 1>(factors, rows, sums)
+               : Tiles::multiply_tiles<1, 1>(factors, rows, sums);
   }
 
   // Adds the sums of one gate of a panel, with `tiles` tiles for each tile of rows, to the result.

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "cpu/kernels/matrix_unit.h"
-#include "cpu/kernels/panels.h"
+#include "cpu/kernels/vector_pair.h"
 
 #include "cells/math.h"  // needs the number types above
 #include "cells/cells.h"

@@ -8,63 +8,64 @@
 namespace rnnfast::RNNFAST_TARGET {
 
 template <class V>
-struct Pack {
+struct VectorPair {
   V a, b;
 };
 
 template <class V>
-struct Traits<Pack<V>> {
+struct Traits<VectorPair<V>> {
   using scalar = scalar_of<V>;
-  using bits = Pack<bits_of<V>>;
+  using bits = VectorPair<bits_of<V>>;
   static constexpr int vectors = 2;
 };
 
 template <class V>
-RNNFAST_INLINE Pack<V> operator+(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator+(VectorPair<V> x, VectorPair<V> y) {
   return {x.a + y.a, x.b + y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator-(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator-(VectorPair<V> x, VectorPair<V> y) {
   return {x.a - y.a, x.b - y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator-(Pack<V> x) {
+RNNFAST_INLINE VectorPair<V> operator-(VectorPair<V> x) {
   return {-x.a, -x.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator*(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator*(VectorPair<V> x, VectorPair<V> y) {
   return {x.a * y.a, x.b * y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator/(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator/(VectorPair<V> x, VectorPair<V> y) {
   return {x.a / y.a, x.b / y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator<<(Pack<V> x, int n) {
+RNNFAST_INLINE VectorPair<V> operator<<(VectorPair<V> x, int n) {
   return {x.a << n, x.b << n};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator&(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator&(VectorPair<V> x, VectorPair<V> y) {
   return {x.a & y.a, x.b & y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> operator^(Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> operator^(VectorPair<V> x, VectorPair<V> y) {
   return {x.a ^ y.a, x.b ^ y.b};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> fma(Pack<V> x, Pack<V> y, Pack<V> z) {
+RNNFAST_INLINE VectorPair<V> fma(VectorPair<V> x, VectorPair<V> y, VectorPair<V> z) {
   return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> at_least(Pack<V> x, Pack<V> low) {
+RNNFAST_INLINE VectorPair<V> at_least(VectorPair<V> x, VectorPair<V> low) {
   return {at_least(x.a, low.a), at_least(x.b, low.b)};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> at_most(Pack<V> x, Pack<V> high) {
+RNNFAST_INLINE VectorPair<V> at_most(VectorPair<V> x, VectorPair<V> high) {
   return {at_most(x.a, high.a), at_most(x.b, high.b)};
 }
 template <class V>
-RNNFAST_INLINE Pack<V> where_less(Pack<V> a, Pack<V> b, Pack<V> x, Pack<V> y) {
+RNNFAST_INLINE VectorPair<V> where_less(VectorPair<V> a, VectorPair<V> b, VectorPair<V> x,
+                                        VectorPair<V> y) {
   return {where_less(a.a, b.a, x.a, y.a), where_less(a.b, b.b, x.b, y.b)};
 }
 
