@@ -52,7 +52,7 @@ def _resolved(config: StackConfig) -> StackConfig:
     """The configuration with the precision of now, where a graph left it open."""
     if config.precision >= 0:
         return config
-    return config._replace(precision=precision.float32_now())
+    return config._replace(precision=precision.float32_setting())
 
 
 def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outputs | None:

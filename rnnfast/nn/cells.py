@@ -58,8 +58,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
     ) -> StackConfig:
-        bias = bool(self.bias)  # torch takes any object
-        return make(self._cell(), 1, 1, bias, precision=precision.of_float32())
+        float32 = precision.of_float32() if make is StackConfig else precision.float32_setting()
+        return make(self._cell(), 1, 1, bool(self.bias), precision=float32)  # torch takes any bias
 
     def _names(self) -> tuple[str, ...]:
         return _CELL_WEIGHTS[bool(self.bias)]

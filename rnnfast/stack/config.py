@@ -23,7 +23,7 @@ class StackConfig(NamedTuple):
     projected: bool = False  # whether h is a projection, with the weight w_hr
     batch_first: bool = False
     cell_states: bool = False  # whether to return the cell states of every step
-    precision: int = 0  # of products in float32, see :func:`precision.of_float32`
+    precision: int = 0  # of products in float32, :func:`precision.float32_setting`
 
     @property
     def has_c(self) -> bool:

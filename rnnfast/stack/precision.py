@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
+from torch._C import _get_float32_matmul_precision, _is_any_autocast_enabled
 
 from .._native import _C, _cuda
 from . import checks
@@ -24,22 +24,19 @@ _FLOAT32 = {"highest": 0, "high": 1, "medium": 2}
 _HAS_FASTER_FLOAT32 = any(isa.startswith("amx") for isa in _C.supported_isas())
 
 
-def of_float32() -> int:
+def float32_setting() -> int:
     """What ``torch.set_float32_matmul_precision`` allows in products of float32.
 
     0, "highest": as exact as float32 multiply-adds. 1, "high": numbers are split into two bfloat16
-    parts (an rms error of 4.5e-6 of a sum). 2, "medium": they are rounded to bfloat16 (2.4e-3).
-    Sums are in float32. Only a matrix unit is faster with less; without one this is always 0.
-
-    torch.compile cannot trace the setting: a graph has -1, and reads :func:`float32_now` when it runs.
+    parts (an rms error of 4.5e-6 of a sum). 2, "medium": they are rounded to bfloat16 (2.4e-3). Sums
+    are in float32. Only a matrix unit is faster with less; without one this is always 0.
     """
-    if not _HAS_FASTER_FLOAT32:
-        return 0
-    return -1 if torch.compiler.is_compiling() else float32_now()
+    return _FLOAT32[_get_float32_matmul_precision()] if _HAS_FASTER_FLOAT32 else 0
 
 
-def float32_now() -> int:
-    return _FLOAT32[torch.get_float32_matmul_precision()]
+def of_float32() -> int:
+    """The same where torch.compile may trace; -1 in a graph, which reads the setting when it runs."""
+    return -1 if _HAS_FASTER_FLOAT32 and torch.compiler.is_compiling() else float32_setting()
 
 
 class Precision(NamedTuple):

@@ -168,6 +168,7 @@ print(read("VmHWM") - before, sum(p.numel() for p in module.parameters()) * 2 //
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
 @every_unit
 @pytest.mark.parametrize("case", ["LSTM 40 32 256", "GRU 20 16 512"])

@@ -161,10 +161,24 @@ def test_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", rnnfast.__version__)
 
 
-@pytest.mark.parametrize("script", ["beside_cudnn.py", "compiled.py", "neighbours.py", "partition.py"])
+SCRIPTS = ["beside_cudnn.py", "compiled.py", "neighbours.py", "partition.py", "tables.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_benchmarks_start_as_scripts(script):
     # Their folder then comes first in the search path: a file named as a package hides it from torch.
     ran = [sys.executable, ROOT / "benchmarks" / script, "--help"]
     shown = subprocess.run(ran, capture_output=True, text=True, cwd="/")
     assert shown.returncode == 0, shown.stderr
     assert f"python benchmarks/{script}" in shown.stdout
+
+
+def test_the_page_of_results_is_that_of_the_samples(tmp_path):
+    results = ROOT / "benchmarks" / "results"
+    shutil.copytree(results, tmp_path / "results")
+    page = tmp_path / "results" / "README.md"
+    page.unlink()
+    command = [sys.executable, ROOT / "benchmarks" / "tables.py", "--folder", tmp_path / "results"]
+    subprocess.run(command, check=True)
+    assert page.read_text() == (results / "README.md").read_text()
+    assert "## " in page.read_text()

@@ -219,8 +219,10 @@ def spread(result: Result, peer: str) -> str:
 
 
 def record(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> dict[str, Any]:
+    """A run as JSON: without the paths of this machine, samples with four digits."""
+    local = ("OpenMP runtimes mapped", "system")
     return {
-        "machine": dict(facts()),
+        "machine": {name: value for name, value in facts().items() if name not in local},
         "threads": threads,
         "peak_flops": dict(peaks),
         "results": [
@@ -228,7 +230,10 @@ def record(results: Sequence[Result], peaks: Mapping[str, float], threads: int) 
                 "case": asdict(result.case),
                 "flops": result.case.flops,
                 "differences": dict(result.differences),
-                "seconds": {peer: timing.samples for peer, timing in result.timings.items()},
+                "seconds": {
+                    peer: [float(f"{sample:.4g}") for sample in timing.samples]
+                    for peer, timing in result.timings.items()
+                },
             }
             for result in results
         ],

@@ -1,0 +1,139 @@
+"""Writes benchmarks/results/README.md, a section for each processor, from the JSON of rnnfast bench.
+
+    rnnfast bench --grid training --json benchmarks/results/PROCESSOR/training.json
+    python benchmarks/tables.py
+
+A file is one run, with all samples; its name is the name of the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+INTRODUCTION = """\
+# Measured, by processor
+
+`python benchmarks/tables.py` writes this page from the samples beside it. A file is one run of
+`rnnfast bench --json`. Peers took turns on the same input, state and weights. A ratio is torch.nn's
+median time divided by rnnfast's: 2 means that rnnfast is twice as fast. Where ONNX Runtime ran too,
+its ratio follows. The number in brackets is rnnfast's share of the measured peak of multiply-adds.
+With few rows the limit is not this peak, but the reading of the weights. T is the number of steps,
+B the batch size, I the input size and H the hidden size.
+"""
+
+Row = Mapping[str, Any]
+
+
+def median(row: Row, peer: str) -> float:
+    return statistics.median(row["seconds"][peer])
+
+
+def ratio(row: Row, peer: str = "torch.nn") -> float:
+    return median(row, peer) / median(row, "rnnfast")
+
+
+def entry(row: Row, peak: float) -> str:
+    others = [p for p in ("torch.nn", "ONNX Runtime") if p in row["seconds"]]
+    share = row["flops"] / median(row, "rnnfast") / peak
+    return f"{' / '.join(f'{ratio(row, p):.2f}' for p in others)} ({share:.0%})"
+
+
+def name(case: Mapping[str, Any]) -> str:
+    words = [case["cell"], f"T={case['T']} B={case['B']} I={case['I']} H={case['H']}", case["mode"]]
+    words += [case["name"]] if case["name"] else []
+    words += ["bidirectional"] if case["bidirectional"] else []
+    words += [f"{case['layers']} layers"] if case["layers"] > 1 else []
+    words += ["packed"] if case["packed"] else []
+    words += ["" if case["dx"] else "on data"]
+    return " ".join(filter(None, words))
+
+
+def is_square(cases: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether B and H alone tell the cases of a cell and a mode apart."""
+    keys = [(c["cell"], c["mode"], c["B"], c["H"]) for c in cases]
+    return len(set(keys)) == len(keys) and len(cases) >= 12
+
+
+def square(rows: Sequence[Row], peak: float) -> Iterator[str]:
+    batches = sorted({row["case"]["B"] for row in rows})
+    widths = sorted({row["case"]["H"] for row in rows})
+    yield (
+        f"| {rows[0]['case']['cell']}, {rows[0]['case']['mode']} | "
+        + " | ".join(f"B={b}" for b in batches)
+        + " |"
+    )
+    yield "| --- " * (len(batches) + 1) + "|"
+    by_size = {(row["case"]["B"], row["case"]["H"]): entry(row, peak) for row in rows}
+    for width in widths:
+        yield f"| H={width} | " + " | ".join(by_size.get((b, width), "") for b in batches) + " |"
+
+
+def section(path: Path) -> Iterator[str]:
+    run = json.loads(path.read_text())
+    rows = [row for row in run["results"] if row["seconds"]]
+    dtype = rows[0]["case"]["dtype"]
+    peak = run["peak_flops"][dtype]
+    machine = run["machine"]
+    yield f"### {path.stem}"
+    yield ""
+    versions = f"PyTorch {machine['torch'].split(',')[0]}, rnnfast {machine['rnnfast']}"
+    yield (
+        f"{dtype}, {run['threads']} threads, {machine['chosen']}, {versions}, "
+        f"measured peak {peak / 1e9:.0f} GFLOP/s."
+    )
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["case"]["cell"], row["case"]["mode"]), []).append(row)
+    means = []
+    for (cell, mode), group in kinds.items():
+        ratios = [ratio(row) for row in group]
+        means.append(f"{cell} {mode} {statistics.geometric_mean(ratios):.2f} (least {min(ratios):.2f})")
+    yield f"Geometric means: {', '.join(means)}."
+    yield ""
+    if is_square([row["case"] for row in rows]):
+        for group in kinds.values():
+            yield from square(group, peak)
+            yield ""
+    else:
+        yield "| case | ratio |"
+        yield "| --- | --- |"
+        for row in rows:
+            yield f"| {name(row['case'])} | {entry(row, peak)} |"
+        yield ""
+    behind = [row for row in rows if ratio(row) < 1]
+    if behind:
+        yield "torch.nn is faster in:"
+        yield ""
+        for row in sorted(behind, key=ratio):
+            yield f"- {name(row['case'])}: {ratio(row):.2f}"
+        yield ""
+
+
+def page(folder: Path) -> str:
+    lines = [INTRODUCTION]
+    for processor in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(processor.glob("*.json"))
+        if not files:
+            continue
+        machine = json.loads(files[0].read_text())["machine"]
+        lines += [f"## {processor.name}", "", f"{machine['CPU']}, {machine['cores']}.", ""]
+        for path in files:
+            lines += section(path)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    (args.folder / "README.md").write_text(page(args.folder))
+
+
+if __name__ == "__main__":
+    main()
