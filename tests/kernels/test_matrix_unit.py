@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 import rnnfast
+from peak_memory import peak
 from reference import CELLS
 from rnnfast import _C
 from twins import flatten, make, states
@@ -141,47 +140,19 @@ def test_infinite_inputs_stay_in_their_rows(isa):
         assert grad[:, [0, 2]].isfinite().all()
 
 
-PEAK = """
-import sys, torch, rnnfast
-from rnnfast import _C
-_C.force_isa(sys.argv[1])
-T, B, H = map(int, sys.argv[3:])
-module = getattr(rnnfast, sys.argv[2])(H, H, dtype=torch.bfloat16)
-torch.set_num_threads(2)
-
-def step(T, B):
-    x = torch.randn(T, B, H, dtype=torch.bfloat16, requires_grad=True)
-    module(x)[0].sum().backward()
-    module.zero_grad()
-
-def read(key):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key))
-
-step(2, 1)  # what is loaded once
-before = read("VmRSS")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts anew
-for _ in range(3):
-    step(T, B)
-print(read("VmHWM") - before, sum(p.numel() for p in module.parameters()) * 2 // 1024)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
 @every_unit
-@pytest.mark.parametrize("case", ["LSTM 40 32 256", "GRU 20 16 512"])
-def test_memory_grows_by_no_more_than_the_weights(isa, case):
+@pytest.mark.parametrize(
+    ("cell", "steps", "batch", "size"), [("LSTM", 40, 32, 256), ("GRU", 20, 16, 512)]
+)
+def test_memory_grows_by_no_more_than_the_weights(isa, cell, steps, batch, size):
     """Against the kernels that have no matrix unit."""
-
-    def peak(name):
-        command = [sys.executable, "-c", PEAK, name, *case.split()]
-        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-        return [int(n) for n in done.stdout.split()]
-
-    (with_unit, weights), (without, _) = peak(isa), peak("avx2")
+    module = make(rnnfast, cell.lower(), size, size, dtype=BF16)
+    weights = sum(p.numel() for p in module.parameters()) * 2 // 1024
+    with_unit, without = (
+        peak("rnnfast", cell, steps, batch, size, "bfloat16", i) for i in (isa, "avx2")
+    )
     assert with_unit <= without + weights + 1024  # KiB: 1 MiB for what allocators round up
 
 

@@ -1,7 +1,6 @@
 """Memory that goes from forward to backward is recycled, and never shared."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 import rnnfast
+from peak_memory import peak
 from problems import Problem, forward_arrays
 from rnnfast import _C
 from rnnfast.stack import ops
@@ -166,46 +166,11 @@ def test_out_of_memory_is_the_error_that_torch_raises():
         ops.forward(config, Inputs(x, None, None, weights), save=True)
 
 
-PEAK = """
-import sys
-import torch
-import rnnfast
-
-package = {"rnnfast": rnnfast, "torch": torch.nn}[sys.argv[1]]
-T, B, H = map(int, sys.argv[3:])
-module = getattr(package, sys.argv[2])(H, H)
-torch.set_num_threads(2)
-
-def step(T, B):
-    x = torch.randn(T, B, H, requires_grad=True)
-    module(x)[0].sum().backward()
-    module.zero_grad()
-
-def read(key):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key))
-
-step(2, 1)  # what is loaded once
-before = read("VmRSS")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts anew
-for _ in range(3):
-    step(T, B)
-print(read("VmHWM") - before)
-"""
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
 @pytest.mark.parametrize(
-    "case", ["LSTM 60 128 256", "GRU 60 128 256", "LSTM 20 16 768", "RNN 200 64 128"]
+    "case",
+    [("LSTM", 60, 128, 256), ("GRU", 60, 128, 256), ("LSTM", 20, 16, 768), ("RNN", 200, 64, 128)],
 )
 def test_a_training_step_needs_no_more_than_torch(case):
-    def peak(package: str) -> int:
-        command = [sys.executable, "-c", PEAK, package, *case.split()]
-        # Large blocks go back to the system at once; what glibc keeps of them otherwise is luck.
-        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-        return int(done.stdout)
-
     # 2 MiB for what allocators round up.
-    assert peak("rnnfast") <= peak("torch") + 2048
+    assert peak("rnnfast", *case) <= peak("torch", *case) + 2048
