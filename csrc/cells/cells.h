@@ -58,10 +58,14 @@ consteval CellInfo info_of() {
                 {},
                 {Cell::input.begin, Cell::input.end},
                 {},
+                0,
                 Cell::onnx};
   for (int gate = 0; gate < Cell::gates; ++gate) info.weight_block[gate] = Cell::weight_block[gate];
-  for (int stage = 0; stage < Cell::stages; ++stage)
-    info.recurrent[stage] = {Cell::recurrent[stage].begin, Cell::recurrent[stage].end};
+  for (int stage = 0; stage < Cell::stages; ++stage) {
+    const auto window = Cell::recurrent[stage];
+    info.recurrent[stage] = {window.begin, window.end};
+    if (window.width() > info.widest) info.widest = window.width();
+  }
   return info;
 }
 

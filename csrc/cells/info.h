@@ -30,6 +30,7 @@ struct CellInfo {
   bool cell_state, projects;
   int weight_block[most_gates];
   Gates input, recurrent[most_stages];
+  int widest;  // the most gates that one stage's product feeds
   Onnx onnx;
 };
 

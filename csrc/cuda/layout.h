@@ -26,14 +26,6 @@ struct Sizes {
 
 constexpr int width(Gates gates) { return gates.end - gates.begin; }
 
-// The most gates that one stage's product feeds.
-constexpr int widest(const CellInfo& cell) {
-  int most = 0;
-  for (int stage = 0; stage < cell.stages; ++stage)
-    if (width(cell.recurrent[stage]) > most) most = width(cell.recurrent[stage]);
-  return most;
-}
-
 // The width of an operand as a group exchanges it: the units of all blocks, padding included.
 constexpr int exchanged_width(const Plan& plan) { return plan.blocks * plan.units; }
 
@@ -60,7 +52,7 @@ struct ForwardLayout {
     const int state_size = plan.rows * plan.units;
     Arena arena;
     operands = arena.take(long{buffer} * (plan.tier == Tier::grid ? 1 : 2), size.number);
-    partial = arena.take(long{pieces} * widest(cell) * plan.units * columns, size.sum);
+    partial = arena.take(long{pieces} * cell.widest * plan.units * columns, size.sum);
     h = arena.take(state_size, size.sum);
     c = arena.take(cell.cell_state ? state_size : 0, size.sum);
     outgoing = arena.take(state_size, size.number);
@@ -80,7 +72,7 @@ struct BackwardLayout {
 
   constexpr BackwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size) {
     const int rows = round_up(plan.rows, size.tile_columns);
-    stride = round_up(round_up(widest(cell) * plan.units, 2 * size.tile_depth), 16) + size.pad();
+    stride = round_up(round_up(cell.widest * plan.units, 2 * size.tile_depth), 16) + size.pad();
     int pieces = 1;
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;

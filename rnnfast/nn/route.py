@@ -63,7 +63,7 @@ def recurrent(
         return run(config, inputs)
     x, h0, c0, weights, sizes, reset = inputs
     layer_config = config._replace(layers=1, batch_first=False, cell_states=False)
-    layer_weights = config.weights_each * config.directions
+    layer_weights = config.weights_per_direction * config.directions
     is_transposed = config.batch_first and x.dim() == 3
     # Time first, as in torch: the same seed gives the same dropout masks.
     y = x.transpose(0, 1) if is_transposed else x

@@ -31,19 +31,19 @@ class StackConfig(NamedTuple):
         return self.cell in CELLS and CELLS[self.cell].has_c
 
     @property
-    def weights_each(self) -> int:
+    def weights_per_direction(self) -> int:
         """How many weights one direction of one layer has."""
         return (4 if self.bias else 2) + self.projected
 
     def weights(self, flat: Sequence[Any], number: int) -> tuple[Any, Any, Any, Any, Any]:
         """w_ih, w_hh, b_ih, b_hh and w_hr of one direction of one layer; None for a missing one."""
-        w = flat[number * self.weights_each : (number + 1) * self.weights_each]
+        w = flat[number * self.weights_per_direction : (number + 1) * self.weights_per_direction]
         return w[0], w[1], *(w[2:4] if self.bias else (None, None)), w[-1] if self.projected else None
 
     def widths(self, flat: Sequence[Tensor]) -> tuple[int, int]:
         """``(R, H)``: the widths of h and of the cell. Without a projection both are H."""
         outputs = flat[1].size(-1)
-        return outputs, flat[self.weights_each - 1].size(-1) if self.projected else outputs
+        return outputs, flat[self.weights_per_direction - 1].size(-1) if self.projected else outputs
 
 
 #: A StackConfig from a cache, for calls with little overhead. torch.compile does not trace caches.

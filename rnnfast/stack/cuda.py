@@ -185,7 +185,7 @@ def _covers(config: StackConfig, inputs: Inputs) -> bool:
         return False
     if x.numel() == 0 or x.dim() != (3 if inputs.sizes is None else 2):
         return False
-    if len(tensors) != 3 + config.layers * config.directions * config.weights_each:
+    if len(tensors) != 3 + config.layers * config.directions * config.weights_per_direction:
         return False
     return all(
         t is None
@@ -337,8 +337,8 @@ def backward(
         dy = None
         with torch.autocast(x.device.type, enabled=False):  # products in forward's dtypes
             for d, number in enumerate(numbers):
-                start = 3 + number * config.weights_each
-                wanted_weights = wanted[start : start + config.weights_each]
+                start = 3 + number * config.weights_per_direction
+                wanted_weights = wanted[start : start + config.weights_per_direction]
                 products = Products(cell, hidden, dgates[d].flatten(0, -2))
                 w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
                 if k > lowest or wanted[0]:
@@ -365,7 +365,7 @@ def _lowest(config: StackConfig, wanted: Sequence[bool]) -> int:
     """The lowest layer for which a gradient is wanted."""
     if any(wanted[:3]):
         return 0
-    layer_weights = config.directions * config.weights_each
+    layer_weights = config.directions * config.weights_per_direction
     for k in range(config.layers):
         if any(wanted[3 + k * layer_weights : 3 + (k + 1) * layer_weights]):
             return k

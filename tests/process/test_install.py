@@ -148,7 +148,7 @@ def install(sdist: Path, programs: Path, nvcc: str | None, *settings: str, **env
     own = shutil.copy2(
         sdist, programs.parent
     )  # pip knows the wheels that it has built by the sdist's path
-    options = [word for setting in settings for word in ("-C", setting)]
+    options = [f"--config-settings={setting}" for setting in settings]  # -C needs pip 23.1
     return run(programs / "pip", "install", "-v", own, *options, cwd=programs, **environment)
 
 
