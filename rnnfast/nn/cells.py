@@ -58,8 +58,9 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
     ) -> StackConfig:
-        float32 = precision.of_float32() if make is StackConfig else precision.float32_setting()
-        return make(self._cell(), 1, 1, bool(self.bias), precision=float32)  # torch takes any bias
+        bias = bool(self.bias)  # torch accepts any object as bias
+        float32 = precision.of_float32(may_trace=make is StackConfig)
+        return make(self._cell(), 1, 1, bias, precision=float32)
 
     def _names(self) -> tuple[str, ...]:
         return _CELL_WEIGHTS[bool(self.bias)]

@@ -119,7 +119,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             self.proj_size > 0,
             self.batch_first,
             cell_states,
-            precision.of_float32() if make is StackConfig else precision.float32_setting(),
+            precision.of_float32(may_trace=make is StackConfig),
         )
 
     def _forward_padded(

@@ -34,9 +34,11 @@ def float32_setting() -> int:
     return _FLOAT32[_get_float32_matmul_precision()] if _HAS_FASTER_FLOAT32 else 0
 
 
-def of_float32() -> int:
-    """The same where torch.compile may trace; -1 in a graph, which reads the setting when it runs."""
-    return -1 if _HAS_FASTER_FLOAT32 and torch.compiler.is_compiling() else float32_setting()
+def of_float32(*, may_trace: bool) -> int:
+    """:func:`float32_setting`; -1 in a graph of torch.compile, which reads the setting when it runs."""
+    if may_trace and _HAS_FASTER_FLOAT32 and torch.compiler.is_compiling():
+        return -1
+    return float32_setting()
 
 
 class Precision(NamedTuple):
