@@ -68,9 +68,8 @@ struct Layer {
   Sequence<T> y;            // [T, B, R]; forward writes it and reads it back as the state
   Sequence<T> cell_states;  // [T, B, H]; null: not wanted
   Matrix<T> h_n, c_n;       // [B, R], [B, H]; null: not wanted
-  Real<T>*
-      saved;  // for each chunk of steps: [blocks][rows of the chunk][slots][lanes]; null: inference
-  T* panels;  // packed weights that the caller holds; null: none
+  Real<T>* saved;           // by chunks: [blocks][rows of the chunk][slots][lanes]; null: inference
+  T* panels;                // packed weights that the caller holds; null: none
   int parts;  // of float32: into how many bfloat16 numbers products split a number; 0: into none
 };
 

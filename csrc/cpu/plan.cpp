@@ -62,7 +62,7 @@ Plan plan(const Work& w, int threads) {
   const double gates = w.weight_blocks, inputs = static_cast<double>(w.inputs);
   const double item = static_cast<double>(w.item_bytes), lanes = static_cast<double>(w.lanes);
   const double recurrent = recurrent_width(w);
-  // The products, and where they run on a matrix unit the formula too, which then takes as long.
+  // On a matrix unit the products are so fast that the formula counts too.
   const auto arithmetic_of = [&](double rows, double units) {
     if (w.matrix_rows) {
       const double tile = w.matrix_rows, multiplied = std::ceil(rows / tile) * tile;

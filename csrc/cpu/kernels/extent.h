@@ -76,7 +76,9 @@ struct Panels {
 // Where the words of a panel of `gates` gates lie.
 template <class T>
 struct PanelShape {
-  index step, gate, size;  // the distance from one k to the next, and from one gate to the next
+  index step;  // the distance from one k to the next
+  index gate;  // the distance from one gate to the next
+  index size;  // of a panel
 
   constexpr PanelShape(index gates, index depth)
       : step(lanes<T> * per_word<T> * (on_matrix_unit<T> ? 1 : gates)),

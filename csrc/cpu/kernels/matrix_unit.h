@@ -5,59 +5,62 @@
 
 namespace rnnfast::RNNFAST_TARGET {
 
-// What a few tiles multiply: one or two tiles of rows, by one or two of panels.
+// The factors of a few tiles: one or two tiles of rows, a, and one or two tiles of panels, b. The
+// numbers of a row follow one another. Distances are in numbers.
 struct MatrixFactors {
   const Bfloat16 *a[2], *b[2];
-  index row;     // from one row of a to the next, in numbers; a row's numbers follow one another
-  index word;    // from one word of b to the next, in numbers
-  index groups;  // of matrix_depth numbers of the sum
+  index row;     // the distance from one row of a to the next
+  index word;    // the distance from one word of b to the next
+  index groups;  // how many groups of matrix_depth numbers a sum has
 };
 
 // The sums of the unit in vector code.
 struct EmulatedTiles {
-  // The sum of TDPBF16PS for one row and all units: those of even and of odd numbers of the sum run
-  // apart, each from zero, and are then added to each other and to the sum so far. Compared on an Intel
-  // processor: all of five million sums had the same bits.
+  // Adds a group to the sums of one row and all units, as the instruction TDPBF16PS does. The products
+  // at even k and those at odd k have sums of their own, which start from zero. Both are then added to
+  // each other, and to the sum so far. On an Intel processor five million sums had the same bits.
   RNNFAST_INLINE static Vector<float> multiply_group(const Bfloat16* a, const Bfloat16* b, index word,
                                                      Vector<float> sum) {
     const auto even = [](Vector<int> v) { return bit_cast<Vector<float>>(v << 16); };
     const auto odd = [](Vector<int> v) { return bit_cast<Vector<float>>(v & ~0xffff); };
-    Vector<float> of_even{}, of_odd{};
+    Vector<float> even_sum{}, odd_sum{};
     for (int k = 0; k < matrix_words; ++k, a += 2, b += word) {
       const Vector<int> x = repeat_word(a), y = load_words(b);
-      of_even = fma(even(x), even(y), of_even);
-      of_odd = fma(odd(x), odd(y), of_odd);
+      even_sum = fma(even(x), even(y), even_sum);
+      odd_sum = fma(odd(x), odd(y), odd_sum);
     }
-    return sum + (of_even + of_odd);
+    return sum + (even_sum + odd_sum);
   }
 
-  // Only `count` rows are read.
+  // As AmxTiles::multiply_tiles. It reads only `count` rows.
   template <int rows, int panels>
-  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& of, int count, float* sums) {
+  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& factors, int count, float* sums) {
     for (int r = 0; r < count; ++r)
       for (int panel = 0; panel < panels; ++panel) {
-        const Bfloat16* a = of.a[r / matrix_rows] + r % matrix_rows * of.row;
-        const Bfloat16* b = of.b[panel];
+        const Bfloat16* a = factors.a[r / matrix_rows] + r % matrix_rows * factors.row;
+        const Bfloat16* b = factors.b[panel];
         Vector<float> sum{};
-        for (index group = 0; group < of.groups;
-             ++group, a += matrix_depth, b += matrix_words * of.word)
-          sum = multiply_group(a, b, of.word, sum);
+        for (index group = 0; group < factors.groups;
+             ++group, a += matrix_depth, b += matrix_words * factors.word)
+          sum = multiply_group(a, b, factors.word, sum);
         const int tile = r / matrix_rows * panels + panel;
         store(sums + (tile * matrix_rows + r % matrix_rows) * matrix_units, sum);
       }
   }
 
   template <int rows, int parts>
-  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& of, int count, float* sums) {
+  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& factors, int count, float* sums) {
     constexpr int others[][2] = {{0, 1}, {0, 2}, {1, 1}, {1, 0}, {2, 0}};  // parts of a and b
-    const index part = matrix_words * of.word;
+    const index part = matrix_words * factors.word;
     for (int r = 0; r < count; ++r) {
-      const Bfloat16 *a = of.a[r / matrix_rows] + r % matrix_rows * of.row, *b = of.b[0];
+      const Bfloat16 *a = factors.a[r / matrix_rows] + r % matrix_rows * factors.row, *b = factors.b[0];
       Vector<float> first{}, other{};
-      for (index group = 0; group < of.groups; ++group, a += parts * matrix_depth, b += parts * part) {
-        first = multiply_group(a, b, of.word, first);
+      for (index group = 0; group < factors.groups;
+           ++group, a += parts * matrix_depth, b += parts * part) {
+        first = multiply_group(a, b, factors.word, first);
         for (const auto& [i, j] : others)
-          if (i + j < parts) other = multiply_group(a + i * matrix_depth, b + j * part, of.word, other);
+          if (i + j < parts)
+            other = multiply_group(a + i * matrix_depth, b + j * part, factors.word, other);
       }
       float* const to = sums + (r / matrix_rows * 2 * matrix_rows + r % matrix_rows) * matrix_units;
       store(to, first);
@@ -96,19 +99,19 @@ class MatrixUnit<true> {
 };
 
 struct AmxTiles {
-  // sums[row tile][panel tile][row][unit]. All 16 rows of a tile are read: memory must follow the last
-  // row, with any contents. The instructions take the numbers of tiles as literals: 0 to 3 are sums, 4
-  // and 5 rows, 6 and 7 panels.
+  // sums[row tile][panel tile][row][unit]. All 16 rows of a tile are read, so memory with any contents
+  // must follow the last row. The instructions take the numbers of tiles as literals: tiles 0 to 3 are
+  // sums, 4 and 5 are rows, 6 and 7 are panels.
   template <int rows, int panels>
-  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& of, int, float* sums) {
+  RNNFAST_INLINE static void multiply_tiles(const MatrixFactors& factors, int, float* sums) {
     __asm__ volatile("" ::: "memory");  // _tile_loadd names too little of what it reads
-    const index row_bytes = of.row * 2, word_bytes = of.word * 2;
-    const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b0 = of.b[0], *b1 = of.b[1];
+    const index row_bytes = factors.row * 2, word_bytes = factors.word * 2;
+    const Bfloat16 *a0 = factors.a[0], *a1 = factors.a[1], *b0 = factors.b[0], *b1 = factors.b[1];
     _tile_zero(0);
     if constexpr (panels > 1) _tile_zero(1);
     if constexpr (rows > 1) _tile_zero(2);
     if constexpr (rows > 1 && panels > 1) _tile_zero(3);
-    for (index group = 0; group < of.groups; ++group) {
+    for (index group = 0; group < factors.groups; ++group) {
       _tile_loadd(6, b0, word_bytes);
       _tile_loadd(4, a0, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -122,9 +125,9 @@ struct AmxTiles {
         if constexpr (panels > 1) _tile_dpbf16ps(3, 5, 7);
       }
       a0 += matrix_depth;
-      b0 += matrix_words * of.word;
+      b0 += matrix_words * factors.word;
       if constexpr (rows > 1) a1 += matrix_depth;
-      if constexpr (panels > 1) b1 += matrix_words * of.word;
+      if constexpr (panels > 1) b1 += matrix_words * factors.word;
     }
     constexpr int size = matrix_rows * matrix_units;
     _tile_stored(0, sums, matrix_units * 4);
@@ -133,22 +136,23 @@ struct AmxTiles {
     if constexpr (rows > 1 && panels > 1) _tile_stored(3, sums + 3 * size, matrix_units * 4);
   }
 
-  // sums[row tile][product of the first parts, all others][row][unit], of one panel whose numbers, as
-  // those of the rows, are in two or three parts. Tiles 0 and 2 are sums of the first parts' products,
-  // 1 and 3 of the others; 4 and 5 rows, 6 and 7 panels. The others follow one another in the order of
-  // `others`, above.
+  // sums[row tile][first parts or others][row][unit], of one panel. The numbers of rows and panel are
+  // in two or three parts. Tiles 0 and 2 sum the products of the first parts. Tiles 1 and 3 sum the
+  // other products, in the order of `others` in EmulatedTiles. Tiles 4 and 5 are rows, 6 and 7 are
+  // panels.
   template <int rows, int parts>
-  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& of, int, float* sums) {
+  RNNFAST_INLINE static void multiply_parts(const MatrixFactors& factors, int, float* sums) {
     __asm__ volatile("" ::: "memory");  // as above
-    const index row_bytes = of.row * 2, word_bytes = of.word * 2, part = matrix_words * of.word;
-    const Bfloat16 *a0 = of.a[0], *a1 = of.a[1], *b = of.b[0];
+    const index row_bytes = factors.row * 2, word_bytes = factors.word * 2,
+                part = matrix_words * factors.word;
+    const Bfloat16 *a0 = factors.a[0], *a1 = factors.a[1], *b = factors.b[0];
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (rows > 1) {
       _tile_zero(2);
       _tile_zero(3);
     }
-    for (index group = 0; group < of.groups; ++group) {
+    for (index group = 0; group < factors.groups; ++group) {
       _tile_loadd(6, b, word_bytes);
       _tile_loadd(4, a0, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
