@@ -4,11 +4,13 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import reference
 import rnnfast
 from peak_memory import peak
 from problems import Problem, forward_arrays
@@ -49,6 +51,29 @@ def test_a_block_is_recycled_and_a_live_one_is_not():
     third = memory(2)
     assert third.ctypes.data == address
     assert not np.shares_memory(third, second)
+
+
+@pytest.mark.numerics(dtype="bfloat16")
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_empty_batch_has_gradients_of_zero_whatever_the_memory_held(cell):
+    check_an_empty_batch(cell, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_empty_batch_of_wide_numbers(cell, dtype):
+    check_an_empty_batch(cell, dtype)
+
+
+def check_an_empty_batch(cell, dtype):
+    reference_cell = reference.CELLS[cell]
+    make = partial(getattr(rnnfast, reference_cell.layer), **dict(reference_cell.options), dtype=dtype)
+    larger = make(64, 64)  # its numbers stay in the kept memory
+    larger(torch.randn(5, 8, 64, dtype=dtype))[0].sum().backward()
+    empty = make(4, 5)
+    empty(torch.randn(3, 0, 4, dtype=dtype))[0].sum().backward()
+    for name, weight in empty.named_parameters():
+        assert weight.grad.count_nonzero() == 0, name
 
 
 def test_a_block_is_not_wasted_on_a_small_request():

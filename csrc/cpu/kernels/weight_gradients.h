@@ -224,7 +224,9 @@ class WeightGradients {
     const auto add_product = [&](bool from_zero, const Features& h, index row) {
       sum<window.width()>(team, dw_hh_[0], from_zero, h, gates(chunk, window, row), blocks_);
     };
-    if (h_) return add_product(first_chunk, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
+    // A copy of no rows has no memory, and its product still writes zeros.
+    if (in_pairs || h_)
+      return add_product(first_chunk, dense(h_, layer_.outputs, chunk.rows, layer_.outputs), 0);
     if constexpr (!in_pairs) {
       const Range steps = chunk.steps;
       const index begin = steps.begin > 0 ? steps.begin : 1;
