@@ -58,7 +58,8 @@ class Stack:
         y: Memory,
         saved: Memory,
         given: tuple[Memory | None, ...],  # dy, dh_n, dc_n, dcell_states
-        wanted: tuple[Any, ...],  # dx, dh0, dc0, dweights
+        # dx, dh0, dc0, dweights; float64 [layers * directions, T] for the norms of dL/dh_t and dL/dc_t
+        wanted: tuple[Any, ...],
         /,
     ) -> None: ...
     def pack(self, x: Memory, weights: list[Any], /) -> Packed: ...
@@ -69,6 +70,61 @@ class Block:
     """A buffer of uninitialised bytes."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def generate(
+    stack: Stack,
+    threads: int,
+    model: tuple[Any, ...],
+    state: tuple[Any, ...],
+    sampling: tuple[Any, ...],
+    uniforms: Any,
+    outputs: tuple[Any, ...],
+    /,
+) -> None:
+    """The loop of :func:`rnnfast.generate`, from the last output of the prompt on.
+
+    Args:
+        stack: of one direction.
+        threads: the most threads.
+        model: ``(weights, embedding, head_w, head_b)``: a list in torch's order, ``[V, I]`` or None for
+            one-hot inputs, ``[V, R]``, and ``[V]`` or None.
+        state: ``(y, h, c)``: ``[B, R]``, ``[L, B, R]``, and ``[L, B, H]`` or None. The last states
+            overwrite them.
+        sampling: ``(temperature, top_k, top_p, stop)``: top_k 0, top_p 1 and stop -1 mean none.
+        uniforms: float64 ``[steps, B]``.
+        outputs: ``(tokens, lengths, log_probs)``: int64 ``[B, steps]``, int64 ``[B]``, float64 ``[B]``.
+
+    Raises:
+        ValueError: a size or a number does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the scores are not numbers.
+    """
+
+def beam_search(
+    stack: Stack,
+    threads: int,
+    model: tuple[Any, ...],
+    state: tuple[Any, ...],
+    search: tuple[Any, ...],
+    outputs: tuple[Any, ...],
+    /,
+) -> None:
+    """The loop of :func:`rnnfast.beam_search`, from the last output of the prompt on.
+
+    Args:
+        stack: as for :func:`generate`.
+        threads: as for :func:`generate`.
+        model: as for :func:`generate`.
+        state: as for :func:`generate`; the states are only read.
+        search: ``(beams, stop, length_penalty)``.
+        outputs: ``(tokens, lengths, scores)``: int64 ``[B, beams, steps]``, int64 and float64
+            ``[B, beams]``.
+
+    Raises:
+        ValueError: as for :func:`generate`.
+        TypeError: as for :func:`generate`.
+        RuntimeError: as for :func:`generate`.
+    """
 
 def release_memory() -> None: ...
 def cells() -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import arrays
+    from . import arrays, init
     from .compilers import onnx
     from .convert import Report, accelerate, restore
+    from .generation import Beams, Generated, beam_search, generate
+    from .gradients import GradientFlow, gradient_flow
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .stack.packed_weights import frozen
 
@@ -18,23 +20,32 @@ if TYPE_CHECKING:
 _FROM_TORCH_MODULES = {
     **dict.fromkeys(("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"), "nn"),
     **dict.fromkeys(("Report", "accelerate", "restore"), "convert"),
+    **dict.fromkeys(("Beams", "Generated", "beam_search", "generate"), "generation"),
+    **dict.fromkeys(("GradientFlow", "gradient_flow"), "gradients"),
     "frozen": "stack.packed_weights",
 }
 
-_MODULES = {"arrays": ".arrays", "onnx": ".compilers.onnx"}
+_MODULES = {"arrays": ".arrays", "init": ".init", "onnx": ".compilers.onnx"}
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Beams",
     "GRUCell",
+    "Generated",
+    "GradientFlow",
     "LSTMCell",
     "RNNCell",
     "Report",
     "__version__",
     "accelerate",
     "arrays",
+    "beam_search",
     "frozen",
+    "generate",
+    "gradient_flow",
+    "init",
     "onnx",
     "restore",
 ]

@@ -111,7 +111,7 @@ class Forward:
         dweights = [None if w is None else np.empty_like(w, order="C") for w in weights]
         read = partial(_readable, dtype=self.y.dtype)
         grad_outputs = (read("dy", dy), read("dh_n", dh_n), read("dc_n", dc_n), None)
-        grad_inputs = (dx, dh_0, dc_0, dweights)
+        grad_inputs = (dx, dh_0, dc_0, dweights, None, None)
         stack.backward(threads, inputs, self.y, saved, grad_outputs, grad_inputs)
         w_ih, w_hh, b_ih, b_hh, w_hr = dweights if len(dweights) == 5 else (*dweights, None)
         return Gradients(dx, dh_0, dc_0, w_ih, w_hh, b_ih, b_hh, w_hr)  # type: ignore[arg-type]

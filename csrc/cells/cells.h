@@ -5,7 +5,8 @@
 // backward needs. A Window is a range of gates. The gates of the window `input` receive W_ih x. The
 // gates of the window `recurrent[s]` receive W_hh times the operand of stage s: h in stage 0, what
 // stage s - 1 returned in a later stage. `weight_block[gate]` is the block of H rows in torch's weights
-// that belongs to a gate. A gate outside `input` starts from its recurrent bias alone.
+// that belongs to a gate, and `block_names` has a letter for each block. A gate outside `input` starts
+// from its recurrent bias alone.
 //
 //   template <int stage, class V>
 //   static V forward(V* s, V h, V c);
@@ -20,6 +21,11 @@
 //     not come through the products; the last stage sets it or leaves it zero, the other stages add to
 //     it. dc: before the call, the gradient of c after the step; after the call, that of c before the
 //     step.
+//
+//   template <class V>
+//   static V cell_gradient(const V* s, V grad, V dc);
+//     Only cells with a cell state: the whole gradient of c after the step, from the arguments of
+//     backward. `dc` is the part that does not come through the step's output.
 //
 //   template <class V>
 //   static V operand(const V* s, V h);
@@ -56,6 +62,7 @@ consteval CellInfo info_of() {
                 Cell::cell_state >= 0,
                 Cell::projects,
                 {},
+                Cell::block_names,
                 {Cell::input.begin, Cell::input.end},
                 {},
                 0,

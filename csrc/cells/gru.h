@@ -15,6 +15,7 @@ struct Gru {
   enum Slot { n, r, z, un, slots };  // a_n first and u_n last: both windows are without gaps
   static constexpr int gates = 4, stages = 1, weight_blocks = 3;
   static constexpr int weight_block[gates] = {2, 0, 1, 2};
+  static constexpr const char* block_names = "rzn";
   static constexpr Window input{n, z + 1}, recurrent[stages] = {{r, un + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;
@@ -44,6 +45,7 @@ struct GruOriginal {
   enum Slot { r, z, n, slots };
   static constexpr int gates = 3, stages = 2, weight_blocks = 3;
   static constexpr int weight_block[gates] = {0, 1, 2};
+  static constexpr const char* block_names = "rzn";
   static constexpr Window input{r, n + 1}, recurrent[stages] = {{r, z + 1}, {n, n + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;

@@ -29,6 +29,7 @@ struct CellInfo {
   int stages;         // dependent products with the recurrent weights in a step
   bool cell_state, projects;
   int weight_block[most_gates];
+  const char* block_names;  // a letter for each gate block
   Gates input, recurrent[most_stages];
   int widest;  // the most gates that one stage's product feeds
   Onnx onnx;

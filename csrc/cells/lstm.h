@@ -14,6 +14,7 @@ struct Lstm {
   enum Slot { i, f, g, o, c1, slots };
   static constexpr int gates = 4, stages = 1, weight_blocks = 4;
   static constexpr int weight_block[gates] = {0, 1, 2, 3};
+  static constexpr const char* block_names = "ifgo";
   static constexpr Window input{i, o + 1}, recurrent[stages] = {{i, o + 1}};
   static constexpr int cell_state = c1;
   static constexpr bool projects = true;
@@ -34,10 +35,16 @@ struct Lstm {
     return s[o] * tanh(s[c1]);
   }
 
+  template <class V>
+  static RNNFAST_INLINE V cell_gradient(const V* s, V grad, V dc) {
+    const V tc = tanh(s[c1]);
+    return fma(grad * s[o], splat<V>(1) - tc * tc, dc);
+  }
+
   template <int stage, class V>
   static RNNFAST_INLINE void backward(const V* s, V, V c, V grad, V* d, V&, V& dc) {
     const V one = splat<V>(1), tc = tanh(s[c1]);
-    const V dc1 = fma(grad * s[o], one - tc * tc, dc);
+    const V dc1 = cell_gradient(s, grad, dc);
     d[i] = dc1 * s[g] * s[i] * (one - s[i]);
     d[f] = dc1 * c * s[f] * (one - s[f]);
     d[g] = dc1 * s[i] * (one - s[g] * s[g]);

@@ -14,6 +14,7 @@ struct LstmCoupled {
   enum Slot { f, g, o, c1, slots };
   static constexpr int gates = 3, stages = 1, weight_blocks = 3;
   static constexpr int weight_block[gates] = {0, 1, 2};
+  static constexpr const char* block_names = "fgo";
   static constexpr Window input{f, o + 1}, recurrent[stages] = {{f, o + 1}};
   static constexpr int cell_state = c1;
   static constexpr bool projects = true;
@@ -33,10 +34,16 @@ struct LstmCoupled {
     return s[o] * tanh(s[c1]);
   }
 
+  template <class V>
+  static RNNFAST_INLINE V cell_gradient(const V* s, V grad, V dc) {
+    const V tc = tanh(s[c1]);
+    return fma(grad * s[o], splat<V>(1) - tc * tc, dc);
+  }
+
   template <int stage, class V>
   static RNNFAST_INLINE void backward(const V* s, V, V c, V grad, V* d, V&, V& dc) {
     const V one = splat<V>(1), tc = tanh(s[c1]);
-    const V dc1 = fma(grad * s[o], one - tc * tc, dc);
+    const V dc1 = cell_gradient(s, grad, dc);
     d[f] = dc1 * (c - s[g]) * s[f] * (one - s[f]);
     d[g] = dc1 * (one - s[f]) * (one - s[g] * s[g]);
     d[o] = grad * tc * s[o] * (one - s[o]);

@@ -11,6 +11,7 @@ struct Rnn {
   enum Slot { h1, slots };
   static constexpr int gates = 1, stages = 1, weight_blocks = 1;
   static constexpr int weight_block[gates] = {0};
+  static constexpr const char* block_names = "h";
   static constexpr Window input{h1, h1 + 1}, recurrent[stages] = {{h1, h1 + 1}};
   static constexpr int cell_state = -1;
   static constexpr bool projects = false;

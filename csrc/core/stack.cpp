@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "core/gradient_norms.h"
 #include "core/padding.h"
 #include "cpu/memory.h"
 #include "cpu/run.h"
@@ -54,6 +55,11 @@ void GradientViews::check(const Call& call) const {
   call.check_cell_states(check, dcell_states);
   call.check_states(check, dh0, dc0);
   call.check_weights(check, weights);
+  for (const View* norms : {&dh_norms, &dc_norms})
+    if (*norms) require_dense(*norms, Dtype::float64, {call.all_directions, call.steps});
+  if (dc_norms && !dh_norms) throw std::invalid_argument("dc_norms needs dh_norms");
+  if (dc_norms && !call.info.cell_state)
+    throw std::invalid_argument(std::string("the cell ") + call.info.name + " has no cell states");
 }
 
 namespace {
@@ -130,7 +136,7 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
     return grads.weights[static_cast<std::size_t>(k * directions + d)];
   };
   int lowest = 0;  // the lowest layer of which a gradient is wanted
-  if (!grads.dx && !grads.dh0 && !grads.dc0)
+  if (!grads.dx && !grads.dh0 && !grads.dc0 && !grads.dh_norms)
     while (lowest < layers && !weight_grads(lowest, 0).any() &&
            !weight_grads(lowest, directions - 1).any())
       ++lowest;
@@ -149,6 +155,7 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
   if (directions == 1 && LayerBuffers<T>::is_small(call, layers - lowest))
     plan = wavefront(call.stack.cell, jobs.data(), layers - lowest, true, threads);
   LayerBuffers<T> buffers(call, static_cast<bool>(plan));
+  GradientNorms<T> norms(call, grads.dh_norms, grads.dc_norms);
   std::vector<Gradients<T>> job_grads(jobs.size());
   Sequence<const T> dy = call.sequence<const T>(grads.dy);
   for (int k = layers - 1; k >= lowest; --k) {
@@ -179,13 +186,16 @@ void run_back(const Call& call, const View& y, const View& saved, const Gradient
                         matrix<T>(w.w_hh),
                         vector<T>(w.b_ih),
                         vector<T>(w.b_hh),
-                        matrix<T>(w.w_hr)};
+                        matrix<T>(w.w_hr),
+                        norms.h_squares(number),
+                        norms.c_squares(number)};
     }
     if (!plan)
       run_backward(call.stack.cell, &jobs[first_job], &job_grads[first_job], directions, threads);
     dy = {dx.data, dx.step, dx.row};
   }
   if (plan) run_backward(call.stack.cell, plan, jobs.data(), job_grads.data(), layers - lowest);
+  norms.write();
 }
 
 template <class T>

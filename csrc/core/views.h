@@ -67,6 +67,19 @@ inline void require(const View& view) {
   if (!view) throw WrongType(std::string(view.name()) + " must not be None");
 }
 
+// Throws where a tensor is not in memory without gaps.
+inline void require_dense(const View& view, Dtype dtype, std::initializer_list<index> shape) {
+  require(view);
+  if (view.dtype() != dtype)
+    throw WrongType(std::string(view.name()) + " has the wrong dtype " + view.dtype_name());
+  view.require_shape(shape);
+  index count = 1, stride = 1;
+  for (const index size : shape) count *= size;
+  for (int dim = view.dims() - 1; count > 0 && dim >= 0; stride *= view.size(dim--))
+    if (view.size(dim) > 1 && view.stride(dim) != stride)
+      throw std::invalid_argument(std::string(view.name()) + " is not contiguous");
+}
+
 template <class T>
 T* vector(const View& view) {
   return static_cast<T*>(view.data());

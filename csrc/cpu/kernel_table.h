@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells/info.h"
+#include "core/head.h"
 #include "core/layer.h"
 #include "core/team.h"
 
@@ -19,6 +20,20 @@ struct CellKernels {
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
 };
 
+// See kernels/head.h.
+template <class T>
+struct HeadKernels {
+  index (*packed_bytes)(const Head<T>&);
+  index (*width)(const Head<T>&);  // of a row of scores
+  void (*pack)(const Head<T>&);
+  index (*scratch)(const Head<T>&);  // bytes, for each part of the product
+  void (*multiply)(const Head<T>&, int part, int parts, void* scratch);
+  Real<T> (*highest)(const Real<T>* scores, index width);
+  Real<T> (*weigh)(const Real<T>* scores, index width, Real<T> highest, Real<T> scale,
+                   Real<T>* weights);
+  index (*find)(const Real<T>* weights, index width, Real<T> target);
+};
+
 // The kernels of one number type. Null where an instruction set has none of its own.
 template <class T>
 struct NumberKernels {
@@ -26,7 +41,8 @@ struct NumberKernels {
   // Runs independent multiply-adds for `rounds` rounds, in registers, or on tiles of the matrix unit.
   // Returns the number of operations.
   double (*peak)(long rounds);
-  int matrix_rows;  // rows that the matrix unit multiplies at once; 0: products run on vectors
+  int matrix_rows;      // rows that the matrix unit multiplies at once; 0: products run on vectors
+  HeadKernels<T> head;  // null for float32 in parts
 };
 
 struct Kernels {

@@ -10,6 +10,7 @@
 #include "cpu/memory.h"
 #include "cpu/run.h"
 #include "cpu/threads.h"
+#include "python/generate.h"
 #include "python/stack.h"
 #include "python/tensor.h"
 
@@ -54,6 +55,7 @@ py::list cells() {
     cell["name"] = info.name;
     cell["gates"] = info.gates;
     cell["weight_blocks"] = info.weight_blocks;
+    cell["block_names"] = info.block_names;
     cell["weight_block"] = tuple_of(info.weight_block, info.gates, [](int block) { return block; });
     cell["input"] = range(info.input);
     cell["recurrent"] = tuple_of(info.recurrent, info.stages, range);
@@ -166,9 +168,10 @@ void forward_stack(const Stack& stack, int threads, const py::tuple& inputs, con
 void backward_stack(const Stack& stack, int threads, const py::tuple& inputs, py::handle y,
                     py::handle saved, const py::tuple& output_grads, const py::tuple& input_grads) {
   const auto [dy, dh_n, dc_n, dcell_states] = entries<4>(output_grads, "the gradients of the outputs");
-  const auto [dx, dh0, dc0, dweights] = entries<4>(input_grads, "the gradients of the inputs");
+  const auto [dx, dh0, dc0, dweights, dh_norms, dc_norms] =
+      entries<6>(input_grads, "the gradients of the inputs");
   stack.backward(threads, inputs_of(inputs), y, saved, {dy, dh_n, dc_n, dcell_states},
-                 {dx, dh0, dc0, weights_of(dweights)});
+                 {dx, dh0, dc0, weights_of(dweights), dh_norms, dc_norms});
 }
 
 py::object call(const Stack& stack, PyObject* const* arguments, Py_ssize_t count) {
@@ -265,6 +268,7 @@ PYBIND11_MODULE(_C, m) {
       .def("new_saved", &new_saved);
   add_method<Stack, call>(stack, "call");
   add_method<Stack, call_module>(stack, "call_module");
+  add_generate(m);
   m.def("release_memory", &release_memory);
   m.def("cells", &cells);
   m.def("isa", [] { return std::string(kernels().name); });

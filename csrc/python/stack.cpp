@@ -125,15 +125,19 @@ struct GradientTensors {
         dx(input_grads.x, "dx", true),
         dh0(input_grads.h0, "dh0", true),
         dc0(input_grads.c0, "dc0", true),
-        weights(weight_tensors(stack, input_grads.weights, true)) {}
+        weights(weight_tensors(stack, input_grads.weights, true)),
+        dh_norms(input_grads.h_norms, "dh_norms", true),
+        dc_norms(input_grads.c_norms, "dc_norms", true) {}
 
   GradientViews views() const {
-    return {dy, dh_n, dc_n, dcell_states, dx, dh0, dc0, all_weights(stack, weights)};
+    return {dy,       dh_n,    dc_n, dcell_states, dx, dh0, dc0, all_weights(stack, weights),
+            dh_norms, dc_norms};
   }
 
   const Description& stack;
   Tensor dy, dh_n, dc_n, dcell_states, dx, dh0, dc0;
   std::vector<Tensor> weights;
+  Tensor dh_norms, dc_norms;
 };
 
 void run(const Call& call, const OutputTensors& outputs, const Packed* packed, int threads) {

@@ -31,6 +31,7 @@ struct GradientsOfOutputs {
 struct GradientsOfInputs {
   pybind11::handle x, h0, c0;
   pybind11::list weights;
+  pybind11::handle h_norms, c_norms;  // GradientViews::dh_norms and dc_norms
 };
 
 // The packed weights of a stack, for calls without gradients while the weights do not change.
@@ -64,6 +65,8 @@ using Saved = std::unique_ptr<Memory, FreeSaved>;
 class Stack {
  public:
   explicit Stack(const Description& description);
+
+  const Description& description() const { return description_; }
 
   // Raises ValueError for wrong shapes and TypeError for wrong dtypes.
   void forward(int threads, const Inputs& inputs, const WrittenTensors& outputs) const;

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, ops, reference
+from . import checks, flow, ops, reference
 from .config import Inputs, Outputs, StackConfig
 
 
@@ -75,9 +75,12 @@ class _Stack(torch.autograd.Function):
             outputs = ops.forward(config, inputs, save=True)
             assert outputs is not None
             y, saved = outputs.y, outputs.saved
-        grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted)
+        norms = flow.new_norms(config, inputs) if flow.RECORDERS else (None, None)
+        grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted, norms)
         if grad_inputs is None:
             return (*no_grads, *differentiable(config, inputs, grads, wanted))
+        if norms[0] is not None:
+            flow.record(config, inputs, norms)
         return (*no_grads, *grad_inputs)
 
 

@@ -26,6 +26,7 @@ class Cell(NamedTuple):
     gates: int  # number of gates; csrc/cells/cells.h explains gates, blocks and windows
     weight_blocks: int  # G: a weight has G * H rows
     weight_block: tuple[int, ...]  # for each gate its block of rows in the weights
+    block_names: str  # a letter for each block: of an LSTM "ifgo"
     input: tuple[int, int]  # the gates that W_ih feeds: the first, and one past the last
     recurrent: tuple[tuple[int, int], ...]  # for each stage the gates that W_hh feeds
     stages: int  # number of dependent products with recurrent weights in a step

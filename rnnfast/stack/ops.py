@@ -20,6 +20,7 @@ __all__ = [
     "pack",
     "rows",
     "saved_bytes_of_a_row",
+    "stack_of",
     "takes",
     "why_not",
 ]
@@ -35,6 +36,11 @@ class _Stacks(dict[StackConfig, Any]):
 
 
 _STACKS = _Stacks()
+
+
+def stack_of(config: StackConfig) -> Any:
+    """The extension's object of a configuration."""
+    return _STACKS[config]
 
 
 def rows(t: Tensor | None) -> Tensor | None:
@@ -157,11 +163,14 @@ def backward(
     saved: Tensor,
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
+    norms: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> list[Tensor | None] | None:
     """The gradients of the ``inputs.tensors`` that are ``wanted``; None for the other tensors.
 
-    ``grads`` are the gradients of y, h_n, c_n and the cell states; None means zeros. Returns None
-    instead of a list if no kernel can run backward: on CUDA, if settings changed after forward.
+    ``grads`` are the gradients of y, h_n, c_n and the cell states; None means zeros. ``norms`` are
+    float64 ``[layers * directions, T]`` and receive the norms of dL/dh_t and dL/dc_t at every step, on
+    the CPU; None is not wanted. Returns None instead of a list if no kernel can run backward: on CUDA,
+    if settings changed after forward.
     """
     if y.is_cuda:
         return cuda.backward(config, inputs, y, saved, grads, wanted)
@@ -172,7 +181,7 @@ def backward(
         for t, is_wanted in zip(inputs.tensors, wanted, strict=True)
     ]
     grad_outputs = tuple(map(rows, grads))
-    grad_inputs = (*gradients[:3], gradients[3:])
+    grad_inputs = (*gradients[:3], gradients[3:], *norms)
     stack, threads = _STACKS[config], torch.get_num_threads()
     try:
         stack.backward(threads, inputs, y, saved, grad_outputs, grad_inputs)

@@ -362,10 +362,10 @@ def test_bundles_of_inputs_that_are_none(inputs, message):
     with pytest.raises(TypeError, match=message):
         stack.forward(1, inputs, left)
     with pytest.raises(TypeError, match=message):
-        stack.backward(1, inputs, y, y, (None,) * 4, (None, None, None, [None, None]))
+        stack.backward(1, inputs, y, y, (None,) * 4, (*(None,) * 3, [None, None], *(None,) * 2))
     with pytest.raises(TypeError, match="outputs has 4 entries; expected 5"):
         stack.forward(1, right, left[:4])
-    with pytest.raises(TypeError, match="gradients of the inputs has 3 entries; expected 4"):
-        stack.backward(1, right, y, y, (None,) * 4, (None,) * 3)
+    with pytest.raises(TypeError, match="gradients of the inputs has 5 entries; expected 6"):
+        stack.backward(1, right, y, y, (None,) * 4, (None,) * 5)
     with pytest.raises(TypeError, match="incompatible constructor arguments"):
         _C.Stack(2)

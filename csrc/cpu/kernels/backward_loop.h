@@ -161,6 +161,7 @@ class BackwardLoop {
       product({chunk_.p_at(0, step_row), rows_ * L, outputs_, Plain::window}, panels_.projection, t,
               rows, part.blocks, dq_, true);
     }
+    if (grads_.h_squares.data) record(t, step_row, rows, part);
     apply_all<last>(t, step_row, rows, part.blocks);
     if constexpr (last > 0) {
       gate_product<last>(t, step_row, rows, part.blocks, dq_, true);
@@ -196,6 +197,48 @@ class BackwardLoop {
       if (!state_.resets(t, b)) continue;
       clear(dh_, part.outputs, b);
       if (Cell::cell_state >= 0) clear(dc_, part.blocks, b);
+    }
+  }
+
+  // Writes the squares of the gradients of the step's h and c, before the formula replaces them.
+  void record(index t, index step_row, Rows rows, Part part) {
+    const auto sum_of_squares = [](Vector<T> v, index units) {
+      if (units < L) v = first_lanes<T>(v, units);
+      v *= v;
+      Real<T> sum = 0;
+      for (int lane = 0; lane < L; ++lane) sum += v[lane];
+      return sum;
+    };
+    const Slots<Cell, T> slots = state_.slots(t);
+    for (index r = 0; r < rows.size(); ++r) {
+      const index b = rows[r];
+      const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
+      const auto at = [&](const Real<T>* grads, index block) {
+        return load(grads + (block * layer_.batch + b) * L);
+      };
+      // The gradient of the step's output, where h is not projected.
+      const auto output_gradient = [&](index block) {
+        const Vector<T> dh = at(dh_, block);
+        return dy ? dh + load_some(dy + block * L, layer_.outputs - block * L) : dh;
+      };
+      Real<T>* const h_squares = state_.row(grads_.h_squares, t, b);
+      for (index block = part.outputs.begin; block < part.outputs.end; ++block) {
+        const Vector<T> dh = is_projected<Cell>(layer_) ? load<T>(chunk_.p_at(block, step_row + b))
+                                                        : output_gradient(block);
+        h_squares[block] = sum_of_squares(dh, layer_.outputs - block * L);
+      }
+      if constexpr (Cell::cell_state >= 0) {
+        if (!grads_.c_squares.data) continue;
+        Real<T>* const c_squares = state_.row(grads_.c_squares, t, b);
+        for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
+          Vector<T> v[Cell::slots];
+          for (int slot = 0; slot < Cell::slots; ++slot)
+            v[slot] = load(static_cast<const Real<T>*>(slots.at(block, b)) + slot * L);
+          const Vector<T> grad = is_projected<Cell>(layer_) ? at(dq_, block) : output_gradient(block);
+          c_squares[block] =
+              sum_of_squares(Cell::cell_gradient(v, grad, at(dc_, block)), layer_.hidden - block * L);
+        }
+      }
     }
   }
 

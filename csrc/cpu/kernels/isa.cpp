@@ -4,6 +4,7 @@
 
 #include "cpu/kernels/backward.h"
 #include "cpu/kernels/forward.h"
+#include "cpu/kernels/head.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 namespace {
@@ -53,6 +54,21 @@ const CellKernels<Stored<T>>* kernels_of(CellList<Cell...>) {
   static constexpr CellKernels<Stored<T>> table[] = {Entry<Cell, T>::kernels...};
   return table;
 }
+
+template <class T>
+struct HeadEntry {
+  static index packed_bytes(const Head<T>& head) { return HeadProduct<T>(head).packed_bytes(); }
+  static index width(const Head<T>& head) { return HeadProduct<T>(head).width(); }
+  static void pack(const Head<T>& head) { HeadProduct<T>(head).pack(); }
+  static index scratch(const Head<T>& head) { return HeadProduct<T>(head).scratch(); }
+  static void multiply(const Head<T>& head, int part, int parts, void* scratch) {
+    HeadProduct<T>(head).multiply(part, parts, scratch);
+  }
+
+  static constexpr HeadKernels<T> kernels = {&packed_bytes,   &width,        &pack,
+                                             &scratch,        &multiply,     &highest<Real<T>>,
+                                             &weigh<Real<T>>, &find<Real<T>>};
+};
 
 template <class... Cell>
 const CellInfo* info_of_all(CellList<Cell...>) {
@@ -149,7 +165,8 @@ enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4, in_parts_bi
 template <class T, NumberBit bit>
 constexpr NumberKernels<T> numbers() {
   if constexpr (RNNFAST_NUMBERS & bit)
-    return {kernels_of<T>(Cells{}), &peak<T>, on_matrix_unit<T> ? matrix_rows : 0};
+    return {kernels_of<T>(Cells{}), &peak<T>, on_matrix_unit<T> ? matrix_rows : 0,
+            HeadEntry<T>::kernels};
   else
     return {};
 }
@@ -157,7 +174,7 @@ constexpr NumberKernels<T> numbers() {
 template <int parts>
 constexpr NumberKernels<float> in_parts() {
   if constexpr (matrix_unit != Unit::NONE && (RNNFAST_NUMBERS & in_parts_bit))
-    return {kernels_of<InParts<parts>>(Cells{}), &matrix_peak, matrix_rows};
+    return {kernels_of<InParts<parts>>(Cells{}), &matrix_peak, matrix_rows, {}};
   else
     return {};
 }

@@ -1,0 +1,135 @@
+#include "core/generate.h"
+
+#include <cmath>
+#include <functional>
+
+namespace rnnfast {
+namespace {
+
+// The smallest weight that stays where only the likeliest do.
+template <class R>
+R least_weight(const R* weights, index classes, index top_k, double top_p) {
+  static thread_local std::vector<R> sorted;
+  sorted.assign(weights, weights + classes);
+  auto begin = sorted.begin(), end = sorted.end();
+  R least = 0;
+  if (top_k > 0 && top_k < classes) {
+    std::nth_element(begin, begin + (top_k - 1), end, std::greater<>());
+    least = begin[top_k - 1];
+    end = std::partition(begin, end, [&](R weight) { return weight >= least; });
+  }
+  if (top_p >= 1) return least;
+  double total = 0, sum = 0;
+  for (auto weight = begin; weight != end; ++weight) total += static_cast<double>(*weight);
+  // Sorts only as many as are needed: 64, then four times as many.
+  for (index count = 64;; count *= 4) {
+    const auto middle = end - begin > count ? begin + count : end;
+    if (middle != end) std::nth_element(begin, middle, end, std::greater<>());
+    std::sort(begin, middle, std::greater<>());
+    for (; begin != middle; ++begin)
+      if ((sum += static_cast<double>(*begin)) >= top_p * total) return *begin;
+    if (begin == end) return least;
+  }
+}
+
+struct Draw {
+  std::int64_t token;
+  double log_prob;  // NaN where the scores are not numbers
+};
+
+template <class T>
+Draw draw(const Scores<T>& scores, index row, index classes, const Sampling& sampling, double uniform) {
+  using R = Real<T>;
+  const auto [highest, log_sum] = scores.normalizer(row);
+  const R* const score = scores.row(row);
+  index token = 0;
+  if (sampling.temperature == 0) {
+    while (token + 1 < classes && score[token] != highest) ++token;
+  } else {
+    R* const weights = scores.weights(row);
+    const auto scale = static_cast<R>(1 / sampling.temperature);
+    R sum = scores.kernel().weigh(score, scores.width(), highest, scale, weights);
+    if (sampling.top_k > 0 || sampling.top_p < 1) {
+      const R least = least_weight(weights, classes, sampling.top_k, sampling.top_p);
+      sum = 0;
+      for (index k = 0; k < classes; ++k) sum += weights[k] = weights[k] >= least ? weights[k] : 0;
+    }
+    const auto target = static_cast<R>(uniform * static_cast<double>(sum));
+    token = scores.kernel().find(weights, scores.width(), target);
+  }
+  return {token, static_cast<double>(score[token]) - static_cast<double>(highest) - log_sum};
+}
+
+template <class T>
+void generate_with(const LanguageModel& model, const Sampling& sampling, const ModelState& state,
+                   const View& uniforms, const Generated& out, int threads, Pauses pause) {
+  const index batch = out.tokens.size(0), steps = out.tokens.size(1);
+  Steps<T> stack(model, batch, threads);
+  stack.check(state, batch);
+  if (batch == 0 || steps == 0) return;
+  stack.read(state, 1);
+  Scores<T> scores(model, stack.y(), batch, threads);
+  const index classes = stack.classes();
+  auto* const tokens = vector<std::int64_t>(out.tokens);
+  auto* const lengths = vector<std::int64_t>(out.lengths);
+  auto* const log_probs = vector<double>(out.log_probs);
+  const auto* const uniform = vector<const double>(uniforms);
+  std::vector<std::int64_t> latest(static_cast<std::size_t>(batch), 0), running(latest.size(), 1);
+  std::fill_n(lengths, batch, steps);
+  std::fill_n(log_probs, batch, 0.0);
+  const double seconds = static_cast<double>(batch * scores.width()) * seconds_a_score;
+  for (index t = 0; t < steps; ++t) {
+    scores.run();
+    for_rows(batch, seconds, threads, [&](index b) {
+      const auto row = static_cast<std::size_t>(b);
+      if (!running[row]) {
+        tokens[b * steps + t] = sampling.stop;
+        return;
+      }
+      const Draw drawn = draw(scores, b, classes, sampling, uniform[t * batch + b]);
+      tokens[b * steps + t] = latest[row] = drawn.token;
+      log_probs[b] += drawn.log_prob;
+    });
+    bool ended = false, all_ended = true;
+    for (index b = 0; b < batch; ++b) {
+      std::int64_t& is_running = running[static_cast<std::size_t>(b)];
+      if (is_running && std::isnan(log_probs[b])) throw BadScores(b, t);
+      if (is_running && latest[static_cast<std::size_t>(b)] == sampling.stop) {
+        is_running = 0;
+        lengths[b] = t + 1;
+      }
+      ended = ended || !is_running;
+      all_ended = all_ended && !is_running;
+    }
+    if (all_ended)
+      for (index b = 0; b < batch; ++b)
+        std::fill_n(tokens + b * steps + t + 1, steps - t - 1, sampling.stop);
+    if (all_ended || t + 1 == steps) break;
+    stack.step(latest.data(), ended ? running.data() : nullptr);
+    pause();
+  }
+  stack.write(state);
+}
+
+}  // namespace
+
+void generate(const LanguageModel& model, const Sampling& sampling, const ModelState& state,
+              const View& uniforms, const Generated& out, int threads,
+              const std::function<void()>& pause) {
+  if (out.tokens.dims() != 2) throw std::invalid_argument("tokens is not [B, steps]");
+  const index batch = out.tokens.size(0), steps = out.tokens.size(1);
+  require_dense(out.tokens, Dtype::int64, {batch, steps});
+  require_dense(out.lengths, Dtype::int64, {batch});
+  require_dense(out.log_probs, Dtype::float64, {batch});
+  require_dense(uniforms, Dtype::float64, {steps, batch});
+  if (!(sampling.temperature >= 0))
+    throw std::invalid_argument("temperature is " + std::to_string(sampling.temperature) +
+                                "; expected at least 0");
+  if (sampling.top_k < 0 || !(sampling.top_p > 0))
+    throw std::invalid_argument("top_k must be at least 1, and top_p must be above 0");
+  with_numbers(state.y.dtype(), [&](auto number) {
+    generate_with<decltype(number)>(model, sampling, state, uniforms, out, threads, Pauses(pause));
+  });
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,149 @@
+"""gradient_flow(model): how large the gradients of the states are at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from .stack import flow
+from .stack.config import Inputs, StackConfig
+
+__all__ = ["GradientFlow", "Record", "Row", "gradient_flow"]
+
+
+class Record(NamedTuple):
+    """What one backward call of one module recorded."""
+
+    #: The module's name in the model; "" for the model itself.
+    module: str
+    #: The first layer; 0, but where each layer runs alone, as with dropout.
+    first_layer: int
+    #: float64 ``[layers, directions, T]``: the norm of dL/dh_t over the batch and the units.
+    h: torch.Tensor
+    #: The same of dL/dc_t; None for cells without a cell state.
+    c: torch.Tensor | None
+
+
+class Row(NamedTuple):
+    """One line of :meth:`GradientFlow.table`."""
+
+    module: str
+    call: int  # which backward call of the module, in the order of backward
+    layer: int
+    direction: int  # 1: the reverse direction
+    step: int
+    h: float
+    c: float | None
+
+
+class GradientFlow:
+    """The norms of dL/dh_t and dL/dc_t at every step, of every layer and direction."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        #: The backward calls, in the order in which they ran.
+        self.records: list[Record] = []
+        self._places: dict[int, tuple[str, int]] = {}  # from the address of W_hh
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
+                continue
+            for parameter, weight in module.named_parameters(recurse=False):
+                if parameter.startswith("weight_hh") and not parameter.endswith("reverse"):
+                    layer = parameter.partition("_l")[2]
+                    self._places[weight.data_ptr()] = (name, int(layer or 0))
+
+    def add(self, config: StackConfig, inputs: Inputs, norms: flow.Norms) -> None:
+        """Take the norms of one backward call; calls of other models are left out."""
+        place = self._places.get(inputs.weights[1].data_ptr())
+        if place is None:
+            return
+        shape = (config.layers, config.directions, -1)
+        h, c = (n if n is None else n.view(shape) for n in norms)
+        assert h is not None
+        self.records.append(Record(*place, h, c))
+
+    def table(self) -> list[Row]:
+        """All norms as rows, for example for ``pandas.DataFrame``."""
+        rows, calls = [], dict[tuple[str, int], int]()
+        for record in self.records:
+            key = (record.module, record.first_layer)
+            call = calls[key] = calls.get(key, -1) + 1
+            layers, directions, steps = record.h.shape
+            for layer in range(layers):
+                for direction in range(directions):
+                    for step in range(steps):
+                        place = (layer, direction, step)
+                        c = None if record.c is None else record.c[place].item()
+                        number = record.first_layer + layer
+                        norms = (record.h[place].item(), c)
+                        rows.append(Row(record.module, call, number, direction, step, *norms))
+        return rows
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the norms over the steps, on a logarithmic axis; needs matplotlib.
+
+        Args:
+            axes: matplotlib's axes; None makes a figure of its own.
+
+        Returns:
+            The axes.
+
+        """
+        if axes is None:
+            import matplotlib.pyplot as plt
+
+            _, axes = plt.subplots(layout="constrained")
+        for record in self.records:
+            layers, directions, steps = record.h.shape
+            for layer in range(layers):
+                for direction in range(directions):
+                    name = f"{record.module or 'model'}, layer {record.first_layer + layer}"
+                    name += ", reverse" if direction else ""
+                    for state, norms, style in (("h", record.h, "-"), ("c", record.c, ":")):
+                        if norms is not None:
+                            label, y = f"{name}: {state}", norms[layer, direction]
+                            axes.plot(range(steps), y, style, label=label)
+        axes.set(yscale="log", xlabel="step t", ylabel="norm of the loss's gradient at step t")
+        axes.legend()
+        return axes
+
+
+@contextmanager
+def gradient_flow(model: torch.nn.Module) -> Iterator[GradientFlow]:
+    """Record how large the gradients of the states are, while an ordinary backward runs.
+
+    dL/dh_t is the gradient of the loss with respect to the output h of step t, by all paths: the step's
+    own output and all later steps. dL/dc_t is that of the cell state. The norm is over the batch and
+    the units. Where it falls as t goes back, gradients vanish (Bengio, Simard and Frasconi 1994); where
+    it grows, they explode (Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063).
+
+    The kernels record the norms in their own pass. Forward may run before the context::
+
+        loss = criterion(model(x), target)
+        with rnnfast.gradient_flow(model) as flow:
+            loss.backward()
+        flow.plot()
+
+    Steps past a row's length count as zero. A reset stops the gradient. In autocast the weights are
+    copies of the model's, so the backward of a model under autocast is not recorded.
+
+    Args:
+        model: any module with rnnfast's layers or cells in it.
+
+    Raises:
+        RuntimeError: at the end of the context, if no backward call was recorded.
+
+    """
+    recorder = GradientFlow(model)
+    flow.RECORDERS.append(recorder)
+    try:
+        yield recorder
+    finally:
+        flow.RECORDERS.remove(recorder)
+    if not recorder.records:
+        raise RuntimeError(
+            "gradient_flow recorded nothing: no backward of an rnnfast module on the CPU ran in the "
+            "context. Modules of torch.nn, autocast, create_graph=True and CUDA are not recorded."
+        )

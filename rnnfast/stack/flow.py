@@ -1,0 +1,45 @@
+"""Who wants to know the norms of the states' gradients, and what backward tells them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .config import Inputs, StackConfig
+
+__all__ = ["RECORDERS", "Norms", "Recorder", "new_norms", "record"]
+
+#: dL/dh_t and dL/dc_t, ``[layers * directions, T]`` each; None for cells without a cell state.
+Norms = tuple[Tensor | None, Tensor | None]
+
+
+class Recorder(Protocol):
+    """An open context of :func:`rnnfast.gradient_flow`."""
+
+    def add(self, config: StackConfig, inputs: Inputs, norms: Norms) -> None:
+        """Take the norms of one backward call."""
+
+
+#: The open contexts.
+RECORDERS: list[Recorder] = []
+
+
+def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
+    """Memory for the norms of a call, which the kernels write; None where they do not."""
+    if inputs.x.is_cuda:
+        return None, None
+    if inputs.is_packed:
+        steps = len(inputs.sizes)  # type: ignore[arg-type]
+    else:
+        steps = 1 if inputs.is_step else inputs.x.size(1 if config.batch_first else 0)
+    shape = (config.layers * config.directions, steps)
+    h, c = (torch.zeros(shape, dtype=torch.float64, device="cpu") for _ in range(2))
+    return h, c if config.has_c else None
+
+
+def record(config: StackConfig, inputs: Inputs, norms: Norms) -> None:
+    """Tell all open contexts."""
+    for recorder in tuple(RECORDERS):
+        recorder.add(config, inputs, norms)

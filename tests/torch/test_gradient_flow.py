@@ -1,0 +1,216 @@
+"""gradient_flow against autograd on a loop over single steps in float64."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pytest
+import torch
+from torch import nn
+
+import rnnfast
+from rnnfast.stack import flow as recorders
+from rnnfast.stack.formulas import FORMULAS
+
+CELLS = {
+    "rnn_tanh": (rnnfast.RNN, {}),
+    "rnn_relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
+    "lstm": (rnnfast.LSTM, {}),
+    "lstm_projected": (rnnfast.LSTM, {"proj_size": 5}),
+    "lstm_coupled": (rnnfast.LSTM, {"coupled_gates": True}),
+    "gru": (rnnfast.GRU, {}),
+    "gru_original": (rnnfast.GRU, {"reset_after": False}),
+}
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def module_of(cell, inputs=4, hidden=21, **options):
+    make, cell_options = CELLS[cell]
+    return make(inputs, hidden, **{"dtype": torch.float64} | cell_options | options)
+
+
+def run_steps(module, x, loss_of, lengths, reset):
+    """The norms by autograd through a loop over the rows and steps, with the formula of the cell."""
+    steps, batch, _ = x.shape
+    lengths = lengths or [steps] * batch
+    directions = 2 if module.bidirectional else 1
+    width, has_c = module.proj_size or module.hidden_size, isinstance(module, nn.LSTM)
+    states = {}  # (layer, direction, step): h and c of every row
+    for layer in range(module.num_layers):
+        outputs = torch.zeros(steps, batch, directions * width, dtype=x.dtype)
+        for direction in range(directions):
+            suffix = f"_l{layer}{'_reverse' if direction else ''}"
+            weight = {
+                name.removesuffix(suffix): w
+                for name, w in module.named_parameters()
+                if name.endswith(suffix)
+            }
+            for b, length in enumerate(lengths):
+                h, c = x.new_zeros(1, width), x.new_zeros(1, module.hidden_size)
+                for t in reversed(range(length)) if direction else range(length):
+                    if reset is not None and reset[t, b]:
+                        h, c = torch.zeros_like(h), torch.zeros_like(c)
+                    a = x[t, b : b + 1] @ weight["weight_ih"].T + weight["bias_ih"]
+                    h, c = FORMULAS[module._cell()](a, h, c, weight["weight_hh"], weight["bias_hh"])
+                    if "weight_hr" in weight:
+                        h = h @ weight["weight_hr"].T
+                    kept = [h, c] if has_c else [h]
+                    for state in kept:
+                        state.retain_grad()
+                    states.setdefault((layer, direction, t), []).append(kept)
+                    columns = slice(direction * width, (direction + 1) * width)
+                    outputs = outputs.clone()
+                    outputs[t, b, columns] = h[0]
+                    c = c if has_c else x.new_zeros(1, module.hidden_size)
+        x = outputs
+    loss_of(x).backward()
+    norms = [torch.zeros(module.num_layers, directions, steps, dtype=x.dtype) for _ in range(2)]
+    for place, rows in states.items():
+        for k in range(1 + has_c):
+            norms[k][place] = sum(kept[k].grad.square().sum() for kept in rows).sqrt()
+    return norms[0], norms[1] if has_c else None
+
+
+def compare(module, steps=9, batch=3, lengths=None, reset=None):
+    width = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    x = torch.randn(steps, batch, module.input_size, dtype=torch.float64)
+    dy = torch.randn(steps, batch, width, dtype=torch.float64)
+
+    def loss_of(y):
+        return (y * dy).sum() + (y[-1] ** 2).sum()
+
+    expected = run_steps(module, x, loss_of, lengths, reset)
+    y, _ = module(x, lengths=lengths, reset=reset)
+    loss = loss_of(y)
+    with rnnfast.gradient_flow(module) as flow:
+        loss.backward()
+    (record,) = flow.records
+    torch.testing.assert_close(record.h, expected[0])
+    if expected[1] is None:
+        assert record.c is None
+    else:
+        torch.testing.assert_close(record.c, expected[1])
+    return flow
+
+
+@pytest.mark.numerics(dtype="float64")
+@every_cell
+def test_norms(cell):
+    compare(module_of(cell))
+
+
+@every_cell
+def test_layers_and_directions(cell):
+    compare(module_of(cell, num_layers=2, bidirectional=True))
+
+
+@every_cell
+def test_rows_of_different_lengths(cell):
+    compare(module_of(cell, bidirectional=True), lengths=[4, 9, 1])
+
+
+@every_cell
+def test_resets(cell):
+    compare(module_of(cell, bidirectional=True), reset=torch.rand(9, 3) < 0.3)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("batch", [1, 40])
+@every_cell
+def test_threads_do_not_matter(cell, batch, threads):
+    # 40 rows of 20 steps run in two groups of rows.
+    module = module_of(cell, hidden=40, num_layers=2, dtype=torch.float32)
+    x = torch.randn(20, batch, 4)
+    y, _ = module(x)
+
+    def record():
+        with rnnfast.gradient_flow(module) as flow:
+            y.square().sum().backward(retain_graph=True)
+        return flow.records[0]
+
+    one = record()
+    torch.set_num_threads(threads)
+    several = record()
+    assert one.h.equal(several.h)
+    assert one.c is None or one.c.equal(several.c)
+
+
+def test_packed_and_padded_are_the_same():
+    module = module_of("lstm", bidirectional=True)
+    x, lengths = torch.randn(7, 4, 4, dtype=torch.float64), [3, 7, 1, 7]
+    records = []
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    outputs = [module(x, lengths=lengths)[0], module(packed)[0].data]
+    for y in outputs:
+        with rnnfast.gradient_flow(module) as flow:
+            y.square().sum().backward()
+        records.append(flow.records[0])
+    torch.testing.assert_close(records[0].h, records[1].h)
+    torch.testing.assert_close(records[0].c, records[1].c)
+
+
+def test_gradients_stay_the_same():
+    module, x = module_of("lstm", num_layers=2, dtype=torch.float32), torch.randn(30, 20, 4)
+    y, _ = module(x)
+    y.sum().backward(retain_graph=True)
+    expected = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    with rnnfast.gradient_flow(module):
+        y.sum().backward()
+    assert all(p.grad.equal(e) for p, e in zip(module.parameters(), expected, strict=True))
+    assert not recorders.RECORDERS
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = rnnfast.GRU(4, 6, 2, dropout=0.3)
+        self.decoder = rnnfast.LSTMCell(6, 5)
+
+    def forward(self, x):
+        y, _ = self.encoder(x)
+        state, outputs = None, []
+        for step in y:
+            state = self.decoder(step, state)
+            outputs.append(state[0])
+        return torch.stack(outputs)
+
+
+def test_a_model_of_layers_and_cells():
+    model, other = Model(), rnnfast.RNN(4, 3)
+    x = torch.randn(5, 2, 4)
+    loss = model(x).sum() + other(x)[0].sum()
+    with rnnfast.gradient_flow(model) as flow:
+        loss.backward()
+    names = [(record.module, record.first_layer) for record in flow.records]
+    assert names == [("decoder", 0)] * 5 + [("encoder", 1), ("encoder", 0)]
+    table = flow.table()
+    assert len(table) == 5 + 2 * 5
+    assert [row.call for row in table if row.module == "decoder"] == list(range(5))
+    assert {row.layer for row in table if row.module == "encoder"} == {0, 1}
+    assert all((row.c is None) == (row.module == "encoder") and row.h > 0 for row in table)
+
+
+def test_the_plot():
+    mpl.use("agg")
+    module = module_of("lstm", bidirectional=True)
+    flow = compare(module)
+    axes = flow.plot()
+    assert [line.get_label() for line in axes.lines] == [
+        "model, layer 0: h",
+        "model, layer 0: c",
+        "model, layer 0, reverse: h",
+        "model, layer 0, reverse: c",
+    ]
+    assert axes.lines[0].get_ydata().tolist() == flow.records[0].h[0, 0].tolist()
+    assert axes.get_yscale() == "log"
+    mpl.pyplot.close("all")
+
+
+def test_nothing_recorded():
+    module = nn.LSTM(3, 4)
+    loss = module(torch.randn(2, 1, 3))[0].sum()
+    with pytest.raises(RuntimeError, match="recorded nothing"), rnnfast.gradient_flow(module):
+        loss.backward()
+    with pytest.raises(KeyError), rnnfast.gradient_flow(module):  # the user's own error stays
+        raise KeyError
+    assert not recorders.RECORDERS
