@@ -26,9 +26,10 @@ struct Isa {
   bool supported;
 };
 
+#if defined(__x86_64__)
 // Asks the kernel, once a process, whether threads may use AMX. Old kernels and sandboxes refuse.
 bool amx_is_permitted() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
   constexpr long request_permission = 0x1023,
                  tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool permitted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
@@ -37,6 +38,7 @@ bool amx_is_permitted() {
   return false;
 #endif
 }
+#endif
 
 // A program must not depend on a matrix unit that computes other sums than those that were tested.
 bool works(const Kernels& table) { return !table.unit_works || table.unit_works(); }

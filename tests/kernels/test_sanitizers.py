@@ -17,7 +17,7 @@ import pytest
 from rnnfast import _C
 
 ROOT = Path(__file__).parents[2]
-CORE = [f"csrc/core/{name}.cpp" for name in ("stack", "view")]
+CORE = [f"csrc/core/{name}.cpp" for name in ("beam_search", "generate", "stack", "view")]
 CORE += [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "plan", "run")]
 CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "process")]
 

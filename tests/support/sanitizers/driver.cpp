@@ -2,6 +2,7 @@
 // threads of every number and partition, so that the address and thread sanitizers see all that it
 // touches. Results must not depend on the threads. Prints how many problems there were, and those that
 // are wrong.
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 
 #include "core/stack.h"
 #include "cpu/plan.h"
+#include "generation.h"
 
 namespace rnnfast {
 namespace {
@@ -68,8 +70,8 @@ class Problem {
   Problem(int cell, Sizes n, Options options) : n_(n), options_(options) {
     const bool has_c = cell_info(cell).cell_state;
     const bool projected = n.outputs < n.hidden, states = options.states;
-    stack_ = {cell,      options.layers, options.directions, false, false, states,
-              projected, false,          states && has_c};
+    stack_ = {cell,  options.layers,  options.directions, false, false, states, projected,
+              false, states && has_c, Precision::highest};
     const index numbers = options.layers * options.directions, width = options.directions * n.outputs;
     x_ = random({n.steps, n.batch, n.inputs});
     if (states) h0_ = random({numbers, n.batch, n.outputs});
@@ -127,13 +129,23 @@ class Problem {
     std::vector<View> dflat;
     for (Tensor<T>& dweight : dweights)
       dflat.push_back(dweight.view(stack_.weight_name(dflat.size(), true)));
-    const GradientViews grads{
+    GradientViews grads{
         dy_.view("dy"), dh_n_.view("dh_n"), dc_n_.view("dc_n"), dcell_states_.view("dcell_states"),
         dx.view("dx"),  dh0.view("dh0"),    dc0.view("dc0"),    all_weights(stack_, dflat)};
+    Tensor<double> h_norms{{call.all_directions, call.steps}, {}}, c_norms = h_norms;
+    h_norms.numbers.resize(count_of(h_norms.shape));
+    c_norms.numbers.resize(count_of(c_norms.shape));
+    grads.dh_norms = h_norms.view("dh_norms");
+    if (call.info.cell_state) grads.dc_norms = c_norms.view("dc_norms");
     grads.check(call);
     backward(call, out.y, out.saved, grads, way.threads);
     for (const Tensor<T>* gradient : {&dx, &dh0, &dc0}) results.push_back(gradient->numbers);
     for (const Tensor<T>& dweight : dweights) results.push_back(dweight.numbers);
+    for (const Tensor<double>* norms : {&h_norms, &c_norms}) {
+      results.emplace_back();
+      for (const double norm : norms->numbers)
+        results.back().push_back(narrow<T>(static_cast<Real<T>>(norm)));
+    }
     return results;
   }
 
@@ -219,6 +231,10 @@ void check_all(int cell, Sizes n) {
 }
 
 void check_cell(int cell) {
+  force(Partition::chosen, true);
+  if (kernels().float32.cells) failures += check_generation<float>(cell, Dtype::float32);
+  if (kernels().float64.cells) failures += check_generation<double>(cell, Dtype::float64);
+  if (kernels().bfloat16.cells) failures += check_generation<Bfloat16>(cell, Dtype::bfloat16);
   const Sizes sizes[] = {{1, 1, 1, 1, 1},     {5, 3, 4, 3, 3},     {4, 2, 17, 65, 65},
                          {3, 1, 3, 257, 257}, {6, 33, 5, 17, 17},  {3, 40, 33, 48, 48},
                          {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
