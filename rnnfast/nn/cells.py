@@ -112,7 +112,7 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
         input_size (int): I, the number of features of the input.
         hidden_size (int): H, the number of hidden units.
         bias (bool): whether the cell has biases, True by default.
-        nonlinearity (str): "tanh", the default, or "relu".
+        nonlinearity (str): "tanh", the default, or "relu". A call with another one raises RuntimeError.
         device (torch.device): the device of the parameters.
         dtype (torch.dtype): the dtype of the parameters.
     """
