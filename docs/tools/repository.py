@@ -40,6 +40,9 @@ PART = re.compile(r"^<<< (\S+)(?: \| (.+?) \| (.+))?$", re.MULTILINE)
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".toml": "toml"}
 RESULTS = "benchmarks/results/README.md"
 
+# A search for the name of an argument finds the pages about it, and not the sources that use it.
+UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
+
 #: The path of each page whose file is outside of docs/, by its place in the site.
 PLACES: dict[str, str] = {}
 
@@ -86,7 +89,7 @@ def text_of(path: str, root: Path) -> str:
     if path.endswith(".md"):
         return text
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n````{language}\n{text}````\n"
+    return f"{UNSEARCHED}# {path}\n\n````{language}\n{text}````\n"
 
 
 def part_of(path: str, first: str | None, last: str | None, root: Path) -> str:
@@ -104,6 +107,9 @@ def part_of(path: str, first: str | None, last: str | None, root: Path) -> str:
 def on_config(config: Any) -> Any:
     folder = Path(config.docs_dir) / "systems"
     pages = [f"systems/{name}.md" for name in SYSTEMS if (folder / f"{name}.md").exists()]
+    unknown = {path.stem for path in folder.glob("*.md")} - set(SYSTEMS)
+    if unknown:
+        raise PluginError(f"{', '.join(sorted(unknown))}: not among SYSTEMS in {__file__}")
     if pages:
         titles = [next(iter(item)) for item in config.nav]
         config.nav.insert(titles.index("Classes"), {"Systems": pages})
@@ -135,6 +141,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     uri, root = page.file.src_uri, root_of(config)
+    if uri.startswith("classes/"):
+        page.meta["search"] = {"boost": 2}  # above the guide and the changelog
     if page.parent is None:  # a page without neighbours needs no list of neighbours
         page.meta.setdefault("hide", ["navigation"])
     if uri.startswith("source/"):
