@@ -25,8 +25,8 @@ from mkdocs.structure.files import File, Files
 
 SYSTEMS = (
     "ball",
-    "language-model",
-    "word-vectors",
+    "language_model",
+    "word_vectors",
     "classify",
     "melody",
     "tagger",
