@@ -55,7 +55,7 @@ class Equations(Extension):
     """Text between two dollar signs that touch it."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        pattern = r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)"
+        pattern = r"(?<![\\$\w])\$(?=\S)([^$]+?)(?<=\S)\$(?!\w)"
         md.inlinePatterns.register(Inline(pattern, md), "math", 185)
 
 
