@@ -1,6 +1,7 @@
 # make demo    what rnnfast is for, on this machine, in under three minutes
 # make test    every test but the slow ones
-# Both first make a virtual environment. They need only Python 3.10+, a C++20 compiler and make.
+# make docs    the documentation as a site, in build/site
+# The first two make a virtual environment. They need only Python 3.10+, a C++20 compiler and make.
 # `make test TORCH=2.14.1` runs the tests with another version of PyTorch, in a second environment.
 # `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, if the environment is new.
 
@@ -10,7 +11,10 @@ TORCH ?= 2.13.0
 VENV ?= $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench bench-suite clean
+# The site's environment has neither torch nor the extension: mkdocstrings reads the sources.
+SITE := build/docs-venv
+
+.PHONY: demo test test-slow lint format bench bench-suite docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
@@ -41,6 +45,16 @@ format: $(VENV)/linters
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' '*.cu' 'tests/*.h')
+
+# The site, in build/site. A warning is an error, and a link without a target is a warning.
+docs: $(SITE)/installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict
+
+$(SITE)/installed: pyproject.toml
+	test -d $(SITE) || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(SITE)/bin/python -m pip install --quiet --group docs
+	touch $@
 
 # The build tools are in the environment, so that the editable install can rebuild the extension on import.
 $(VENV)/installed: pyproject.toml

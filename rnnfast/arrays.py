@@ -25,8 +25,8 @@ Array = npt.NDArray[np.floating]
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
-#: The names of the cells that :func:`forward` takes.
 CELLS: tuple[str, ...] = tuple(cell_table.CELLS)
+"""The names of the cells that ``forward`` takes."""
 
 
 class Weights(NamedTuple):
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradient of each argument of :func:`forward`, with the shape of the argument.
+    """The gradient of each argument of ``forward``, with the shape of the argument.
 
     ``b_ih``, ``b_hh`` and ``w_hr`` are None if forward ran without them. ``h0`` and ``c0`` are arrays
     even if forward ran without them; but ``c0`` is None for cells without a cell state.
@@ -151,19 +151,19 @@ def forward(
     """Run one direction of one layer.
 
     Args:
-        cell: one of :data:`CELLS`: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
+        cell: one of ``CELLS``: "rnn_tanh", "rnn_relu", "lstm", "gru" (as torch and cuDNN
             compute it), "gru_original" (Cho et al. 2014, arXiv 1406.1078, eq. 8: the reset gate
             applies to h before the recurrent product) or "lstm_coupled" (Greff et al. 2017, arXiv
             1503.04069: ``i = 1 - f``).
         x: the input, ``[T, B, I]``, float32 or float64, with T at least 1. Every other array has the
             same dtype, in either byte order.
-        weights: :class:`Weights`, or a sequence of its fields in their order.
+        weights: ``Weights``, or a sequence of its fields in their order.
         hx: the states before the first step, as torch takes them: h0 ``[B, H]``, or for an LSTM the
             tuple (h0, c0) of two such arrays. None instead of hx, h0 or c0 means zeros.
         reset: bools, ``[T, B]``; None means all False. Where ``reset[t, b]`` is True, the states of row
             b are zero before the computation of step t, and no gradient passes.
         reverse: run from the last step to the first; ``y[t]`` still belongs to ``x[t]``.
-        save: save the values that :meth:`Forward.backward` needs.
+        save: save the values that ``Forward.backward`` needs.
         threads: the maximal number of threads; None means OpenMP's setting.
 
     Raises:

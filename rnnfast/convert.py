@@ -19,16 +19,28 @@ _REPLACEMENTS = {original: replacement for replacement, original in nn.ORIGINALS
 
 
 class Entry(NamedTuple):
-    """What :func:`accelerate` did with one recurrent module."""
+    """What ``accelerate`` did with one recurrent module.
 
-    name: str  # the module's name in the model; "" for the model itself
-    module: str  # the name of the module's class before accelerate
+    Attributes:
+        name: the module's name in the model; "" for the model itself.
+        module: the name of the module's class before ``accelerate``.
+        replaced: whether the module now has rnnfast's class.
+        reason: why the module was replaced or left.
+    """
+
+    name: str
+    module: str
     replaced: bool
-    reason: str  # why the module was replaced or left
+    reason: str
 
 
 class Report(NamedTuple):
-    """What :func:`accelerate` did; ``str(report)`` has a line for each recurrent module."""
+    """What ``accelerate`` did; ``str(report)`` has a line for each recurrent module.
+
+    Attributes:
+        entries: an ``Entry`` for each recurrent module of torch.nn, in the order of
+            ``model.named_modules()``.
+    """
 
     entries: tuple[Entry, ...]
 
@@ -60,11 +72,11 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 
     The new class is a subclass, so ``isinstance(m, torch.nn.LSTM)`` stays true. A test by exact class,
     ``type(m) is torch.nn.LSTM``, is false afterwards: an initialiser with such a test skips the module
-    silently. Initialise before ``accelerate``, or between :func:`restore` and another ``accelerate``.
+    silently. Initialise before ``accelerate``, or between ``restore`` and another ``accelerate``.
 
     Args:
         model: any module; it may itself be recurrent.
-        report: a function that is called with a :class:`Report`; None means no report.
+        report: a function that is called with a ``Report``; None means no report.
 
     Returns:
         ``model`` itself.
@@ -91,7 +103,7 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`: convert rnnfast's modules back to torch.nn's classes, in place.
+    """Undo ``accelerate``: convert rnnfast's modules back to torch.nn's classes, in place.
 
     torch.nn has no counterpart of a ``GRU`` or ``GRUCell`` with ``reset_after=False``, and none of an
     ``LSTM`` or ``LSTMCell`` with ``coupled_gates=True``.

@@ -28,7 +28,21 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     _is_lowered = False  # whether autocast casts torch's cell to its lower-precision dtype
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch's ``forward``: ``input`` ``[B, I]`` or ``[I]``, states ``[B, H]`` or ``[H]``."""
+        """As torch's ``forward``.
+
+        Args:
+            input (Tensor): ``[B, I]`` or ``[I]``.
+            hx (Tensor | tuple[Tensor, Tensor] | None): the states before the step: h ``[B, H]`` or
+                ``[H]``, for an LSTMCell the tuple (h, c) of two such tensors. None means zeros.
+
+        Returns:
+            Tensor | tuple[Tensor, Tensor]: the states after the step, h, for an LSTMCell (h, c), with
+                the shapes of the states before the step.
+
+        Raises:
+            RuntimeError: a shape, a dtype or a device does not fit; the errors are torch's own.
+            ValueError: ``input`` has more than two dimensions.
+        """
         is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if is_plain and self.hidden_size > 0:
             outputs = self._forward_directly(input, hx, self._names())
@@ -84,7 +98,24 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):
-    """:class:`torch.nn.RNNCell` on fused kernels; the same constructor, state and behaviour."""
+    """One step of the Elman network: ``torch.nn.RNNCell`` on fused kernels.
+
+    ```math
+    h' = f(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+    ```
+
+    f is tanh, or ReLU with ``nonlinearity="relu"``.
+
+    Source: Elman 1990, "Finding Structure in Time".
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        bias (bool): whether the cell has biases, True by default.
+        nonlinearity (str): "tanh", the default, or "relu". A call with another one raises RuntimeError.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+    """
 
     _is_lowered = True
 
@@ -96,9 +127,42 @@ class RNNCell(_RecurrentCell, torch.nn.RNNCell):
 
 
 class LSTMCell(CoupledGates, _RecurrentCell, torch.nn.LSTMCell):
-    """:class:`torch.nn.LSTMCell` on fused kernels; the same constructor, state and behaviour.
+    """One step of long short-term memory: ``torch.nn.LSTMCell`` on fused kernels, and one more keyword.
 
-    One more keyword, ``coupled_gates``, as for :class:`LSTM`.
+    ```math
+    i = σ(W_{ii} x + b_{ii} + W_{hi} h + b_{hi})
+    f = σ(W_{if} x + b_{if} + W_{hf} h + b_{hf})
+    g = tanh(W_{ig} x + b_{ig} + W_{hg} h + b_{hg})
+    o = σ(W_{io} x + b_{io} + W_{ho} h + b_{ho})
+    c' = f ⊙ c + i ⊙ g
+    h' = o ⊙ tanh(c')
+    ```
+
+    σ is the logistic function, and ⊙ multiplies element by element.
+
+    With ``coupled_gates=True`` the input gate is 1 - f. The cell has no gate i, and no weights for it:
+
+    ```math
+    c' = f ⊙ c + (1 - f) ⊙ g
+    ```
+
+    Sources:
+
+    - Gates i and o, cell state c: Hochreiter and Schmidhuber 1997, "Long Short-Term Memory".
+    - Forget gate f: Gers, Schmidhuber and Cummins 2000, "Learning to Forget".
+    - Coupled gates: Greff et al. 2017, arXiv 1503.04069, the variant "CIFG".
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        bias (bool): whether the cell has biases, True by default.
+        coupled_gates (bool): whether the input gate is 1 - f; False, the default, is torch's LSTMCell.
+            With True the weights and biases have ``3 * H`` rows, for the gates f, g and o.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+
+    Raises:
+        TypeError: ``coupled_gates`` is not a bool.
     """
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
@@ -110,7 +174,38 @@ class LSTMCell(CoupledGates, _RecurrentCell, torch.nn.LSTMCell):
 
 
 class GRUCell(ResetAfter, _RecurrentCell, torch.nn.GRUCell):
-    """:class:`torch.nn.GRUCell` on fused kernels; the same constructor, state and behaviour.
+    """One step of the gated recurrent unit: ``torch.nn.GRUCell`` on fused kernels; one more keyword.
 
-    One more keyword, ``reset_after``, as for :class:`GRU`.
+    ```math
+    r = σ(W_{ir} x + b_{ir} + W_{hr} h + b_{hr})
+    z = σ(W_{iz} x + b_{iz} + W_{hz} h + b_{hz})
+    n = tanh(W_{in} x + b_{in} + r ⊙ (W_{hn} h + b_{hn}))
+    h' = (1 - z) ⊙ n + z ⊙ h
+    ```
+
+    σ is the logistic function, and ⊙ multiplies element by element. The reset gate r applies after the
+    product with the recurrent weights. With ``reset_after=False`` it applies to h before the product:
+
+    ```math
+    n = tanh(W_{in} x + b_{in} + W_{hn} (r ⊙ h) + b_{hn})
+    ```
+
+    Both forms have the same parameters.
+
+    Sources:
+
+    - r, z, h, and n with ``reset_after=False``: Cho et al. 2014, arXiv 1406.1078, equations 5 to 8.
+    - n with ``reset_after=True``: cuDNN's and torch's form. Keras named the option.
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        bias (bool): whether the cell has biases, True by default.
+        reset_after (bool): whether the reset gate applies after the recurrent product. True, the
+            default, is torch's GRUCell. False is the original GRU.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+
+    Raises:
+        TypeError: ``reset_after`` is not a bool.
     """

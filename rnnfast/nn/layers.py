@@ -55,24 +55,37 @@ class Recurrent(Fused, torch.nn.RNNBase):
     ) -> Any:
         """As torch's ``forward``, with three more arguments, which callers should pass by name.
 
+        D is the number of directions and L the number of layers. Where an LSTM has a projection, the
+        last dimension of output, h_0 and h_n is R in the place of H.
+
         Args:
-            input: ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]``, or a PackedSequence.
-            hx: the initial states, as for torch's ``forward``; None means zeros.
-            lengths: ``[B]`` integers on the CPU, from 0 to T, in any order: the number of real steps of
-                each row of a padded batch. Only the real steps are computed. Past a row's end the
-                output and the gradient of the input are zero. The final states of a row are those after
-                its last real step (in the reverse direction after step 0); a row of length 0 returns
-                its initial states. Under autocast the results have the dtypes of a padded batch without
-                lengths. In torch.compile pass a tensor: one graph serves all tensors, but each new list
-                is compiled again.
-            reset: bools, ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` without a batch), such as
-                the ``done`` flags of reinforcement learning. Where True at step t, the row's states are
-                zero before the computation of step t, in every layer, and no gradient passes. The
-                reverse direction computes its steps from the last to the first. For a PackedSequence:
-                a PackedSequence of bools with the same lengths and order, or the padded shape.
-            return_cell_states: LSTM only: return ``(output, (h_n, c_n), cell_states)``. The
+            input (Tensor | PackedSequence): ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``),
+                ``[T, I]``, or a PackedSequence.
+            hx (Tensor | tuple[Tensor, Tensor] | None): the initial states: h_0 ``[D * L, B, H]``, for
+                an LSTM the tuple (h_0, c_0) of two such tensors. Without a batch ``[D * L, H]``. None
+                means zeros.
+            lengths (Tensor | list[int] | None): ``[B]`` integers on the CPU, from 0 to T, in any order:
+                the number of real steps of each row of a padded batch. Only the real steps are
+                computed. Past a row's end the output and the gradient of the input are zero. The final
+                states of a row are those after its last real step (in the reverse direction after step
+                0); a row of length 0 returns its initial states. Under autocast the results have the
+                dtypes of a padded batch without lengths. In torch.compile pass a tensor: one graph
+                serves all tensors, but each new list is compiled again.
+            reset (Tensor | PackedSequence | None): bools, ``[T, B]`` (``[B, T]`` with ``batch_first``,
+                ``[T]`` without a batch), such as the ``done`` flags of reinforcement learning. Where
+                True at step t, the row's states are zero before the computation of step t, in every
+                layer, and no gradient passes. The reverse direction computes its steps from the last to
+                the first. For a PackedSequence: a PackedSequence of bools with the same lengths and
+                order, or the padded shape.
+            return_cell_states (bool): LSTM only: return ``(output, (h_n, c_n), cell_states)``. The
                 ``cell_states`` are those of the last layer at every step, ``[T, B, D * H]``, with the
                 layout of ``output``.
+
+        Returns:
+            tuple: ``(output, h_n)``, for an LSTM ``(output, (h_n, c_n))``. ``output`` has h of the last
+                layer at every step, ``[T, B, D * H]`` (``[B, T, D * H]`` with ``batch_first``,
+                ``[T, D * H]`` without a batch, a PackedSequence for a PackedSequence). ``h_n`` and
+                ``c_n`` are the states after the last step, with the shapes of h_0 and c_0.
 
         Raises:
             TypeError: ``lengths`` are not integers, ``reset`` is not bool, or ``lengths`` come with a
@@ -243,18 +256,100 @@ class Recurrent(Fused, torch.nn.RNNBase):
 
 
 class RNN(Recurrent, torch.nn.RNN):
-    """:class:`torch.nn.RNN` on fused kernels; the same constructor, state and behaviour."""
+    """The Elman network: ``torch.nn.RNN`` on fused kernels, with its constructor and parameters.
+
+    Each layer computes for every step t:
+
+    ```math
+    h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+    ```
+
+    f is tanh, or ReLU with ``nonlinearity="relu"``.
+
+    Source: Elman 1990, "Finding Structure in Time".
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        num_layers (int): the number of layers, 1 by default. Every layer but the first reads the output
+            of the layer below it.
+        nonlinearity (str): "tanh", the default, or "relu".
+        bias (bool): whether the layers have biases, True by default.
+        batch_first (bool): whether the batch is the first dimension of input and output, ``[B, T, I]``
+            instead of ``[T, B, I]``; False by default. It does not concern the states.
+        dropout (float): the probability of dropout on the output of every layer but the last, in
+            training; 0 by default. The masks are torch's for the same seed.
+        bidirectional (bool): whether each layer also runs from the last step to the first, with weights
+            of its own; False by default.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+
+    Raises:
+        ValueError: ``nonlinearity`` is unknown, a size is out of range, or ``proj_size`` is given.
+        TypeError: an argument has a wrong type.
+    """
 
     def _is_lowered(self, one_dnn: bool) -> bool:
         return True
 
 
 class LSTM(CoupledGates, Recurrent, torch.nn.LSTM):
-    """:class:`torch.nn.LSTM` on fused kernels; the same constructor, state and behaviour.
+    """Long short-term memory: ``torch.nn.LSTM`` on fused kernels, and one more keyword.
 
-    One more keyword, ``coupled_gates``. False, the default, is torch's LSTM. True couples the input
-    gate to the forget gate, ``i = 1 - f`` (Greff et al. 2017, arXiv 1503.04069, "CIFG"). With True the
-    weights of input and h, and the biases, have ``3 * H`` rows, for the gates f, g and o.
+    Each layer computes for every step t:
+
+    ```math
+    i_t = σ(W_{ii} x_t + b_{ii} + W_{hi} h_{t-1} + b_{hi})
+    f_t = σ(W_{if} x_t + b_{if} + W_{hf} h_{t-1} + b_{hf})
+    g_t = tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg})
+    o_t = σ(W_{io} x_t + b_{io} + W_{ho} h_{t-1} + b_{ho})
+    c_t = f_t ⊙ c_{t-1} + i_t ⊙ g_t
+    h_t = o_t ⊙ tanh(c_t)
+    ```
+
+    σ is the logistic function, and ⊙ multiplies element by element.
+
+    With ``proj_size`` h is narrower than c:
+
+    ```math
+    h_t = W_{hr} (o_t ⊙ tanh(c_t))
+    ```
+
+    With ``coupled_gates=True`` the input gate is 1 - f. The cell has no gate i, and no weights for it:
+
+    ```math
+    c_t = f_t ⊙ c_{t-1} + (1 - f_t) ⊙ g_t
+    ```
+
+    Sources:
+
+    - Gates i and o, cell state c: Hochreiter and Schmidhuber 1997, "Long Short-Term Memory".
+    - Forget gate f: Gers, Schmidhuber and Cummins 2000, "Learning to Forget".
+    - Coupled gates: Greff et al. 2017, arXiv 1503.04069, the variant "CIFG".
+    - Projection: Sak, Senior and Beaufays 2014, arXiv 1402.1128.
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        num_layers (int): the number of layers, 1 by default. Every layer but the first reads the output
+            of the layer below it.
+        bias (bool): whether the layers have biases, True by default.
+        batch_first (bool): whether the batch is the first dimension of input and output, ``[B, T, I]``
+            instead of ``[T, B, I]``; False by default. It does not concern the states.
+        dropout (float): the probability of dropout on the output of every layer but the last, in
+            training; 0 by default. The masks are torch's for the same seed.
+        bidirectional (bool): whether each layer also runs from the last step to the first, with weights
+            of its own; False by default.
+        proj_size (int): R, the width of h where h is projected; 0, the default, means no projection.
+        coupled_gates (bool): whether the input gate is 1 - f; False, the default, is torch's LSTM. With
+            True the weights and biases have ``3 * H`` rows, for the gates f, g and o.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+
+    Raises:
+        ValueError: a size is out of range, or ``proj_size`` is negative or not less than
+            ``hidden_size``.
+        TypeError: an argument has a wrong type.
     """
 
     def _run_torch(self, input: Any, hx: Any) -> Any:
@@ -270,10 +365,49 @@ class LSTM(CoupledGates, Recurrent, torch.nn.LSTM):
 
 
 class GRU(ResetAfter, Recurrent, torch.nn.GRU):
-    """:class:`torch.nn.GRU` on fused kernels; the same constructor, state and behaviour.
+    """The gated recurrent unit: ``torch.nn.GRU`` on fused kernels, and one more keyword.
 
-    One more keyword, ``reset_after`` (Keras's name). True, the default, is torch's and cuDNN's GRU:
-    ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``. False is the original GRU (Cho et al. 2014,
-    arXiv 1406.1078, eq. 8): ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``. Both have the same
-    parameters.
+    Each layer computes for every step t:
+
+    ```math
+    r_t = σ(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr})
+    z_t = σ(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz})
+    n_t = tanh(W_{in} x_t + b_{in} + r_t ⊙ (W_{hn} h_{t-1} + b_{hn}))
+    h_t = (1 - z_t) ⊙ n_t + z_t ⊙ h_{t-1}
+    ```
+
+    σ is the logistic function, and ⊙ multiplies element by element. The reset gate r applies after the
+    product with the recurrent weights. With ``reset_after=False`` it applies to h before the product:
+
+    ```math
+    n_t = tanh(W_{in} x_t + b_{in} + W_{hn} (r_t ⊙ h_{t-1}) + b_{hn})
+    ```
+
+    Both forms have the same parameters.
+
+    Sources:
+
+    - r, z, h, and n with ``reset_after=False``: Cho et al. 2014, arXiv 1406.1078, equations 5 to 8.
+    - n with ``reset_after=True``: cuDNN's and torch's form. Keras named the option.
+
+    Args:
+        input_size (int): I, the number of features of the input.
+        hidden_size (int): H, the number of hidden units.
+        num_layers (int): the number of layers, 1 by default. Every layer but the first reads the output
+            of the layer below it.
+        bias (bool): whether the layers have biases, True by default.
+        batch_first (bool): whether the batch is the first dimension of input and output, ``[B, T, I]``
+            instead of ``[T, B, I]``; False by default. It does not concern the states.
+        dropout (float): the probability of dropout on the output of every layer but the last, in
+            training; 0 by default. The masks are torch's for the same seed.
+        bidirectional (bool): whether each layer also runs from the last step to the first, with weights
+            of its own; False by default.
+        reset_after (bool): whether the reset gate applies after the recurrent product. True, the
+            default, is torch's GRU. False is the original GRU.
+        device (torch.device): the device of the parameters.
+        dtype (torch.dtype): the dtype of the parameters.
+
+    Raises:
+        ValueError: a size is out of range, or ``proj_size`` is given.
+        TypeError: an argument has a wrong type.
     """
