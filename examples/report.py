@@ -24,7 +24,7 @@ import rnnfast
 mpl.use("agg")  # figures go to files
 
 BLOCK = 10  # steps of one package before the other takes its turn
-SHARE = 0.2  # of the steps are also run with torch.nn, for its time
+SHARE = 0.2  # this part of the steps also runs with torch.nn, for its time
 
 # A training: takes the module that has the recurrent layers (torch.nn or rnnfast) and the number of
 # steps, yields the loss of each step, and returns what it trained.
@@ -42,7 +42,7 @@ class Result:
     baseline_name: str
     better: str  # "lower" or "higher"
     seconds: float = 0.0  # of the training
-    seconds_torch: float = 0.0  # of the same training with torch.nn, from the first SHARE of its steps
+    seconds_torch: float = 0.0  # of the same training with torch.nn, from a share of its steps
 
     @property
     def beats_baseline(self) -> bool:
@@ -68,12 +68,17 @@ def parser(description: str, system: str) -> argparse.ArgumentParser:
     return parser
 
 
-def train(training: Training, steps: int, arguments: argparse.Namespace) -> Trained:
-    """Train for `steps` steps; time torch.nn on the first part of them, in turns with rnnfast."""
+def train(
+    training: Training, steps: int, arguments: argparse.Namespace, share: float = SHARE
+) -> Trained:
+    """Train for `steps` steps; time torch.nn on the first `share` of them, in turns with rnnfast."""
     if arguments.steps:
         steps = min(steps, arguments.steps)
-    packages = [torch.nn] if arguments.package == "torch" else [rnnfast, torch.nn]
-    limits = [steps, max(1, round(SHARE * steps))][: len(packages)]
+    packages = [torch.nn] if arguments.package == "torch" else [rnnfast]
+    limits = [steps]
+    if packages != [torch.nn] and share:
+        packages.append(torch.nn)
+        limits.append(max(1, round(share * steps)))
     runs = [training(package, steps) for package in packages]
     losses: list[list[float]] = [[] for _ in runs]
     seconds = [0.0 for _ in runs]
@@ -97,8 +102,8 @@ def train(training: Training, steps: int, arguments: argparse.Namespace) -> Trai
         model = end.value
     seconds[0] += time.perf_counter() - start
     seconds_torch = seconds[-1] * steps / limits[-1]
-    print(f"trained {steps} steps in {seconds[0]:.1f} s; torch.nn: {seconds_torch:.1f} s", end="")
-    print("" if len(runs) == 1 else f" (from {limits[-1]} steps)")
+    print(f"trained {steps} steps in {seconds[0]:.1f} s", end="")
+    print("" if len(runs) == 1 else f"; torch.nn: {seconds_torch:.1f} s, from {limits[-1]} steps")
     return Trained(model, losses[0], seconds[0], seconds_torch)
 
 

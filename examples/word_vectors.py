@@ -9,7 +9,6 @@ king to queen) that the vectors solve. The figure shows the GRU's vectors of som
 two principal components.
 """
 
-import argparse
 import importlib.util
 from functools import partial
 from pathlib import Path
@@ -106,11 +105,9 @@ def main() -> None:
     def build_recurrent(nn: ModuleType) -> LanguageModel:
         return LanguageModel(nn.GRU, frequencies, settings)
 
-    # The window has no recurrent layer: one package is enough.
-    alone = argparse.Namespace(**{**vars(arguments), "package": "torch"})
     train = partial(verses.training, data, settings)
     print("the window:")
-    window = report.train(partial(train, build_window), settings.steps, alone)
+    window = report.train(partial(train, build_window), settings.steps, arguments, share=0)
     print("the GRU:")
     trained = report.train(partial(train, build_recurrent), settings.steps, arguments)
     questions = analogies(data)
