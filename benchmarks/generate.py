@@ -1,6 +1,6 @@
 """rnnfast.generate beside the loop that a user writes in Python, with torch.nn and with rnnfast.
 
-    python benchmarks/generate.py [--threads N] [--rounds N]
+Run: python benchmarks/generate.py [--threads N] [--rounds N]
 
 The ways take turns. The table has medians of microseconds for one step of all rows, with quartiles.
 """

@@ -1,5 +1,5 @@
 // exp, tanh and the logistic function, written once on a number type V: one or two SIMD
-// vectors (cpu/kernels/vec.h, cpu/kernels/panels.h) or a float in a CUDA thread. The includer provides
+// vectors (cpu/kernels/vec.h, vector_pair.h) or a float in a CUDA thread. The includer provides
 // scalar_of, bits_of, splat, fma, at_least, at_most, where_less and bit_cast.
 //
 // exp(x) = 2^n * (1 + m), with n = round(x / ln 2), r = x - n ln 2 and m = expm1(r) = r + r^2 q(r).

@@ -201,13 +201,11 @@ class BackwardLoop {
   }
 
   // Writes the squares of the gradients of the step's h and c, before the formula replaces them.
-  void record(index t, index step_row, Rows rows, Part part) {
+  // Inlined into step(), it makes short steps of every training up to 8 percent slower.
+  [[gnu::noinline]] void record(index t, index step_row, Rows rows, Part part) {
     const auto sum_of_squares = [](Vector<T> v, index units) {
       if (units < L) v = first_lanes<T>(v, units);
-      v *= v;
-      Real<T> sum = 0;
-      for (int lane = 0; lane < L; ++lane) sum += v[lane];
-      return sum;
+      return sum_of_lanes<T>(v * v);
     };
     const Slots<Cell, T> slots = state_.slots(t);
     for (index r = 0; r < rows.size(); ++r) {

@@ -111,9 +111,7 @@ R weigh(const R* scores, index width, R highest, R scale, R* weights) {
     if (weights) store(weights + k, weight);
     sum += weight;
   }
-  R total = 0;
-  for (int lane = 0; lane < L; ++lane) total += sum[lane];
-  return total;
+  return sum_of_lanes<R>(sum);
 }
 
 // The first k at which the running sum of the weights exceeds `target`; the last k with a weight above
@@ -127,8 +125,7 @@ index find(const R* weights, index width, R target) {
     const index end = begin + vectors * L < width ? begin + vectors * L : width;
     Vector<R> sums{};
     for (index k = begin; k < end; k += L) sums += load(weights + k);
-    R sum = 0;
-    for (int lane = 0; lane < L; ++lane) sum += sums[lane];
+    const R sum = sum_of_lanes<R>(sums);
     if (sum > 0) last = begin;
     if (before + sum > target) {
       R running = before;

@@ -240,6 +240,22 @@ RNNFAST_INLINE V every_other(V a, V b, int odd, std::integer_sequence<int, k...>
                   : __builtin_shufflevector(a, b, (k / q * 2 * q + q + k % q)...);
 }
 
+// Lane k of the result is lane k + shift of v.
+template <int shift, class V, int... k>
+RNNFAST_INLINE V rotated(V v, std::integer_sequence<int, k...>) {
+  constexpr int n = sizeof...(k);
+  return __builtin_shufflevector(v, v, ((k + shift) % n)...);
+}
+
+// The sum of all lanes, in one order.
+template <class T, int half = lanes<T> / 2>
+RNNFAST_INLINE Real<T> sum_of_lanes(Vector<T> v) {
+  if constexpr (half == 0)
+    return v[0];
+  else
+    return sum_of_lanes<T, half / 2>(v + rotated<half>(v, std::make_integer_sequence<int, lanes<T>>{}));
+}
+
 // Turns v[row][lane] into v[lane][row]: perfect shuffles of q rows within 16 bytes, then of pieces of
 // 16 bytes. As many shuffles across all lanes would do, but they need indices in registers and
 // overwrite an operand.
