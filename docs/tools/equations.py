@@ -17,7 +17,7 @@ from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.inlinepatterns import InlineProcessor
 
-NAMES = re.compile(r"(?<![\\\w])(tanh|sigmoid|softmax|ReLU|log|exp|max|min)(?!\w)")
+NAMES = re.compile(r"(?<![\\\w])(tanh|sigmoid|softmax|ReLU|log|ln|exp|max|min)(?!\w)")
 OPERATORS = {"⊙": r"\odot ", "·": r"\cdot ", "−": "-", "'": "′"}
 
 
@@ -41,7 +41,7 @@ def fence(source: str, language: str, *_: Any, **__: Any) -> str:
         left, equals, right = line.partition(" = ")
         cells = (content(left), content("=" + right)) if equals else ("", content(left))
         rows.append("<mtr>" + "".join(f"<mtd>{cell}</mtd>" for cell in cells) + "</mtr>")
-    table = f'<math display="block"><mtable>{"".join(rows)}</mtable></math>'
+    table = f'<math display="block"><mtable displaystyle="true">{"".join(rows)}</mtable></math>'
     return f'<div class="equation" role="math">{table}</div>'
 
 

@@ -7,13 +7,15 @@ section of the navigation, in the order of SYSTEMS.
 
 A line ``<<< path`` of a page is replaced by a file of the repository, and a line ``<<< path | first |
 last`` by a part of it: the lines from the first one that begins with ``first`` to the next one that
-begins with ``last``. (The syntax of pymdownx.snippets is an expression of Python, which a formatter of
-code blocks changes.)
+begins with ``last``. The results of the systems, examples/results.json, are included as a table: on the
+page of a system its own, on another page all of them. (The syntax of pymdownx.snippets is an expression
+of Python, which a formatter of code blocks changes.)
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import posixpath
 import re
 import textwrap
@@ -23,22 +25,23 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-SYSTEMS = (
-    "ball",
-    "language_model",
-    "word_vectors",
-    "classify",
-    "melody",
-    "tagger",
-    "pronounce",
-    "forecast",
-    "vanishing",
-    "policy",
-)
+SYSTEMS = {  # the kind of each
+    "ball": "many to many",
+    "language_model": "many to many; generation",
+    "word_vectors": "many to many",
+    "classify": "many to one",
+    "melody": "many to many; generation",
+    "tagger": "many to many, both directions",
+    "pronounce": "encoder-decoder; generation",
+    "forecast": "many to many; generation",
+    "vanishing": "many to one",
+    "policy": "many to many; reinforcement learning",
+}
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 PART = re.compile(r"^<<< (\S+)(?: \| (.+?) \| (.+))?$", re.MULTILINE)
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".toml": "toml"}
 RESULTS = "benchmarks/results/README.md"
+SYSTEM_RESULTS = "examples/results.json"
 
 # A search for the name of an argument finds the pages about it, and not the sources that use it.
 UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
@@ -82,6 +85,39 @@ def results_page(root: Path) -> str:
     return page
 
 
+def systems_table(root: Path) -> str:
+    """A row for each system of examples/results.json."""
+    rows = ["| | kind | number | baseline | seconds | seconds of torch.nn |", "| --- " * 6 + "|"]
+    for name, result in system_results(root).items():
+        title = (root / "docs" / "systems" / f"{name}.md").read_text().splitlines()[0].lstrip("# ")
+        number = f"{result['metric']}: {rounded(result['value'])}"
+        baseline = f"{result['baseline_name']}: {rounded(result['baseline'])}"
+        seconds = f"{result['seconds']:.1f} | {result['seconds_torch']:.1f}"
+        rows.append(f"| [{title}]({name}.md) | {SYSTEMS[name]} | {number} | {baseline} | {seconds} |")
+    return "\n".join(rows)
+
+
+def system_table(name: str, root: Path) -> str:
+    """The number of one system beside its baseline, and the seconds of its training."""
+    result = system_results(root)[name]
+    return f"""\
+| | |
+| --- | --- |
+| {result["metric"]} ({result["better"]} is better) | {rounded(result["value"])} |
+| baseline: {result["baseline_name"]} | {rounded(result["baseline"])} |
+| seconds of the training with rnnfast | {result["seconds"]:.1f} |
+| seconds of the training with torch.nn | {result["seconds_torch"]:.1f} |"""
+
+
+def system_results(root: Path) -> dict[str, dict[str, Any]]:
+    results = json.loads((root / SYSTEM_RESULTS).read_text())
+    return {result["system"].replace(" ", "_"): result for result in results}
+
+
+def rounded(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
+
+
 def text_of(path: str, root: Path) -> str:
     if path == RESULTS:
         return results_page(root)
@@ -107,12 +143,13 @@ def part_of(path: str, first: str | None, last: str | None, root: Path) -> str:
 def on_config(config: Any) -> Any:
     folder = Path(config.docs_dir) / "systems"
     pages = [f"systems/{name}.md" for name in SYSTEMS if (folder / f"{name}.md").exists()]
-    unknown = {path.stem for path in folder.glob("*.md")} - set(SYSTEMS)
+    unknown = {path.stem for path in folder.glob("*.md")} - set(SYSTEMS) - {"index"}
     if unknown:
         raise PluginError(f"{', '.join(sorted(unknown))}: not among SYSTEMS in {__file__}")
     if pages:
         titles = [next(iter(item)) for item in config.nav]
-        config.nav.insert(titles.index("Classes"), {"Systems": pages})
+        overview = {"Overview": "systems/index.md"}
+        config.nav.insert(titles.index("Classes"), {"Systems": [overview, *pages]})
     return config
 
 
@@ -154,5 +191,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match[0]
         return posixpath.relpath(uri_of(path), posixpath.dirname(uri) or ".") + (match[2] or "")
 
-    markdown = PART.sub(lambda match: part_of(match[1], match[2], match[3], root), markdown)
+    def included(match: re.Match[str]) -> str:
+        path, first, last = match.groups()
+        if path == SYSTEM_RESULTS:
+            name = Path(uri).stem
+            return system_table(name, root) if name in SYSTEMS else systems_table(root)
+        return part_of(path, first, last, root)
+
+    markdown = PART.sub(included, markdown)
     return LINK.sub(moved, markdown)
