@@ -1,5 +1,6 @@
-# make demo    what rnnfast is for, on this machine, in under three minutes
-# make test    every test but the slow ones
+# make demo      what rnnfast is for, on this machine
+# make examples  ten systems, each trained for half a minute
+# make test      every test but the slow ones
 # make docs    the documentation as a site, in build/site
 # The first two make a virtual environment. They need only Python 3.10+, a C++20 compiler and make.
 # `make test TORCH=2.14.1` runs the tests with another version of PyTorch, in a second environment.

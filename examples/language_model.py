@@ -89,7 +89,9 @@ def perplexity_of_ngram(data: Verses, order: int) -> float:
 
 
 def draw(trained: report.Trained, baselines: dict[str, float], written: list[str]) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.5), width_ratios=[3, 2], layout="constrained"
+    )
     window = max(1, len(trained.losses) // 50)
     smooth = torch.tensor(trained.losses).unfold(0, window, 1).mean(1).exp()
     steps = np.arange(window, len(trained.losses) + 1)
@@ -103,8 +105,8 @@ def draw(trained: report.Trained, baselines: dict[str, float], written: list[str
     left.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     right.set_title("Verses that the model wrote")
     right.axis("off")
-    text = "\n\n".join(textwrap.fill(verse, 64) for verse in written)
-    right.text(0, 0.98, text, va="top", fontfamily="serif", transform=right.transAxes)
+    text = "\n\n".join(textwrap.fill(verse, 46) for verse in written)
+    right.text(0, 0.98, text, va="top", size=11, fontfamily="serif", transform=right.transAxes)
     return figure
 
 

@@ -4,7 +4,7 @@ One GRU reads the letters of a word in both directions. Its last states are the 
 GRU, which writes phoneme after phoneme. In training the second GRU sees the true phonemes so far
 (teacher forcing). Later a beam search writes the answers. The words are those of the CMU Pronouncing
 Dictionary, without stress. The number is the share of wrong answers to held-out words. The baseline is
-the published 29.2 % of two layers of 500 LSTM cells on another split (Yao and Zweig 2015, arXiv
+the published 29.2 % of an encoder-decoder of LSTMs on another split (Yao and Zweig 2015, arXiv
 1506.00196). With `--dates`, which `--quick` implies, the program turns dates in 17 languages into
 2026-11-30. The baseline is then a rule that reads the numbers in their order, and English months. The
 figure shows which letters each written symbol needs.

@@ -150,10 +150,13 @@ def draw(results: dict[str, list[str]], scores: dict[str, float], verses: list[s
     start = max(range(len(verses)), key=lambda i: sum(mistakes[i : i + PASSAGE]))
     passage = slice(start, start + PASSAGE)
     lines = wrap(" ".join(verses[passage]), WIDTH)
-    figure, (bars, *pages) = plt.subplots(1 + len(results), figsize=(11, 9), layout="constrained")
+    ratios = [0.5 + 0.2 * len(scores)] + [1.0] * len(results)
+    figure, (bars, *pages) = plt.subplots(
+        1 + len(results), figsize=(10, 7.5), height_ratios=ratios, layout="constrained"
+    )
     bars.bar_label(bars.barh(list(scores), list(scores.values())), fmt="%.3f", padding=3)
     bars.set(
-        xlim=(0, 1.1), xlabel="F1 on words with capitals", title="Capitals in the King James Bible"
+        xlim=(0, 1.1), title="Capitals in the King James Bible: F1 on words with capitals (red: wrong)"
     )
     bars.invert_yaxis()
     for page, (name, text) in zip(pages, results.items(), strict=True):
@@ -164,8 +167,8 @@ def draw(results: dict[str, list[str]], scores: dict[str, float], verses: list[s
                 wrong, color = word != match[0], "black" if word.islower() else "tab:green"
                 font = {"weight": "bold", "color": "tab:red"} if wrong else {"color": color}
                 page.text(match.start(), row, word, family="monospace", size=9.5, **font)
-        page.set(xlim=(0, WIDTH), ylim=(max(len(lines), 6), -1))
-        page.set_title(f"{name} (red: wrong, green: right capitals)", loc="left")
+        page.set(xlim=(0, WIDTH), ylim=(len(lines), -1))
+        page.set_title(name, loc="left")
         page.axis("off")
     return figure
 

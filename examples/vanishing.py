@@ -141,7 +141,7 @@ def figure_of(study: Study, errors: dict[tuple[str, int], float], chance: float)
     with torch.no_grad():
         explosive.rnn.weight_hh_l0.mul_(factor)
     right.plot(gradient_norms(explosive, x, y), "k:", label=f"RNN ReLU, {factor:.3g} × identity")
-    left.axhline(chance, color="gray", ls=":", label="chance")
+    left.axhline(chance, color="gray", ls=":", label="constant answer")
     left.set(xscale="log", yscale="log", xlabel="length T", ylabel="mean squared error")
     left.set_ylim(top=1)  # a model that exploded lies above
     left.set_xticks(lengths, lengths)

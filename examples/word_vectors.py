@@ -28,11 +28,11 @@ FULL = Settings(192, 0.2, 2e-3, 20, 35, 6000, 10)
 WINDOW = 4  # words
 QUESTIONS = ["king", "three", "bread", "jerusalem", "saith"]
 GROUPS = {
-    "family": "father mother son daughter brother sister wife husband",
+    "family": "father mother son daughter brother sister",
     "numbers": "two three four five six seven ten twelve twenty hundred thousand",
     "body": "hand foot eyes heart mouth head face feet",
-    "animals": "ox sheep lamb horse lion goats bullock ram",
-    "places": "jerusalem egypt babylon judah moab samaria syria zion",
+    "animals": "ox sheep lamb horse lion bullock",
+    "places": "jerusalem egypt babylon judah samaria zion",
     "metals": "gold silver brass iron",
     "speech": "said saith spake answered say speak",
 }
