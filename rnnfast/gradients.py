@@ -60,9 +60,8 @@ class GradientFlow:
         if place is None:
             return
         shape = (config.layers, config.directions, -1)
-        h, c = (n if n is None else n.view(shape) for n in norms)
-        assert h is not None
-        self.records.append(Record(*place, h, c))
+        h, c = norms
+        self.records.append(Record(*place, h.view(shape), None if c is None else c.view(shape)))
 
     def table(self) -> list[Row]:
         """All norms as rows, for example for ``pandas.DataFrame``."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import rnnfast
 from rnnfast.cli.common import seed
+from rnnfast.cli.inputs import random_inputs
 from rnnfast.cli.reference import CoupledLSTM, CoupledLSTMCell, OriginalGRU, OriginalGRUCell
 
 FLOAT64_LIMIT = 1e-12
@@ -35,8 +36,8 @@ FEW = 8  # the additional roundings of a step, in units in the last place
 @dataclass(frozen=True)
 class Subject:
     label: str
-    rnnfast: Callable[..., nn.Module]
-    torch: Callable[..., nn.Module]
+    rnnfast: Callable[..., nn.RNNBase | nn.RNNCellBase]
+    torch: Callable[..., nn.RNNBase | nn.RNNCellBase]
 
     @property
     def is_cell(self) -> bool:
@@ -180,15 +181,9 @@ def compare_once(subject: Subject, sizes: Sizes, dtype: torch.dtype) -> tuple[Er
     truth_module = subject.torch(sizes.I, sizes.H, dtype=torch.float64, **options)
     truth_module.load_state_dict(weights)
 
-    is_batch_first = sizes.batch_first and not subject.is_cell
-    x = torch.randn(
-        *((sizes.B, sizes.T) if is_batch_first else (sizes.T, sizes.B)), sizes.I, dtype=dtype
-    )
-    layers = () if subject.is_cell else (sizes.num_layers * (2 if sizes.bidirectional else 1),)
-    states = [
-        torch.randn(*layers, sizes.B, sizes.H, dtype=dtype)
-        for _ in range((2 if "LSTM" in subject.label else 1) if sizes.state else 0)
-    ]
+    x, states, _ = random_inputs(torch_module, sizes.T, sizes.B)
+    if not sizes.state:
+        states = ()
     results = [
         evaluate(module, x, states, sizes.T) for module in (rnnfast_module, torch_module, truth_module)
     ]

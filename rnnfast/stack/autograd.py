@@ -75,12 +75,12 @@ class _Stack(torch.autograd.Function):
             outputs = ops.forward(config, inputs, save=True)
             assert outputs is not None
             y, saved = outputs.y, outputs.saved
-        norms = flow.new_norms(config, inputs) if flow.RECORDERS else (None, None)
-        grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted, norms)
+        if flow.RECORDERS:
+            grad_inputs = flow.backward(config, inputs, y, saved, grads, wanted)
+        else:
+            grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted)
         if grad_inputs is None:
             return (*no_grads, *differentiable(config, inputs, grads, wanted))
-        if norms[0] is not None:
-            flow.record(config, inputs, norms)
         return (*no_grads, *grad_inputs)
 
 

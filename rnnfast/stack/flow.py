@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from . import ops
 from .config import Inputs, StackConfig
 
-__all__ = ["RECORDERS", "Norms", "Recorder", "new_norms", "record"]
+__all__ = ["RECORDERS", "Norms", "Recorder", "backward"]
 
 #: dL/dh_t and dL/dc_t, ``[layers * directions, T]`` each; None for cells without a cell state.
-Norms = tuple[Tensor | None, Tensor | None]
+Norms = tuple[Tensor, Tensor | None]
 
 
 class Recorder(Protocol):
@@ -26,10 +28,26 @@ class Recorder(Protocol):
 RECORDERS: list[Recorder] = []
 
 
+def backward(
+    config: StackConfig,
+    inputs: Inputs,
+    y: Tensor,
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None] | None:
+    """:func:`ops.backward`, which also tells all open contexts the norms; not on CUDA."""
+    if y.is_cuda:
+        return ops.backward(config, inputs, y, saved, grads, wanted)
+    norms = new_norms(config, inputs)
+    gradients = ops.backward(config, inputs, y, saved, grads, wanted, norms)
+    for recorder in tuple(RECORDERS):
+        recorder.add(config, inputs, norms)
+    return gradients
+
+
 def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
-    """Memory for the norms of a call, which the kernels write; None where they do not."""
-    if inputs.x.is_cuda:
-        return None, None
+    """Memory for the norms of a call, which the kernels write."""
     if inputs.is_packed:
         steps = len(inputs.sizes)  # type: ignore[arg-type]
     else:
@@ -37,9 +55,3 @@ def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
     shape = (config.layers * config.directions, steps)
     h, c = (torch.zeros(shape, dtype=torch.float64, device="cpu") for _ in range(2))
     return h, c if config.has_c else None
-
-
-def record(config: StackConfig, inputs: Inputs, norms: Norms) -> None:
-    """Tell all open contexts."""
-    for recorder in tuple(RECORDERS):
-        recorder.add(config, inputs, norms)

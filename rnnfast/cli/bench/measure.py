@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rnnfast.cli.inputs import random_inputs
+
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 FORWARD = "forward"  # under no_grad
 TRAIN = "train"  # forward, and the gradients of the input and of every weight
@@ -87,27 +89,22 @@ Peer = Callable[[Case, Problem], Job | None]
 
 
 def problem(case: Case, seed: int = 0) -> Problem:
-    dtype = getattr(torch, case.dtype)
     options: dict[str, Any] = {
         "num_layers": case.layers,
         "bidirectional": case.bidirectional,
-        "dtype": dtype,
+        "dtype": getattr(torch, case.dtype),
     }
     if case.proj:
         options["proj_size"] = case.proj
-    directions = 2 if case.bidirectional else 1
     lengths = case.lengths()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = getattr(nn, case.cell)(case.I, case.H, **options).state_dict()
-        leading = (int(lengths.sum()),) if case.packed else (case.T, case.B)
-        x = torch.randn(*leading, case.I, dtype=dtype)
-        dy = torch.randn(*leading, directions * (case.proj or case.H), dtype=dtype)
-        sizes = [case.proj or case.H, case.H] if case.cell == "LSTM" else [case.H]
-        states = tuple(torch.randn(case.layers * directions, case.B, n, dtype=dtype) for n in sizes)
+        module = getattr(nn, case.cell)(case.I, case.H, **options)
+        rows = int(lengths.sum()) if case.packed else 0
+        x, states, dy = random_inputs(module, case.T, case.B, rows)
     steps = torch.arange(int(lengths[0]))
     batch_sizes = (lengths > steps[:, None]).sum(1) if case.packed else None
-    return Problem(options, x, batch_sizes, states, weights, dy)
+    return Problem(options, x, batch_sizes, states, module.state_dict(), dy)
 
 
 @dataclass(frozen=True)
