@@ -17,7 +17,8 @@ __all__ = ["GradientFlow", "Record", "Row", "gradient_flow"]
 class Record(NamedTuple):
     """What one backward call of one module recorded."""
 
-    #: The module's name in the model; "" for the model itself.
+    #: The module's name in the model; "" for the model itself. Modules that share weights have all
+    #: their names, with commas.
     module: str
     #: The first layer; 0, but where each layer runs alone, as with dropout.
     first_layer: int
@@ -45,23 +46,26 @@ class GradientFlow:
     def __init__(self, model: torch.nn.Module) -> None:
         #: The backward calls, in the order in which they ran.
         self.records: list[Record] = []
-        self._places: dict[int, tuple[str, int]] = {}  # from the address of W_hh
+        self._places: dict[int, tuple[list[str], int]] = {}  # names and layer, by the address of W_hh
         for name, module in model.named_modules():
             if not isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
                 continue
             for parameter, weight in module.named_parameters(recurse=False):
                 if parameter.startswith("weight_hh") and not parameter.endswith("reverse"):
                     layer = parameter.partition("_l")[2]
-                    self._places[weight.data_ptr()] = (name, int(layer or 0))
+                    names, _ = self._places.setdefault(weight.data_ptr(), ([], int(layer or 0)))
+                    names.append(name)
 
     def add(self, config: StackConfig, inputs: Inputs, norms: flow.Norms) -> None:
-        """Take the norms of one backward call; calls of other models are left out."""
+        """Take the norms of one backward call; calls with other weights are left out."""
         place = self._places.get(inputs.weights[1].data_ptr())
         if place is None:
             return
         shape = (config.layers, config.directions, -1)
+        names, layer = place
         h, c = norms
-        self.records.append(Record(*place, h.view(shape), None if c is None else c.view(shape)))
+        c = None if c is None else c.view(shape)
+        self.records.append(Record(", ".join(names), layer, h.view(shape), c))
 
     def table(self) -> list[Row]:
         """All norms as rows, for example for ``pandas.DataFrame``."""
@@ -80,6 +84,23 @@ class GradientFlow:
                         rows.append(Row(record.module, call, number, direction, step, *norms))
         return rows
 
+    def _curves(self) -> Iterator[tuple[str, Record]]:
+        """The records with their names; the single steps of a cell, or of a layer, as one record."""
+        by_place: dict[tuple[str, int], list[Record]] = {}
+        for record in self.records:
+            by_place.setdefault((record.module, record.first_layer), []).append(record)
+        for (module, first_layer), records in by_place.items():
+            name = module or "model"
+            if len(records) > 1 and all(record.h.size(-1) == 1 for record in records):
+                steps = records[::-1]  # backward begins with the last step
+                h = torch.cat([step.h for step in steps], -1)
+                c = [step.c for step in steps if step.c is not None]
+                yield name, Record(module, first_layer, h, torch.cat(c, -1) if c else None)
+            elif len(records) == 1:
+                yield name, records[0]
+            else:
+                yield from ((f"{name}, call {call}", record) for call, record in enumerate(records))
+
     def plot(self, axes: Any = None) -> Any:
         """Draw the norms over the steps, on a logarithmic axis; needs matplotlib.
 
@@ -94,16 +115,16 @@ class GradientFlow:
             import matplotlib.pyplot as plt
 
             _, axes = plt.subplots(layout="constrained")
-        for record in self.records:
+        for name, record in self._curves():
             layers, directions, steps = record.h.shape
             for layer in range(layers):
                 for direction in range(directions):
-                    name = f"{record.module or 'model'}, layer {record.first_layer + layer}"
-                    name += ", reverse" if direction else ""
+                    label = f"{name}, layer {record.first_layer + layer}"
+                    label += ", reverse" if direction else ""
                     for state, norms, style in (("h", record.h, "-"), ("c", record.c, ":")):
                         if norms is not None:
-                            label, y = f"{name}: {state}", norms[layer, direction]
-                            axes.plot(range(steps), y, style, label=label)
+                            y, marker = norms[layer, direction], "." if steps == 1 else None
+                            axes.plot(range(steps), y, style, marker=marker, label=f"{label}: {state}")
         axes.set(yscale="log", xlabel="step t", ylabel="norm of the loss's gradient at step t")
         axes.legend()
         return axes
@@ -125,8 +146,11 @@ def gradient_flow(model: torch.nn.Module) -> Iterator[GradientFlow]:
             loss.backward()
         flow.plot()
 
-    Steps past a row's length count as zero. A reset stops the gradient. In autocast the weights are
-    copies of the model's, so the backward of a model under autocast is not recorded.
+    Steps past a row's length count as zero. A reset stops the gradient.
+
+    Only a backward of the kernels on the CPU with the module's own weights is recorded. Not recorded
+    are modules of torch.nn, other devices, float16, ``create_graph=True``, compiled models, and weights
+    that are copies: under autocast, with a parametrization, or in ``torch.func.functional_call``.
 
     Args:
         model: any module with rnnfast's layers or cells in it.
@@ -143,6 +167,6 @@ def gradient_flow(model: torch.nn.Module) -> Iterator[GradientFlow]:
         flow.RECORDERS.remove(recorder)
     if not recorder.records:
         raise RuntimeError(
-            "gradient_flow recorded nothing: no backward of an rnnfast module on the CPU ran in the "
-            "context. Modules of torch.nn, autocast, create_graph=True and CUDA are not recorded."
+            "gradient_flow recorded nothing: in the context the kernels ran no backward with the "
+            "weights of this model. The docstring says which calls are not recorded."
         )

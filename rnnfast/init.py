@@ -2,11 +2,13 @@
 
 Each function changes the weights of a module in place and returns the module. The module is an RNN,
 LSTM or GRU, or one of their cells, of rnnfast or of torch.nn. Every layer and direction is treated
-alike. A function raises ValueError for a cell for which it is not meant.
+alike. A function raises ValueError for a cell for which it is not meant, and for a weight that is
+parametrized or pruned; nothing has changed then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -64,7 +66,9 @@ def orthogonal_(module: Module, gain: float = 1.0, generator: torch.Generator | 
     with torch.no_grad():
         for w_hh, _ in _recurrent_weights(module):
             for block in w_hh.chunk(cell.weight_blocks):
-                nn.init.orthogonal_(block, gain, generator)
+                # torch has no QR decomposition in half precision.
+                matrix = block.float() if block.dtype.itemsize < 4 else block
+                block.copy_(nn.init.orthogonal_(matrix, gain, generator))
     return module
 
 
@@ -107,7 +111,7 @@ def chrono_(module: Module, longest: float, generator: torch.Generator | None = 
 
     Raises:
         ValueError: the cell has no gate that keeps its state, the module has no biases, or ``longest``
-            is below 2.
+            is below 2 or infinite.
 
     """
     cell = _cell_of(module)
@@ -117,11 +121,12 @@ def chrono_(module: Module, longest: float, generator: torch.Generator | None = 
             f"chrono_ is meant for an LSTM or GRU; {_name(module)} is a {cell.name}, which has no gate "
             "that keeps its state"
         )
-    if not longest >= 2:
-        raise ValueError(f"longest is {longest}; expected at least 2")
+    if not 2 <= longest < math.inf:
+        raise ValueError(f"longest is {longest}; expected a number of at least 2")
     with torch.no_grad():
         for b_ih, b_hh in _biases(module, "chrono_"):
-            b_ih.zero_(), b_hh.zero_()
+            b_ih.zero_()
+            b_hh.zero_()
             bias = _block(b_ih, cell, keep).uniform_(1, longest - 1, generator=generator).log_()
             if "i" in cell.block_names:
                 _block(b_ih, cell, "i").copy_(-bias)
@@ -150,14 +155,26 @@ def _name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _recurrent_weights(module: nn.Module) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def _recurrent_weights(module: nn.Module) -> list[tuple[Tensor, list[Tensor]]]:
     """W_hh and the biases of each layer and direction."""
-    parameters = dict(module.named_parameters(recurse=False))
-    for name, weight in parameters.items():
-        if name.startswith("weight_hh"):
-            suffix = name.removeprefix("weight_hh")
-            biases = (f"bias_ih{suffix}", f"bias_hh{suffix}")
-            yield weight, [parameters[bias] for bias in biases if bias in parameters]
+    suffixes = [""]
+    if isinstance(module, nn.RNNBase):
+        directions = ("", "_reverse") if module.bidirectional else ("",)
+        suffixes = [f"_l{layer}{end}" for layer in range(module.num_layers) for end in directions]
+
+    def parameter(name: str) -> Tensor:
+        weight = module._parameters.get(name)
+        if weight is None:
+            raise ValueError(
+                f"{name} of {_name(module)} is not a plain parameter: it is parametrized or pruned"
+            )
+        return weight
+
+    biases = ("bias_ih", "bias_hh") if module.bias else ()
+    return [
+        (parameter(f"weight_hh{suffix}"), [parameter(f"{bias}{suffix}") for bias in biases])
+        for suffix in suffixes
+    ]
 
 
 def _biases(module: nn.Module, function: str) -> Iterator[list[Tensor]]:

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -19,20 +20,24 @@ struct Candidate {
   }
 };
 
-// Adds the `count` best continuations of a beam.
+// Adds the `count` best continuations of a beam, in any order.
 template <class R>
 void add_best(const R* scores, index classes, index count, Candidate start, double shift,
               std::vector<Candidate>& candidates) {
-  const auto first = static_cast<std::ptrdiff_t>(candidates.size());
+  const auto size = static_cast<index>(candidates.size());
   R least = -std::numeric_limits<R>::infinity();
   for (index token = 0; token < classes; ++token) {
     if (!(scores[token] > least)) continue;
-    const Candidate candidate{start.log_prob + (static_cast<double>(scores[token]) - shift),
-                              start.parent, token};
-    candidates.insert(std::upper_bound(candidates.begin() + first, candidates.end(), candidate),
-                      candidate);
-    if (static_cast<index>(candidates.size()) - first > count) candidates.pop_back();
-    if (static_cast<index>(candidates.size()) - first == count) least = scores[candidates.back().token];
+    const double log_prob = start.log_prob + (static_cast<double>(scores[token]) - shift);
+    candidates.push_back({log_prob, start.parent, token});
+    // A heap of the beam's candidates, the worst first.
+    const auto begin = candidates.begin() + size;
+    std::push_heap(begin, candidates.end());
+    if (candidates.end() - begin > count) {
+      std::pop_heap(begin, candidates.end());
+      candidates.pop_back();
+    }
+    if (candidates.end() - begin == count) least = scores[begin->token];
   }
 }
 
@@ -45,6 +50,7 @@ struct RowSearch {
   };
   std::vector<Hypothesis> ended;
   std::vector<Candidate> candidates;
+  bool is_done = false;
 };
 
 template <class T>
@@ -65,7 +71,7 @@ void search_with(const LanguageModel& model, const Search& search, const ModelSt
   const index classes = stack.classes();
 
   // The live beams of every step: log-probability, parent in the step before, last token.
-  std::vector<std::vector<Candidate>> live(static_cast<std::size_t>(steps) + 1);
+  std::vector<std::vector<Candidate>> live(1);
   constexpr double impossible = -std::numeric_limits<double>::infinity();
   for (index n = 0; n < all_beams; ++n) live[0].push_back({n % beams ? impossible : 0, n, 0});
   std::vector<RowSearch> rows(static_cast<std::size_t>(batch));
@@ -74,22 +80,24 @@ void search_with(const LanguageModel& model, const Search& search, const ModelSt
   };
   const double seconds = static_cast<double>(all_beams * scores.width()) * 2 * seconds_a_score;
   index taken = 0;  // steps
-  std::atomic<index> bad_row{-1};
+  std::atomic<index> bad_row{batch};
   for (index t = 0; t < steps; ++t) {
+    live.emplace_back();
     const std::vector<Candidate>& now = live[static_cast<std::size_t>(t)];
     std::vector<Candidate>& next = live[static_cast<std::size_t>(t) + 1];
     for (index n = 0; n < all_beams; ++n) next.push_back({impossible, n, 0});
     scores.run();
     for_rows(batch, seconds, threads, [&](index b) {
       RowSearch& row = rows[static_cast<std::size_t>(b)];
-      if (static_cast<index>(row.ended.size()) >= beams) return;
+      if (row.is_done) return;
       row.candidates.clear();
       for (index n = b * beams; n < (b + 1) * beams; ++n) {
         const double log_prob = now[static_cast<std::size_t>(n)].log_prob;
         if (log_prob == impossible) continue;
         const auto [highest, log_sum] = scores.normalizer(n);
         if (std::isnan(log_sum)) {
-          bad_row = b;
+          index lowest = bad_row;
+          while (b < lowest && !bad_row.compare_exchange_weak(lowest, b)) continue;
           return;
         }
         add_best(scores.row(n), classes, 2 * beams, {log_prob, n, 0},
@@ -104,16 +112,19 @@ void search_with(const LanguageModel& model, const Search& search, const ModelSt
           row.ended.push_back({normalized(candidate.log_prob, t + 1), t, candidate.parent, true});
         ++rank;
       }
+      row.is_done = survivors == 0 || static_cast<index>(row.ended.size()) >= beams;
     });
-    if (bad_row >= 0) throw BadScores(bad_row, t);
+    if (bad_row < batch) throw BadScores(bad_row, t);
     taken = t + 1;
-    const bool all_ended = std::all_of(rows.begin(), rows.end(), [&](const RowSearch& row) {
-      return static_cast<index>(row.ended.size()) >= beams;
-    });
-    if (all_ended || t + 1 == steps) break;
+    const bool all_done =
+        std::all_of(rows.begin(), rows.end(), [](const RowSearch& row) { return row.is_done; });
+    if (all_done || t + 1 == steps) break;
     std::vector<index> parents;
     std::vector<std::int64_t> tokens;
-    for (const Candidate& beam : next) parents.push_back(beam.parent), tokens.push_back(beam.token);
+    for (const Candidate& beam : next) {
+      parents.push_back(beam.parent);
+      tokens.push_back(beam.token);
+    }
     stack.reorder(parents);
     stack.step(tokens.data(), nullptr);
     pause();

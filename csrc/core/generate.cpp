@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 
 namespace rnnfast {
 namespace {
@@ -43,16 +44,21 @@ Draw draw(const Scores<T>& scores, index row, index classes, const Sampling& sam
   const auto [highest, log_sum] = scores.normalizer(row);
   const R* const score = scores.row(row);
   index token = 0;
-  if (sampling.temperature == 0) {
+  const auto scale = static_cast<R>(1 / sampling.temperature);
+  if (!std::isfinite(scale)) {  // the temperature is 0, or too small to divide by
     while (token + 1 < classes && score[token] != highest) ++token;
   } else {
     R* const weights = scores.weights(row);
-    const auto scale = static_cast<R>(1 / sampling.temperature);
-    R sum = scores.kernel().weigh(score, scores.width(), highest, scale, weights);
+    // At a scale of 0, the score -infinity of an impossible token would become NaN.
+    R sum = scores.kernel().weigh(score, scores.width(), highest,
+                                  std::max(scale, std::numeric_limits<R>::min()), weights);
     if (sampling.top_k > 0 || sampling.top_p < 1) {
       const R least = least_weight(weights, classes, sampling.top_k, sampling.top_p);
       sum = 0;
-      for (index k = 0; k < classes; ++k) sum += weights[k] = weights[k] >= least ? weights[k] : 0;
+      for (index k = 0; k < classes; ++k) {
+        if (weights[k] < least) weights[k] = 0;
+        sum += weights[k];
+      }
     }
     const auto target = static_cast<R>(uniform * static_cast<double>(sum));
     token = scores.kernel().find(weights, scores.width(), target);
@@ -122,9 +128,9 @@ void generate(const LanguageModel& model, const Sampling& sampling, const ModelS
   require_dense(out.lengths, Dtype::int64, {batch});
   require_dense(out.log_probs, Dtype::float64, {batch});
   require_dense(uniforms, Dtype::float64, {steps, batch});
-  if (!(sampling.temperature >= 0))
+  if (!(sampling.temperature >= 0 && std::isfinite(sampling.temperature)))
     throw std::invalid_argument("temperature is " + std::to_string(sampling.temperature) +
-                                "; expected at least 0");
+                                "; expected a number of at least 0");
   if (sampling.top_k < 0 || !(sampling.top_p > 0))
     throw std::invalid_argument("top_k must be at least 1, and top_p must be above 0");
   with_numbers(state.y.dtype(), [&](auto number) {

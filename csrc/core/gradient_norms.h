@@ -19,8 +19,8 @@ class GradientNorms {
       : call_(call), h_(make(dh_norms, call.outputs)), c_(make(dc_norms, call.hidden)) {}
 
   // The squares of one direction of one layer, in its order of processing.
-  Sequence<Real<T>> h_squares(int number) const { return directed(h_, number); }
-  Sequence<Real<T>> c_squares(int number) const { return directed(c_, number); }
+  Sequence<double> h_squares(int number) const { return directed(h_, number); }
+  Sequence<double> c_squares(int number) const { return directed(c_, number); }
 
   void write() const {
     write(h_);
@@ -39,16 +39,16 @@ class GradientNorms {
     Squares squares{norms, (units + lanes - 1) / lanes, nullptr};
     if (!norms) return squares;
     const auto count = static_cast<std::size_t>(call_.all_directions * call_.rows * squares.blocks);
-    squares.memory = std::make_unique<Memory>(count * sizeof(Real<T>));
+    squares.memory = std::make_unique<Memory>(count * sizeof(double));
     return squares;
   }
 
-  Sequence<Real<T>> sequence(const Squares& squares, int number) const {
+  Sequence<double> sequence(const Squares& squares, int number) const {
     if (!squares.memory) return {};
-    auto* const data = static_cast<Real<T>*>(squares.memory->data());
+    auto* const data = static_cast<double*>(squares.memory->data());
     return call_.dense(data + number * call_.rows * squares.blocks, squares.blocks);
   }
-  Sequence<Real<T>> directed(const Squares& squares, int number) const {
+  Sequence<double> directed(const Squares& squares, int number) const {
     return call_.directed(sequence(squares, number), number % call_.stack.directions);
   }
 
@@ -56,15 +56,15 @@ class GradientNorms {
     for (int number = 0; squares.memory && number < call_.all_directions; ++number) {
       const int direction = number % call_.stack.directions;
       const Ragged ragged = call_.lengths[direction].ragged();
-      const Sequence<Real<T>> steps = directed(squares, number);
+      const Sequence<double> steps = directed(squares, number);
       double* const norms = vector<double>(squares.norms) + number * call_.steps;
       for (index t = 0; t < call_.steps; ++t) norms[t] = 0;
       for (index t = 0; t < call_.longest; ++t) {
         double sum = 0;
         const index rows = ragged.count ? ragged.count[t] : call_.batch;
         for (index b = 0; b < rows; ++b) {
-          const Real<T>* row = ragged.row(steps, t, b);
-          for (index block = 0; block < squares.blocks; ++block) sum += static_cast<double>(row[block]);
+          const double* row = ragged.row(steps, t, b);
+          for (index block = 0; block < squares.blocks; ++block) sum += row[block];
         }
         norms[call_.reverses(direction) ? call_.longest - 1 - t : t] = std::sqrt(sum);
       }

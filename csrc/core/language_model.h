@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -45,9 +47,16 @@ void for_rows(index rows, double seconds, int threads, F f) {
     for (index row = 0; row < rows; ++row) f(row);
     return;
   }
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
   run_parallel(most, [&](int rank, int count) {
-    for (index row = rows * rank / count; row < rows * (rank + 1) / count; ++row) f(row);
+    try {
+      for (index row = rows * rank / count; row < rows * (rank + 1) / count; ++row) f(row);
+    } catch (...) {  // an exception must not leave a parallel region
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 // The stack of a model, step by step. It holds the packed weights and the states.
@@ -86,7 +95,6 @@ class Steps {
   }
 
   index classes() const { return classes_; }
-  index outputs() const { return outputs_; }
   T* y() { return y_.data(); }
 
   void check(const ModelState& state, index batch) const {

@@ -88,7 +88,7 @@ struct Gradients {
   Matrix<T> w_hr;
   // The squares of dL/dh_t and dL/dc_t, summed over the units of each vector: [T, B, blocks of R] and
   // [T, B, blocks of H].
-  Sequence<Real<T>> h_squares, c_squares;
+  Sequence<double> h_squares, c_squares;
 };
 
 }  // namespace rnnfast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ def beam_search(
         steps: the most tokens of a hypothesis.
         beams: how many continuations each step keeps, and how many hypotheses are returned.
         stop: the token that ends a hypothesis.
-        length_penalty: 0 compares log-probabilities, 1 log-probabilities per token.
+        length_penalty: 0 compares log-probabilities, 1 log-probabilities per token; -100 to 100.
         state: as for :func:`generate`; for an encoder-decoder the final state of the encoder.
 
     Raises:
@@ -73,10 +74,10 @@ def beam_search(
     """
     model = LanguageModel(embedding, rnn, head)
     prompt = model.check_prompt(prompt, steps, stop)
-    if beams < 1:
+    if operator.index(beams) < 1:
         raise ValueError(f"beams is {beams}; expected at least 1")
-    if not math.isfinite(length_penalty):
-        raise ValueError(f"length_penalty is {length_penalty}; expected a number")
+    if not abs(length_penalty) <= 100:
+        raise ValueError(f"length_penalty is {length_penalty}; expected a number from -100 to 100")
     search = _Search(beams, stop, float(length_penalty))
     with torch.no_grad():
         y, state = model.read(prompt, state)
@@ -103,28 +104,29 @@ def _search_in_python(
     batch, beams = len(y), search.beams
     y = y.repeat_interleave(beams, 0)
     state = _rows(state, torch.arange(batch, device=y.device).repeat_interleave(beams))
-    log_probs = torch.full((batch, beams), -math.inf, dtype=torch.float64)
+    log_probs = torch.full((batch, beams), -math.inf, dtype=torch.float64, device="cpu")
     log_probs[:, :1] = 0  # at first all beams of a row are the same
     live: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(batch)]
     ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+
+    def is_done(b: int) -> bool:
+        return len(ended[b]) >= beams or not live[b]
+
     for t in range(steps):
-        scores = model.head(y).double().cpu().view(batch, beams, -1)
-        possible = log_probs > -math.inf
-        if not scores.logsumexp(-1).isfinite()[possible].all():
-            raise RuntimeError(
-                f"the scores of a row at step {t} contain NaN or inf, or all of them are -inf"
-            )
+        scores = model.scores(y, log_probs.flatten() > -math.inf, t).view(batch, beams, -1)
         continued = log_probs[:, :, None] + scores.log_softmax(-1)
         classes = scores.size(-1)
-        best = continued.flatten(1).topk(min(2 * beams, beams * classes))
-        parents, tokens = torch.arange(batch * beams), torch.zeros(batch * beams, dtype=torch.int64)
-        log_probs = torch.full((batch, beams), -math.inf, dtype=torch.float64)
+        # Stable: of equal continuations the earlier beam and the smaller token come first.
+        best = continued.flatten(1).sort(descending=True, stable=True)
+        parents = torch.arange(batch * beams, device="cpu")
+        tokens = torch.zeros(batch * beams, dtype=torch.int64, device="cpu")
+        log_probs = torch.full((batch, beams), -math.inf, dtype=torch.float64, device="cpu")
         for b in range(batch):
-            if len(ended[b]) >= beams:
+            if is_done(b):
                 continue
             before, live[b] = live[b], []
             for rank, (value, place) in enumerate(
-                zip(best.values[b].tolist(), best.indices[b].tolist(), strict=True)
+                zip(best[0][b, : 2 * beams].tolist(), best[1][b, : 2 * beams].tolist(), strict=True)
             ):
                 beam, token = divmod(place, classes)
                 if value == -math.inf:
@@ -136,7 +138,7 @@ def _search_in_python(
                     live[b].append([*before[beam], token])
                 elif token == search.stop and rank < beams:
                     ended[b].append((value / (t + 1) ** search.length_penalty, [*before[beam], token]))
-        if t + 1 == steps or all(len(hypotheses) >= beams for hypotheses in ended):
+        if t + 1 == steps or all(map(is_done, range(batch))):
             break
         y, state = model.step(tokens.to(y.device), _rows(state, parents.to(y.device)))
     for b in range(batch):
@@ -146,19 +148,19 @@ def _search_in_python(
                 for k, tokens_ in enumerate(live[b])
                 if tokens_
             ]
-    return _best(ended, search, steps)
+    return Beams(*(t.to(y.device) for t in _best(ended, search, steps)))
 
 
 def _best(ended: list[list[tuple[float, list[int]]]], search: _Search, steps: int) -> Beams:
     """The hypotheses with the highest scores as tensors."""
     shape = (len(ended), search.beams)
-    tokens = torch.full((*shape, steps), search.stop, dtype=torch.int64)
-    lengths = torch.zeros(shape, dtype=torch.int64)
-    scores = torch.full(shape, -math.inf, dtype=torch.float64)
+    tokens = torch.full((*shape, steps), search.stop, dtype=torch.int64, device="cpu")
+    lengths = torch.zeros(shape, dtype=torch.int64, device="cpu")
+    scores = torch.full(shape, -math.inf, dtype=torch.float64, device="cpu")
     for b, hypotheses in enumerate(ended):
         hypotheses.sort(key=lambda hypothesis: -hypothesis[0])
         for k, (score, sequence) in enumerate(hypotheses[: search.beams]):
-            tokens[b, k, : len(sequence)] = torch.tensor(sequence)
+            tokens[b, k, : len(sequence)] = torch.tensor(sequence, device="cpu")
             lengths[b, k], scores[b, k] = len(sequence), score
     return Beams(tokens, lengths, scores)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module
 
 from ..nn.layers import Recurrent
 from ..stack import checks, precision
@@ -28,8 +30,14 @@ class LanguageModel(NamedTuple):
 
     def check_prompt(self, prompt: Tensor, steps: int, stop: int | None) -> Tensor:
         """The prompt, if it and the modules' sizes are valid."""
-        if not hasattr(self.head, "out_features"):
-            raise ValueError(f"head is a {type(self.head).__name__}; expected a torch.nn.Linear")
+        for name, part, expected, attribute in (
+            ("embedding", self.embedding, "torch.nn.Embedding", "num_embeddings"),
+            ("rnn", self.rnn, "RNN, LSTM or GRU", "bidirectional"),
+            ("head", self.head, "torch.nn.Linear", "out_features"),
+            ("prompt", prompt, "tensor", "dtype"),
+        ):
+            if not hasattr(part, attribute) and (part is not None or name != "embedding"):
+                raise TypeError(f"{name} is a {type(part).__name__}; expected a {expected}")
         if self.rnn.bidirectional:
             raise ValueError("rnn is bidirectional; a model that generates has one direction")
         classes = self.classes
@@ -41,14 +49,20 @@ class LanguageModel(NamedTuple):
         if inputs != self.rnn.input_size:
             what = "one-hot inputs have" if self.embedding is None else "embedding has"
             raise ValueError(f"{what} {inputs} features; rnn has input_size {self.rnn.input_size}")
+        outputs = self.rnn.proj_size or self.rnn.hidden_size
+        if self.head.in_features != outputs:
+            raise ValueError(
+                f"head has in_features {self.head.in_features}; "
+                f"the outputs of rnn have {outputs} features"
+            )
         if prompt.dim() != 2 or prompt.size(1) < 1 or prompt.dtype != torch.int64:
             raise ValueError(
                 f"prompt has shape {tuple(prompt.shape)} and dtype {prompt.dtype}; "
                 "expected (B, P) with P >= 1 and torch.int64"
             )
-        if steps < 0:
+        if operator.index(steps) < 0:
             raise ValueError(f"steps is {steps}; expected at least 0")
-        if stop is not None and not 0 <= stop < classes:
+        if stop is not None and not 0 <= operator.index(stop) < classes:
             raise ValueError(f"stop is {stop}; expected a token in range({classes})")
         if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < classes:
             raise IndexError(
@@ -74,7 +88,7 @@ class LanguageModel(NamedTuple):
         """Whether the native loop takes the model; if not, a warning says why."""
         reason = self.why_not()
         if reason:
-            warnings.warn(f"rnnfast.{function} runs in Python: {reason}", stacklevel=4)
+            warnings.warn(f"rnnfast.{function} runs in Python: {reason}", stacklevel=3)
         return not reason
 
     def why_not(self) -> str | None:
@@ -84,21 +98,30 @@ class LanguageModel(NamedTuple):
             return f"rnn is a {type(rnn).__module__}.{type(rnn).__qualname__}"
         if type(head) is not nn.Linear:
             return f"head is a {type(head).__qualname__}, not a torch.nn.Linear"
-        if embedding is not None and (type(embedding) is not nn.Embedding or embedding.max_norm):
+        if embedding is not None and (
+            type(embedding) is not nn.Embedding or embedding.max_norm is not None
+        ):
             return "embedding is not a plain torch.nn.Embedding"
         modules = [m for m in (rnn, head, embedding) if m is not None]
-        if any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+        if any("forward" in m.__dict__ for m in modules):
+            return "the forward of a module was replaced"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in modules) or (
+            module._global_forward_hooks or module._global_forward_pre_hooks
+        ):
             return "a module has hooks"
         if rnn.training and rnn.dropout > 0 and rnn.num_layers > 1:
             return "rnn applies dropout in training mode; call eval()"
         tensors = [*self.weights(), head.weight]
-        tensors += [t for t in (head.bias, embedding and embedding.weight) if t is not None]
-        if not all(type(t) in checks.PLAIN_TYPES and t.is_cpu for t in tensors):
+        tensors += [] if head.bias is None else [head.bias]
+        tensors += [] if embedding is None else [embedding.weight]
+        if not all(
+            type(t) in checks.PLAIN_TYPES and t.is_cpu and t.layout == torch.strided for t in tensors
+        ):
             return "a weight is not a plain tensor on the CPU"
         if len({t.dtype for t in tensors}) > 1 or head.weight.dtype not in checks.DTYPES:
             return f"the weights have the dtypes {sorted({str(t.dtype) for t in tensors})}"
         if precision.autocasts() or not checks.plain_call():
-            return "autocast, a transform or a mode is active"
+            return "autocast, a transform, a mode or torch.compile is active"
         return None
 
     def weights(self) -> list[Any]:
@@ -123,6 +146,15 @@ class LanguageModel(NamedTuple):
             return t.clone(memory_format=torch.contiguous_format)
 
         return copy(y), copy(h), None if c is None else copy(c)
+
+    def scores(self, y: Tensor, needed: Tensor, step: int) -> Tensor:
+        """The scores of all tokens, float64 on the CPU; checks those of the rows that are needed."""
+        scores: Tensor = self.head(y).cpu().double()
+        if not scores.logsumexp(-1).isfinite()[needed].all():
+            raise RuntimeError(
+                f"the scores of a row at step {step} contain NaN or inf, or all of them are -inf"
+            )
+        return scores
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The output ``[B, R]`` and the states after one token of each row, ``[B]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +27,9 @@ class Generated(NamedTuple):
     #: It is that of the whole softmax at temperature 1, whatever ``temperature``, ``top_k`` and
     #: ``top_p`` are.
     log_probs: Tensor
-    #: The states after all tokens but the last. To go on, call again with ``prompt=tokens[:, -1:]`` and
-    #: this state. A row that has ended keeps the state from which it chose ``stop``.
+    #: The states after all tokens but the last. To go on after one step or more, call again with
+    #: ``prompt=tokens[:, -1:]`` and this state. A row that has ended keeps the state from which it
+    #: chose ``stop``.
     state: Any
 
 
@@ -68,7 +71,8 @@ def generate(
         head: turns outputs of ``rnn`` into the scores (logits) of V tokens.
         prompt: ``[B, P]`` int64, P >= 1: the tokens that each row begins with. They are not returned.
         steps: the most tokens of a row.
-        temperature: scores are divided by it. 0 takes the likeliest token (the first of equal ones).
+        temperature: scores are divided by it. 0, and numbers too small to divide by, take the likeliest
+            token, the first of equal ones.
         top_k: draw only from the k likeliest tokens, and those as likely as the last of them.
         top_p: draw only from the likeliest tokens whose probabilities first reach p (nucleus sampling,
             Holtzman et al. 2020, arXiv 1904.09751), after ``top_k``, and those as likely as the last.
@@ -84,25 +88,26 @@ def generate(
     """
     model = LanguageModel(embedding, rnn, head)
     prompt = model.check_prompt(prompt, steps, stop)
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; expected at least 0")
-    if top_k is not None and top_k < 1:
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; expected a number of at least 0")
+    if top_k is not None and operator.index(top_k) < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected above 0 and at most 1")
     sampling = _Sampling(
         float(temperature),
-        top_k or 0,
+        0 if top_k is None else min(top_k, model.classes),
         1.0 if top_p is None else float(top_p),
         -1 if stop is None else stop,
     )
     batch = len(prompt)
-    uniforms = torch.zeros(steps, batch, dtype=torch.float64, device="cpu")
     if temperature > 0:
         device = "cpu" if generator is None else generator.device
         uniforms = torch.rand(
             steps, batch, dtype=torch.float64, generator=generator, device=device
         ).cpu()
+    else:
+        uniforms = torch.zeros(steps, batch, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         y, state = model.read(prompt, state)
         if model.runs_natively("generate"):
@@ -129,17 +134,13 @@ def _generate_in_python(
 ) -> Generated:
     """The loop of csrc/core/generate.cpp with the modules themselves."""
     steps, batch = uniforms.shape
-    tokens = torch.full((batch, steps), sampling.stop, dtype=torch.int64, device=y.device)
-    lengths = torch.full((batch,), steps, dtype=torch.int64, device=y.device)
-    log_probs = torch.zeros(batch, dtype=torch.float64, device=y.device)
-    runs = torch.ones(batch, dtype=torch.bool, device=y.device)
+    tokens = torch.full((batch, steps), sampling.stop, dtype=torch.int64, device="cpu")
+    lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
+    log_probs = torch.zeros(batch, dtype=torch.float64, device="cpu")
+    runs = torch.ones(batch, dtype=torch.bool, device="cpu")
     for t in range(steps):
-        scores = model.head(y).double()
-        if not scores.logsumexp(-1).isfinite()[runs].all():
-            raise RuntimeError(
-                f"the scores of a row at step {t} contain NaN or inf, or all of them are -inf"
-            )
-        chosen = _draw(scores, sampling, uniforms[t].to(y.device))
+        scores = model.scores(y, runs, t)
+        chosen = _draw(scores, sampling, uniforms[t])
         tokens[runs, t] = chosen[runs]
         log_prob = scores.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         log_probs += torch.where(runs, log_prob, 0)
@@ -147,9 +148,10 @@ def _generate_in_python(
         runs = runs & (chosen != sampling.stop)
         if t + 1 == steps or not runs.any():
             break
-        y, new = model.step(chosen, state)
-        state = _where(runs, new, state)
-    return Generated(tokens, lengths, log_probs, state)
+        y, new = model.step(chosen.to(y.device), state)
+        state = _where(runs.to(y.device), new, state)
+    device = y.device
+    return Generated(tokens.to(device), lengths.to(device), log_probs.to(device), state)
 
 
 def _draw(scores: Tensor, sampling: _Sampling, uniform: Tensor) -> Tensor:
@@ -162,7 +164,8 @@ def _draw(scores: Tensor, sampling: _Sampling, uniform: Tensor) -> Tensor:
         weights = torch.where(weights >= least, weights, 0)
     if sampling.top_p < 1:
         ordered = weights.sort(descending=True).values
-        reaches = ordered.cumsum(-1) >= sampling.top_p * weights.sum(-1, keepdim=True)
+        running = ordered.cumsum(-1)
+        reaches = running >= sampling.top_p * running[:, -1:]
         least = ordered.gather(-1, reaches.to(torch.int8).argmax(-1, keepdim=True))
         weights = torch.where(weights >= least, weights, 0)
     running = weights.cumsum(-1)

@@ -230,6 +230,58 @@ def test_impossible_tokens_are_never_drawn():
     assert found.log_probs.isfinite().all()
 
 
+@pytest.mark.numerics(dtype="float32")
+def test_no_rounding_draws_an_impossible_token():
+    """The sum of a block of weights rounds otherwise than the sum of its numbers, one by one."""
+    embedding, rnn, head = model_of("gru", classes=256, hidden=4, dtype=torch.float32)
+    model = LanguageModel(embedding, rnn, head)
+    with torch.no_grad():
+        head.weight.zero_()
+        for seed in range(10):
+            torch.manual_seed(seed)
+            head.bias.normal_()
+            head.bias[64:] = -math.inf
+            head.bias[200] = 0
+            weights = (head.bias.double() - head.bias.max()).exp()
+            border = (weights[:64].sum() / weights.sum()).item()
+            uniforms = border + torch.linspace(-1e-6, 1e-6, 4000, dtype=torch.float64)
+            y, state = model.read(torch.zeros(4000, 1, dtype=torch.int64), None)
+            options = sampling._Sampling(1.0, 0, 1.0, -1)
+            found = sampling._generate_natively(model, y, state, options, uniforms[None])
+            assert ((found.tokens < 64) | (found.tokens == 200)).all()
+            assert found.log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-310, 1e-40, 1e-30, 1e40, 1e300])
+def test_extreme_temperatures(temperature, dtype):
+    model, prompt = model_of("gru", dtype=dtype), prompt_of(200)
+    greedy = rnnfast.generate(*model, prompt, steps=1, temperature=0)
+    found = natively(rnnfast.generate, *model, prompt, steps=1, temperature=temperature)
+    if temperature < 1:
+        assert found.tokens.equal(greedy.tokens)
+    else:
+        assert len(found.tokens.unique()) > 15  # nearly uniform over 23
+
+
+def test_ties_have_an_order(monkeypatch):
+    embedding, rnn, head = model_of()
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model, prompt = (embedding, rnn, head), prompt_of(2)
+    options = {"steps": 3, "beams": 3, "stop": 1}
+    found = natively(rnnfast.beam_search, *model, prompt, **options)
+    same(found, in_python(monkeypatch, rnnfast.beam_search, *model, prompt, **options))
+
+
+def test_a_search_without_living_beams_ends(monkeypatch):
+    model, prompt = model_of("gru", classes=1), torch.zeros(2, 1, dtype=torch.int64)
+    options = {"steps": 100_000, "beams": 3, "stop": 0}
+    found = natively(rnnfast.beam_search, *model, prompt, **options)
+    assert found.lengths.tolist() == [[1, 0, 0]] * 2
+    same(found, in_python(monkeypatch, rnnfast.beam_search, *model, prompt, **options))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("search", [False, True])
 def test_scores_that_are_not_numbers(value, search, monkeypatch):
@@ -330,6 +382,12 @@ def test_what_the_native_loop_does_not_take():
     handle = rnn.register_forward_hook(lambda *_: None)
     check("a module has hooks")
     handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    check("a module has hooks")
+    handle.remove()
+    head.forward = lambda y: nn.functional.linear(y, head.weight, head.bias)
+    check("forward of a module was replaced")
+    del head.forward
     nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
     check("not a plain tensor")
 
@@ -347,6 +405,9 @@ BAD = {
     "steps": ({"steps": -1}, ValueError, "steps is -1"),
     "temperature": ({"temperature": -0.5}, ValueError, "temperature is -0.5"),
     "nan": ({"temperature": math.nan}, ValueError, "temperature is nan"),
+    "inf": ({"temperature": math.inf}, ValueError, "temperature is inf"),
+    "fraction": ({"top_k": 2.5}, TypeError, "float"),
+    "stop at a fraction": ({"stop": 2.5}, TypeError, "float"),
     "top_k": ({"top_k": 0}, ValueError, "top_k is 0"),
     "top_p": ({"top_p": 1.5}, ValueError, "top_p is 1.5"),
     "stop": ({"stop": 23}, ValueError, r"stop is 23; expected a token in range\(23\)"),
@@ -374,8 +435,17 @@ def test_bad_modules_and_prompts():
         rnnfast.generate(
             embedding, rnnfast.LSTM(11, 19, bidirectional=True), nn.Linear(38, 23), prompt_of(), steps=1
         )
-    with pytest.raises(ValueError, match=r"head's weight has shape \(23, 20\); expected \(23, 19\)"):
+    with pytest.raises(ValueError, match="head has in_features 20; the outputs of rnn have 19"):
         rnnfast.generate(embedding, rnn, nn.Linear(20, 23).double(), prompt_of(), steps=1)
+    for bad in ((embedding, rnnfast.LSTMCell(11, 19), head), (embedding, rnn, nn.Identity())):
+        with pytest.raises(TypeError, match=r"(rnn is a LSTMCell|head is a Identity); expected a"):
+            rnnfast.generate(*bad, prompt_of(), steps=1)
+    with pytest.raises(TypeError, match="prompt is a list"):
+        rnnfast.generate(embedding, rnn, head, [[1]], steps=1)
+    with pytest.raises(ValueError, match="length_penalty is 1000"):
+        rnnfast.beam_search(
+            embedding, rnn, head, prompt_of(), steps=1, beams=2, stop=1, length_penalty=1e3
+        )
     with pytest.raises(ValueError, match="beams is 0"):
         rnnfast.beam_search(embedding, rnn, head, prompt_of(), steps=1, beams=0, stop=1)
 

@@ -134,6 +134,19 @@ def test_threads_do_not_matter(cell, batch, threads):
     assert one.c is None or one.c.equal(several.c)
 
 
+@pytest.mark.numerics(dtype="float32")
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_squares_neither_vanish_nor_overflow(size):
+    module, x = module_of("rnn_tanh", dtype=torch.float32), torch.randn(3, 2, 4)
+    norms = []
+    for factor in (1.0, size):
+        loss = factor * module(x)[0][-1].sum()
+        with rnnfast.gradient_flow(module) as flow:
+            loss.backward()
+        norms.append(flow.records[0].h)
+    torch.testing.assert_close(norms[1] / size, norms[0], rtol=1e-4, atol=0)
+
+
 def test_packed_and_padded_are_the_same():
     module = module_of("lstm", bidirectional=True)
     x, lengths = torch.randn(7, 4, 4, dtype=torch.float64), [3, 7, 1, 7]
@@ -204,6 +217,34 @@ def test_the_plot():
     assert axes.lines[0].get_ydata().tolist() == flow.records[0].h[0, 0].tolist()
     assert axes.get_yscale() == "log"
     mpl.pyplot.close("all")
+
+
+def test_the_plot_of_a_cell_is_one_line():
+    mpl.use("agg")
+    model = Model()
+    loss = model(torch.randn(5, 2, 4)).sum()
+    with rnnfast.gradient_flow(model) as flow:
+        loss.backward()
+    lines = {line.get_label(): line.get_ydata() for line in flow.plot().lines}
+    assert lines.keys() == {
+        "decoder, layer 0: h",
+        "decoder, layer 0: c",
+        "encoder, layer 0: h",
+        "encoder, layer 1: h",
+    }
+    steps = [record.h.item() for record in flow.records if record.module == "decoder"]
+    assert lines["decoder, layer 0: h"].tolist() == steps[::-1]
+    mpl.pyplot.close("all")
+
+
+def test_shared_weights_have_both_names():
+    model = nn.ModuleDict({"a": module_of("gru"), "b": module_of("gru", hidden=21)})
+    model["b"].weight_hh_l0 = model["a"].weight_hh_l0
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    loss = model["a"](x)[0].sum() + model["b"](x)[0].sum()
+    with rnnfast.gradient_flow(model) as flow:
+        loss.backward()
+    assert [record.module for record in flow.records] == ["a, b", "a, b"]
 
 
 def test_nothing_recorded():

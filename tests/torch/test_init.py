@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import rnnfast
 from rnnfast import init
@@ -115,11 +116,37 @@ def test_other_cells_are_refused_and_stay_as_they_are(function, good):
         assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_orthogonal_in_half_precision(dtype):
+    module = init.orthogonal_(rnnfast.GRU(3, 8, dtype=dtype))
+    block = module.weight_hh_l0[:8].float()
+    torch.testing.assert_close(block.T @ block, torch.eye(8), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["parametrized", "old weight_norm", "pruned"])
+def test_weights_that_are_no_parameters_are_refused(change):
+    module = rnnfast.LSTM(5, 8)
+    if change == "parametrized":
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    elif change == "pruned":
+        prune.l1_unstructured(module, "bias_ih_l0", 0.1)
+    else:
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(module, "weight_hh_l0")
+    before = [p.clone() for p in module.parameters()]
+    for function, arguments in ((init.orthogonal_, ()), (init.forget_bias_, ()), (init.chrono_, (9,))):
+        with pytest.raises(ValueError, match=r"_l0 of .*LSTM is not a plain parameter"):
+            function(module, *arguments)
+    assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="Linear is not a recurrent module"):
         init.orthogonal_(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"longest is 1\.5"):
         init.chrono_(rnnfast.LSTM(2, 3), 1.5)
+    with pytest.raises(ValueError, match="longest is inf"):
+        init.chrono_(rnnfast.LSTM(2, 3), float("inf"))
     for function, arguments in ((init.forget_bias_, ()), (init.chrono_, (10,))):
         with pytest.raises(ValueError, match="needs biases; LSTM has bias=False"):
             function(rnnfast.LSTM(2, 3, bias=False), *arguments)

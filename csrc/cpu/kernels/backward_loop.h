@@ -203,9 +203,9 @@ class BackwardLoop {
   // Writes the squares of the gradients of the step's h and c, before the formula replaces them.
   // Inlined into step(), it makes short steps of every training up to 8 percent slower.
   [[gnu::noinline]] void record(index t, index step_row, Rows rows, Part part) {
-    const auto sum_of_squares = [](Vector<T> v, index units) {
+    const auto squares = [](Vector<T> v, index units) {
       if (units < L) v = first_lanes<T>(v, units);
-      return sum_of_lanes<T>(v * v);
+      return sum_of_squares<T>(v);
     };
     const Slots<Cell, T> slots = state_.slots(t);
     for (index r = 0; r < rows.size(); ++r) {
@@ -219,22 +219,22 @@ class BackwardLoop {
         const Vector<T> dh = at(dh_, block);
         return dy ? dh + load_some(dy + block * L, layer_.outputs - block * L) : dh;
       };
-      Real<T>* const h_squares = state_.row(grads_.h_squares, t, b);
+      double* const h_squares = state_.row(grads_.h_squares, t, b);
       for (index block = part.outputs.begin; block < part.outputs.end; ++block) {
         const Vector<T> dh = is_projected<Cell>(layer_) ? load<T>(chunk_.p_at(block, step_row + b))
                                                         : output_gradient(block);
-        h_squares[block] = sum_of_squares(dh, layer_.outputs - block * L);
+        h_squares[block] = squares(dh, layer_.outputs - block * L);
       }
       if constexpr (Cell::cell_state >= 0) {
         if (!grads_.c_squares.data) continue;
-        Real<T>* const c_squares = state_.row(grads_.c_squares, t, b);
+        double* const c_squares = state_.row(grads_.c_squares, t, b);
         for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
           Vector<T> v[Cell::slots];
           for (int slot = 0; slot < Cell::slots; ++slot)
             v[slot] = load(static_cast<const Real<T>*>(slots.at(block, b)) + slot * L);
           const Vector<T> grad = is_projected<Cell>(layer_) ? at(dq_, block) : output_gradient(block);
           c_squares[block] =
-              sum_of_squares(Cell::cell_gradient(v, grad, at(dc_, block)), layer_.hidden - block * L);
+              squares(Cell::cell_gradient(v, grad, at(dc_, block)), layer_.hidden - block * L);
         }
       }
     }

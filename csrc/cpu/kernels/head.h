@@ -114,8 +114,9 @@ R weigh(const R* scores, index width, R highest, R scale, R* weights) {
   return sum_of_lanes<R>(sum);
 }
 
-// The first k at which the running sum of the weights exceeds `target`; the last k with a weight above
-// 0 where rounding lets none exceed it.
+// The first k with a weight above 0 at which the running sum of the weights exceeds `target`; the last
+// k with such a weight where rounding lets none exceed it. The sums of a block and of its numbers may
+// round differently, so a sum may exceed `target` only in the next block.
 template <class R>
 index find(const R* weights, index width, R target) {
   constexpr int L = lanes<R>, vectors = 4;
@@ -130,7 +131,7 @@ index find(const R* weights, index width, R target) {
     if (before + sum > target) {
       R running = before;
       for (index k = begin; k < end; ++k)
-        if ((running += weights[k]) > target) return k;
+        if ((running += weights[k]) > target && weights[k] > 0) return k;
     }
     before += sum;
   }
