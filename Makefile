@@ -1,8 +1,8 @@
 # make demo      what rnnfast is for, on this machine
 # make examples  ten systems, each trained for half a minute
 # make test      every test but the slow ones
-# make docs    the documentation as a site, in build/site
-# The first two make a virtual environment. They need only Python 3.10+, a C++20 compiler and make.
+# make docs      the documentation as a site, in build/site
+# Each makes the virtual environment that it needs. They need only Python 3.10+, a C++20 compiler and make.
 # `make test TORCH=2.14.1` runs the tests with another version of PyTorch, in a second environment.
 # `make test SKBUILD_CMAKE_DEFINE=RNNFAST_CUDA=ON` builds the CUDA kernels too, if the environment is new.
 

@@ -82,13 +82,12 @@ def train(
     runs = [training(package, steps) for package in packages]
     losses: list[list[float]] = [[] for _ in runs]
     seconds = [0.0 for _ in runs]
-    model = None
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}")]
     with Progress(*columns) as progress:
         task = progress.add_task(f"training with {arguments.package}", total=steps, loss=float("nan"))
         while len(losses[0]) < steps:
-            for run, limit, taken, k in zip(runs, limits, losses, range(2), strict=False):
+            for k, (run, limit, taken) in enumerate(zip(runs, limits, losses, strict=True)):
                 start = time.perf_counter()
                 for _ in range(min(BLOCK, limit - len(taken))):
                     taken.append(next(run))

@@ -38,12 +38,17 @@ struct ModelState {
   View c;  // [L, B, H]; absent for cells without a cell state
 };
 
-// Calls f(row) for all rows, by several threads where the work takes `seconds` or so.
+// How many threads share work that takes one of them `seconds` or so.
+inline int sharers(double seconds, int threads) {
+  constexpr double worth_sharing = 20e-6;
+  return seconds < worth_sharing ? 1 : usable(threads);
+}
+
+// Calls f(row) for all rows, by several threads where the work takes long enough.
 template <class F>
 void for_rows(index rows, double seconds, int threads, F f) {
-  constexpr double worth_sharing = 20e-6;
-  const auto most = static_cast<int>(std::min<index>(rows, usable(threads)));
-  if (most < 2 || seconds < worth_sharing) {
+  const auto most = static_cast<int>(std::min<index>(rows, sharers(seconds, threads)));
+  if (most < 2) {
     for (index row = 0; row < rows; ++row) f(row);
     return;
   }
@@ -78,7 +83,8 @@ class Steps {
     Call call(stack_, {x_view(), View("h0"), View("c0"), weights_, View("sizes"), View("reset")});
     call.check_input();
     call.check_weights();
-    hidden_ = call.hidden, outputs_ = call.outputs;
+    hidden_ = call.hidden;
+    outputs_ = call.outputs;
     const Checker check(call.x);
     if (model.embedding) check.shape(model.embedding, {classes_, inputs_});
     check.shape(model.head_w, {classes_, outputs_});
@@ -222,7 +228,8 @@ class Scores {
     head_.packed = static_cast<T*>(packed_->data());
     kernels_.pack(head_);
     const auto bytes = static_cast<std::size_t>(rows * width()) * sizeof(R);
-    memory_.emplace(bytes), weights_.emplace(bytes);
+    memory_.emplace(bytes);
+    weights_.emplace(bytes);
     head_.scores = static_cast<R*>(memory_->data());
   }
 
@@ -235,7 +242,7 @@ class Scores {
   void run() {
     constexpr double flops = 50e9;
     const double seconds = 2.0 * static_cast<double>(head_.rows * head_.depth * head_.classes) / flops;
-    const int parts = seconds < 20e-6 ? 1 : usable(threads_);
+    const int parts = sharers(seconds, threads_);
     const std::size_t bytes = (static_cast<std::size_t>(kernels_.scratch(head_)) + 63) / 64 * 64;
     if (!scratch_) scratch_.emplace(std::max<std::size_t>(1, bytes * static_cast<std::size_t>(parts)));
     const auto part = [&](int rank, int count) {

@@ -68,12 +68,13 @@ def beam_search(
 
     Raises:
         ValueError: as for :func:`generate`.
+        TypeError: as for :func:`generate`.
         IndexError: as for :func:`generate`.
         RuntimeError: as for :func:`generate`.
 
     """
     model = LanguageModel(embedding, rnn, head)
-    prompt = model.check_prompt(prompt, steps, stop)
+    model.check(prompt, steps, stop)
     if operator.index(beams) < 1:
         raise ValueError(f"beams is {beams}; expected at least 1")
     if not abs(length_penalty) <= 100:

@@ -28,8 +28,8 @@ class LanguageModel(NamedTuple):
     def classes(self) -> int:
         return int(self.head.out_features)
 
-    def check_prompt(self, prompt: Tensor, steps: int, stop: int | None) -> Tensor:
-        """The prompt, if it and the modules' sizes are valid."""
+    def check(self, prompt: Tensor, steps: int, stop: int | None) -> None:
+        """Raise an exception where the modules, the prompt or a number do not fit."""
         for name, part, expected, attribute in (
             ("embedding", self.embedding, "torch.nn.Embedding", "num_embeddings"),
             ("rnn", self.rnn, "RNN, LSTM or GRU", "bidirectional"),
@@ -69,7 +69,6 @@ class LanguageModel(NamedTuple):
                 f"prompt has tokens from {int(prompt.min())} to {int(prompt.max())}; "
                 f"expected tokens in range({classes})"
             )
-        return prompt
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The inputs of ``rnn`` for tokens of any shape."""

@@ -82,12 +82,13 @@ def generate(
 
     Raises:
         ValueError: an argument is out of range, or the sizes of the modules do not fit.
+        TypeError: a module or the prompt is of another kind, or a count is not an integer.
         IndexError: the prompt has a token that is not in ``range(V)``.
         RuntimeError: the scores contain NaN or infinity, or all are -infinity; torch's own errors.
 
     """
     model = LanguageModel(embedding, rnn, head)
-    prompt = model.check_prompt(prompt, steps, stop)
+    model.check(prompt, steps, stop)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; expected a number of at least 0")
     if top_k is not None and operator.index(top_k) < 1:

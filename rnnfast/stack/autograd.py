@@ -75,10 +75,13 @@ class _Stack(torch.autograd.Function):
             outputs = ops.forward(config, inputs, save=True)
             assert outputs is not None
             y, saved = outputs.y, outputs.saved
-        if flow.RECORDERS:
-            grad_inputs = flow.backward(config, inputs, y, saved, grads, wanted)
+        call = (config, inputs, y, saved, grads, wanted)
+        if flow.RECORDERS and not y.is_cuda:
+            norms = flow.new_norms(config, inputs)
+            grad_inputs = ops.backward(*call, norms)
+            flow.record(config, inputs, norms)
         else:
-            grad_inputs = ops.backward(config, inputs, y, saved, grads, wanted)
+            grad_inputs = ops.backward(*call)
         if grad_inputs is None:
             return (*no_grads, *differentiable(config, inputs, grads, wanted))
         return (*no_grads, *grad_inputs)

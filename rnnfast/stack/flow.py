@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import ops
 from .config import Inputs, StackConfig
 
-__all__ = ["RECORDERS", "Norms", "Recorder", "backward"]
+__all__ = ["RECORDERS", "Norms", "Recorder", "new_norms", "record"]
 
 #: dL/dh_t and dL/dc_t, ``[layers * directions, T]`` each; None for cells without a cell state.
 Norms = tuple[Tensor, Tensor | None]
@@ -28,24 +26,6 @@ class Recorder(Protocol):
 RECORDERS: list[Recorder] = []
 
 
-def backward(
-    config: StackConfig,
-    inputs: Inputs,
-    y: Tensor,
-    saved: Tensor,
-    grads: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-) -> list[Tensor | None] | None:
-    """:func:`ops.backward`, which also tells all open contexts the norms; not on CUDA."""
-    if y.is_cuda:
-        return ops.backward(config, inputs, y, saved, grads, wanted)
-    norms = new_norms(config, inputs)
-    gradients = ops.backward(config, inputs, y, saved, grads, wanted, norms)
-    for recorder in tuple(RECORDERS):
-        recorder.add(config, inputs, norms)
-    return gradients
-
-
 def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
     """Memory for the norms of a call, which the kernels write."""
     if inputs.is_packed:
@@ -55,3 +35,9 @@ def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
     shape = (config.layers * config.directions, steps)
     h, c = (torch.zeros(shape, dtype=torch.float64, device="cpu") for _ in range(2))
     return h, c if config.has_c else None
+
+
+def record(config: StackConfig, inputs: Inputs, norms: Norms) -> None:
+    """Give the norms of a call to all open contexts."""
+    for recorder in tuple(RECORDERS):
+        recorder.add(config, inputs, norms)
