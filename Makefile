@@ -40,15 +40,17 @@ examples: $(VENV)/examples
 	done
 	$(BIN)/python examples/report.py $(SYSTEMS:%=build/examples/%.json) --write examples/results.json
 
-# The long trainings: up to 40 minutes for one system.
-examples-full: $(VENV)/examples
-	mkdir -p build/examples-full
-	for name in $(SYSTEMS); do \
-	  test -e build/examples-full/$$name.json || \
-	    $(BIN)/python examples/$$name.py --json build/examples-full/$$name.json \
-	      --figure build/examples-full/$$name.png || exit 1; \
-	done
-	$(BIN)/python examples/report.py $(SYSTEMS:%=build/examples-full/%.json)
+# The long trainings: up to 40 minutes for one system. An interrupted one goes on from its checkpoint.
+LONG := $(SYSTEMS) classify--vowels language_model--characters
+examples-full: $(LONG:%=build/examples-full/%.json)
+	$(BIN)/python examples/report.py $^ --write examples/results-full.json
+
+# The training of the policy is short, and a checkpoint could not keep its environments.
+build/examples-full/%.json: CHECKPOINT = $(if $(filter policy,$*),,--checkpoint $(@:.json=.pt))
+build/examples-full/%.json: WORDS = $(subst --, --,$*)
+build/examples-full/%.json: | $(VENV)/examples
+	$(BIN)/python examples/$(firstword $(WORDS)).py $(wordlist 2,9,$(WORDS)) $(CHECKPOINT) \
+	  --json $@ --figure $(@:.json=.png)
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
 
 
 QUICK = Settings(balls=20_000, hidden=96, steps=1500)
-FULL = Settings(balls=100_000, hidden=128, steps=20_000)
+FULL = Settings(balls=100_000, hidden=128, steps=8000)
 
 
 def throw(balls: int, seed: int) -> Tensor:
@@ -107,13 +107,13 @@ def main() -> None:
     settings = QUICK if arguments.quick else FULL
     balls = throw(settings.balls, seed=1)
 
-    def training(package: ModuleType, steps: int):
+    def training(package: ModuleType, steps: report.Steps):
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
         model = Model(package, settings.hidden)
         optimizer = torch.optim.Adam(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps + 1)
-        for _ in range(steps):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps) + 1)
+        for _ in steps.resume(model, optimizer, schedule, generator):
             batch = balls[:, torch.randint(settings.balls, [settings.batch], generator=generator)]
             loss = distance(model(batch), batch).mean()
             optimizer.zero_grad()

@@ -55,7 +55,7 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {  # of (vowels, quick)
-    (False, False): Settings(steps=12_000, hidden=256, rate=3e-3, dropout=0.3),
+    (False, False): Settings(steps=8000, hidden=256, rate=3e-3, dropout=0.3),
     (False, True): Settings(steps=800),
     (True, False): Settings(steps=2000, dropout=0.5),
     (True, True): Settings(steps=300, batch=64, hidden=64, dropout=0.5),
@@ -82,13 +82,13 @@ def last_states(gru: torch.nn.GRU, x: Tensor, lengths: Tensor) -> Tensor:
     return gru(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1]
 
 
-def training(nn: ModuleType, steps: int, task: Task, s: Settings) -> Iterator[float]:
+def training(nn: ModuleType, steps: report.Steps, task: Task, s: Settings) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = Classifier(nn, task, s)
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=steps)
-    for _ in range(steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
+    for _ in steps.resume(model, optimizer, schedule, generator):
         chosen = torch.randint(len(task.train), (s.batch,), generator=generator)
         rows = task.rows.select(task.train[chosen])
         loss = torch.nn.functional.cross_entropy(model(rows), rows.y)

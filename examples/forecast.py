@@ -94,14 +94,14 @@ def windows(series: Series, starts: Tensor, length: int) -> tuple[Tensor, Tensor
     return torch.cat([series.difference[t - 1, None], series.known[t]], dim=-1), series.difference[t]
 
 
-def training(nn: ModuleType, steps: int, series: Series, s: Settings) -> Iterator[float]:
+def training(nn: ModuleType, steps: report.Steps, series: Series, s: Settings) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = DeepAR(nn, 1 + series.known.shape[1], s)
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
     last = len(series.load) - TEST - CONTEXT - DAY
-    for _ in range(steps):
+    for _ in steps.resume(model, optimizer, schedule, generator):
         starts = torch.randint(1, last + 1, (s.batch,), generator=generator)
         x, target = windows(series, starts, CONTEXT + DAY)
         # A difference is as likely as its negative, so both signs are examples.

@@ -7,6 +7,9 @@ the gradient stops between the pieces. The number is the perplexity of the test 
 beat the frequencies of the words. A full run must beat the modified Kneser-Ney trigram (ngrams.py). The
 figure shows the perplexity during the training, and verses that the model wrote. `--characters` models
 characters, with a 6-gram as the baseline.
+
+`torchrun --nproc-per-node 2 examples/language_model.py` trains in two processes. They share each
+batch. The loss is that of one process with the whole batch.
 """
 
 import math
@@ -21,6 +24,7 @@ import report
 import torch
 import verses
 from matplotlib.figure import Figure
+from torch import distributed
 from torch.nn import functional as F
 from verses import Settings, Verses
 
@@ -28,7 +32,7 @@ import rnnfast
 
 SETTINGS = {  # by unit and --quick
     ("words", True): Settings(128, 0.0, 8e-3, 10, 20, 700, 5),
-    ("words", False): Settings(320, 0.3, 2e-3, 20, 35, 12000, 20),
+    ("words", False): Settings(320, 0.3, 2e-3, 20, 35, 8000, 20),
     ("characters", True): Settings(128, 0.0, 6e-3, 32, 64, 400, 5),
     ("characters", False): Settings(256, 0.1, 3e-3, 32, 100, 6000, 10),
 }
@@ -115,20 +119,29 @@ def main() -> None:
     parser.add_argument("--characters", action="store_true")
     parser.add_argument("--cell", choices=["LSTM", "GRU"], default="LSTM")
     arguments = parser.parse_args()
+    if distributed.is_torchelastic_launched():
+        if arguments.checkpoint:
+            parser.error("--checkpoint keeps the training of one process, and torchrun starts several")
+        distributed.init_process_group("gloo")
     data = verses.load("characters" if arguments.characters else "words")
     settings = SETTINGS[data.unit, arguments.quick]
     orders = {"unigram": 1, "6-gram": 6} if arguments.characters else {"unigram": 1, "trigram": 3}
     baselines = {name: perplexity_of_ngram(data, order) for name, order in orders.items()}
     baseline = list(baselines)[0 if arguments.quick else 1]
-    print(f"{len(data.train):,} {data.unit} to train, {len(data.test):,} to test,", end=" ")
-    print(f"{(data.test == 0).double().mean():.1%} of them unknown; vocabulary {len(data.symbols):,}")
-
+    if report.FIRST:
+        unknown = (data.test == 0).double().mean()
+        print(f"{len(data.train):,} {data.unit} to train, {len(data.test):,} to test,", end=" ")
+        print(f"{unknown:.1%} of them unknown; vocabulary {len(data.symbols):,}")
     counts = torch.bincount(data.train, minlength=len(data.symbols)) + 1
 
     def build(nn: ModuleType) -> LanguageModel:
         return LanguageModel(getattr(nn, arguments.cell), counts / counts.sum(), settings)
 
     trained = report.train(partial(verses.training, data, settings, build), settings.steps, arguments)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if not report.FIRST:
+        return
     model, history = trained.model
     end = data.symbols.index(verses.END)
     for sentence in SENTENCES:

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 
 
 QUICK = Settings(192, 1, 0.0, 5e-3, 8, 800, 5, 16)
-FULL = Settings(384, 2, 0.3, 2e-3, 16, 5000, 20, 100)
+FULL = Settings(384, 2, 0.3, 2e-3, 16, 4000, 20, 100)
 
 
 class MelodyModel(torch.nn.Module):
@@ -128,14 +128,14 @@ def write(model: MelodyModel, data: Data, prompt: str, count: int) -> list[str]:
     return [prompt + text.replace("\n", " ") for text in texts]
 
 
-def training(data: Data, settings: Settings, nn: ModuleType, steps: int) -> Generator:
+def training(data: Data, settings: Settings, nn: ModuleType, steps: report.Steps) -> Generator:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     model = MelodyModel(nn.GRU, len(data.alphabet), settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
     history: History = []
-    for step in range(1, steps + 1):
+    for step in steps.resume(model, optimizer, schedule, generator, history):
         chosen = torch.randint(len(data.train), (settings.rows,), generator=generator).tolist()
         inputs, targets, lengths = batch([data.train[k] for k in chosen])
         logits = model(inputs, lengths).flatten(0, 1)
@@ -145,7 +145,7 @@ def training(data: Data, settings: Settings, nn: ModuleType, steps: int) -> Gene
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % max(20, steps // settings.evaluations) == 0 or step == steps:
+        if step % max(20, len(steps) // settings.evaluations) == 0 or step == len(steps):
             history.append((step, bits(model, data.test)))
         yield loss.item()
     return model.eval(), history

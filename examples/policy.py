@@ -123,15 +123,15 @@ def loss_of(agent: Agent, state: torch.Tensor, batch: Rollout) -> torch.Tensor:
     return (-gain + 0.5 * (value - batch.target).square() - ENTROPY * entropy)[batch.live].mean()
 
 
-def training(gru: type[torch.nn.GRU] | None, iterations: int):
+def training(gru: type[torch.nn.GRU] | None, steps: report.Steps):
     """Recurrent PPO; the result is the agent and the mean return of each iteration's episodes."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     agent = Agent(gru)
     optimizer = torch.optim.Adam(agent.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, iterations)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(steps))
     acting, curve = rollouts(agent, generator), []
-    for _ in range(iterations):
+    for _ in range(len(steps)):
         state, rollout, finished = next(acting)
         for _ in range(EPOCHS):
             for rows in torch.randperm(ENVIRONMENTS, generator=generator).chunk(MINIBATCHES):
@@ -175,7 +175,7 @@ def figure_of(curves: dict[str, list[float]]) -> plt.Figure:
 
 
 def main() -> None:
-    arguments = report.parser(__doc__.partition("\n")[0], "policy").parse_args()
+    arguments = report.parser(__doc__.partition("\n")[0], "policy", checkpoint=False).parse_args()
     iterations = QUICK if arguments.quick else FULL
     trained = report.train(lambda nn, steps: training(nn.GRU, steps), iterations, arguments)
     print("the same training without memory:")

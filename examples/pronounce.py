@@ -47,7 +47,7 @@ class Settings(NamedTuple):
 
 
 QUICK = Settings(hidden=128, layers=1, dropout=0.0, steps=1200, rate=5e-3, beams=4)
-FULL = Settings(hidden=320, layers=2, dropout=0.2, steps=14_000, rate=2e-3, beams=8)
+FULL = Settings(hidden=320, layers=2, dropout=0.2, steps=12_000, rate=2e-3, beams=8)
 
 
 def pronunciations() -> tuple[Answers, Answers]:
@@ -162,13 +162,13 @@ def main() -> None:
     symbols = ["", *sorted({symbol for text in inputs + targets for symbol in text})]
     source, target = encode(inputs, symbols), encode(targets, symbols)
 
-    def training(package: ModuleType, steps: int):
+    def training(package: ModuleType, steps: report.Steps):
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
         model = Model(package, len(symbols), settings)
         optimizer = torch.optim.Adam(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps + 1)
-        for _ in range(steps):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps) + 1)
+        for _ in steps.resume(model, optimizer, schedule, generator):
             rows = torch.randint(len(source), [settings.batch], generator=generator)
             loss = loss_of(model, source[rows], target[rows])
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What the examples share: options, the training loop's progress and time, the figure and the result.
+"""What the examples share: options, training with its progress, time and checkpoint, and the result.
 
 `python examples/report.py RESULT.json ...` prints one table of several results, and `--write FILE` also
 writes them as one list.
@@ -6,12 +6,13 @@ writes them as one list.
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib as mpl
 import torch
@@ -24,11 +25,78 @@ import rnnfast
 mpl.use("agg")  # figures go to files
 
 BLOCK = 10  # steps of one package before the other takes its turn
-SHARE = 0.2  # this part of the steps also runs with torch.nn, for its time
+SHARE, MOST = 0.2, 200  # this part of the steps, at most so many, also runs with torch.nn, for its time
+CHECKPOINTS = 100  # of a whole training
+FIRST = os.environ.get("RANK", "0") == "0"  # torchrun's other processes print and write nothing
 
-# A training: takes the module that has the recurrent layers (torch.nn or rnnfast) and the number of
-# steps, yields the loss of each step, and returns what it trained.
-Training = Callable[[ModuleType, int], Generator[float, None, Any]]
+
+class Stateful(Protocol):
+    """A module, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Steps:
+    """The steps of one training. A file, the checkpoint, keeps them when the program is interrupted."""
+
+    def __init__(self, count: int, checkpoint: Path | None = None):
+        self.count, self.checkpoint, self.saved = count, checkpoint, None
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.seconds_torch = 0.0  # of the same training with torch.nn; 0 if unknown
+        if checkpoint and checkpoint.exists():
+            self.saved = torch.load(checkpoint)
+            if (saved := self.saved["count"]) != count:
+                raise SystemExit(f"{checkpoint} has a training of {saved} steps, not {count}")
+            for name in "losses", "seconds", "seconds_torch":
+                setattr(self, name, self.saved[name])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def resume(self, *parts: Stateful | torch.Generator | list | dict) -> Iterator[int]:
+        """Count the steps from 1, or from after the checkpoint, of which the parts get their state."""
+        first = 1
+        if self.saved:
+            for part, state in zip(parts, self.saved.pop("parts"), strict=True):
+                restore(part, state)
+            torch.set_rng_state(self.saved["random"])
+            first += len(self.losses)
+        for step in range(first, self.count + 1):
+            yield step
+            if self.checkpoint and (step % -(-self.count // CHECKPOINTS) == 0 or step == self.count):
+                self.save([state_of(part) for part in parts])
+
+    def save(self, parts: list[Any]) -> None:
+        names = "count", "losses", "seconds", "seconds_torch"
+        checkpoint = {name: getattr(self, name) for name in names}
+        checkpoint |= {"parts": parts, "random": torch.get_rng_state()}
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.checkpoint.with_suffix(".new")
+        torch.save(checkpoint, unfinished)
+        unfinished.replace(self.checkpoint)  # An interruption leaves the old file or the new one.
+
+
+def state_of(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part if isinstance(part, list | dict) else part.state_dict()
+
+
+def restore(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif isinstance(part, list | dict):
+        part.clear()
+        part.extend(state) if isinstance(part, list) else part.update(state)
+    else:
+        part.load_state_dict(state)
+
+
+# A training: takes the module that has the recurrent layers (torch.nn or rnnfast) and the steps, yields
+# the loss of each step, and returns what it trained.
+Training = Callable[[ModuleType, Steps], Generator[float, None, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,53 +125,61 @@ class Trained:
     seconds_torch: float
 
 
-def parser(description: str, system: str) -> argparse.ArgumentParser:
+def parser(description: str, system: str, checkpoint: bool = True) -> argparse.ArgumentParser:
     """The options of every example."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--package", choices=["rnnfast", "torch"], default="rnnfast", help="who trains")
     parser.add_argument("--quick", action="store_true", help="a short training")
     parser.add_argument("--steps", type=int, help="stop the training after so many steps")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
+    parser.set_defaults(checkpoint=None)
+    if checkpoint:
+        text = "save the training here as it runs, and go on from here"
+        parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
     parser.add_argument("--figure", type=Path, default=Path(f"{system}.png"), metavar="FILE")
     return parser
 
 
 def train(
-    training: Training, steps: int, arguments: argparse.Namespace, share: float = SHARE
+    training: Training, steps: int, arguments: argparse.Namespace, share: float = SHARE, part: str = ""
 ) -> Trained:
-    """Train for `steps` steps; time torch.nn on the first `share` of them, in turns with rnnfast."""
-    if arguments.steps:
-        steps = min(steps, arguments.steps)
-    packages = [torch.nn] if arguments.package == "torch" else [rnnfast]
-    limits = [steps]
-    if packages != [torch.nn] and share:
-        packages.append(torch.nn)
-        limits.append(max(1, round(share * steps)))
-    runs = [training(package, steps) for package in packages]
-    losses: list[list[float]] = [[] for _ in runs]
-    seconds = [0.0 for _ in runs]
+    """Train for `steps` steps; time torch.nn on the first `share` of them, in turns with rnnfast.
+
+    `part` names the training in a program that has several. Each has its own checkpoint.
+    """
+    steps = min(steps, arguments.steps or steps)
+    checkpoint = arguments.checkpoint
+    if checkpoint and part:
+        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-{part}")
+    main, other = Steps(steps, checkpoint), Steps(steps)
+    runs = [(training(torch.nn if arguments.package == "torch" else rnnfast, main), main, steps)]
+    if arguments.package == "rnnfast" and share and not main.seconds_torch:
+        runs.append((training(torch.nn, other), other, min(MOST, max(1, round(share * steps)))))
+    random = [torch.get_rng_state()] * len(runs)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}")]
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not FIRST) as progress:
         task = progress.add_task(f"training with {arguments.package}", total=steps, loss=float("nan"))
-        while len(losses[0]) < steps:
-            for k, (run, limit, taken) in enumerate(zip(runs, limits, losses, strict=True)):
-                start = time.perf_counter()
-                for _ in range(min(BLOCK, limit - len(taken))):
-                    taken.append(next(run))
-                seconds[k] += time.perf_counter() - start
-            progress.update(task, completed=len(losses[0]), loss=losses[0][-1])
-    start = time.perf_counter()
+        while len(main.losses) < steps:
+            for k, (run, taken, limit) in enumerate(runs):
+                torch.set_rng_state(random[k])
+                for _ in range(min(BLOCK, limit - len(taken.losses))):
+                    start = time.perf_counter()
+                    taken.losses.append(next(run))
+                    taken.seconds += time.perf_counter() - start
+                random[k] = torch.get_rng_state()
+            if other.losses:
+                main.seconds_torch = other.seconds / len(other.losses) * steps
+            progress.update(task, completed=len(main.losses), loss=main.losses[-1])
     try:
-        next(runs[0])
+        next(runs[0][0])
         raise RuntimeError(f"the training has more than {steps} steps")
     except StopIteration as end:
         model = end.value
-    seconds[0] += time.perf_counter() - start
-    seconds_torch = seconds[-1] * steps / limits[-1]
-    print(f"trained {steps} steps in {seconds[0]:.1f} s", end="")
-    print("" if len(runs) == 1 else f"; torch.nn: {seconds_torch:.1f} s, from {limits[-1]} steps")
-    return Trained(model, losses[0], seconds[0], seconds_torch)
+    if FIRST:
+        print(f"trained {steps} steps in {main.seconds:.1f} s", end="")
+        print(f"; torch.nn: about {main.seconds_torch:.1f} s" if main.seconds_torch else "")
+    return Trained(model, main.losses, main.seconds, main.seconds_torch)
 
 
 def finish(result: Result, trained: Trained, figure: Any, arguments: argparse.Namespace) -> None:

@@ -41,7 +41,7 @@ class Settings(NamedTuple):
     batch: int = 32
 
 
-SETTINGS = Settings(steps=8000, units=256, rate=5e-3, test=1500)
+SETTINGS = Settings(steps=6000, units=256, rate=5e-3, test=1500)
 QUICK = Settings(steps=600, units=128, rate=2e-2, test=500)
 
 
@@ -81,15 +81,15 @@ def numbers(verses: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def training(
-    nn: ModuleType, steps: int, verses: list[str], directions: int, s: Settings
+    nn: ModuleType, steps: report.Steps, verses: list[str], directions: int, s: Settings
 ) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = Tagger(nn, directions, s)
     optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
     by_length = sorted(verses, key=len)  # a batch of verses of about one length needs little padding
-    for _ in range(steps):
+    for _ in steps.resume(model, optimizer, schedule, generator):
         start = torch.randint(len(verses) - s.batch, (), generator=generator)
         batch = by_length[start : start + s.batch]
         cased, lengths = numbers(batch)
@@ -180,9 +180,9 @@ def main() -> None:
     cut = len(verses) * 9 // 10
     train, test = verses[:cut], verses[cut : cut + settings.test]
     run = partial(training, verses=train, s=settings)
-    both = report.train(partial(run, directions=2), settings.steps, arguments)
+    both = report.train(partial(run, directions=2), settings.steps, arguments, part="both")
     print("one direction alone:")
-    one = report.train(partial(run, directions=1), settings.steps, arguments, share=0)
+    one = report.train(partial(run, directions=1), settings.steps, arguments, 0, "one")
     results = {
         "both directions": restored(both.model, test),
         "left to right": restored(one.model, test),

@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 QUICK = Settings(lengths=(25, 50, 100), steps=700)
-FULL = Settings(lengths=(50, 150, 400, 750), steps=5000)
+FULL = Settings(lengths=(50, 150, 400, 750), steps=3000)
 
 
 class Adder(torch.nn.Module):
@@ -96,7 +96,7 @@ class Study(NamedTuple):
     largest: dict[tuple[str, int], float]  # the largest norm of a gradient, before it was clipped
 
 
-def training(nn: ModuleType, steps: int, settings: Settings) -> Generator[float, None, Study]:
+def training(nn: ModuleType, steps: report.Steps, settings: Settings) -> Generator[float, None, Study]:
     """Train all cells at all lengths side by side; a loss is the mean over them."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -105,9 +105,10 @@ def training(nn: ModuleType, steps: int, settings: Settings) -> Generator[float,
     untrained = copy.deepcopy(models)
     groups = [{"params": model.parameters(), "lr": rate(*key)} for key, model in models.items()]
     optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
     largest = dict.fromkeys(models, 0.0)
-    for _ in range(steps):
+    parts = *models.values(), optimizer, schedule, generator, largest
+    for _ in steps.resume(*parts):
         batches = {T: adding_problem(T, settings.batch, generator) for T in settings.lengths}
         optimizer.zero_grad()
         losses = []

@@ -14,7 +14,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from report import Steps
+from torch import distributed
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 UNKNOWN, END = "<unk>", "<eos>"  # a symbol that is rare in the training verses; the end of a verse
 WORD = re.compile(r"[a-zæ]+(?:[’-][a-zæ]+)*|[.,:;?!()]")
@@ -75,6 +78,15 @@ def columns_of(text: torch.Tensor, rows: int) -> torch.Tensor:
     return text[: len(text) // rows * rows].view(rows, -1).t().contiguous()
 
 
+def piece_of(text: torch.Tensor, rows: int, start: int, length: int) -> torch.Tensor:
+    """Rows of the text at equal distances, [length + 1, rows]. The first begins at `start`.
+
+    The text is a ring: its first symbol follows its last.
+    """
+    begin = start + torch.arange(rows) * (len(text) // rows)
+    return text[(begin + torch.arange(length + 1)[:, None]) % len(text)]
+
+
 @torch.no_grad()
 def perplexity(model: torch.nn.Module, text: torch.Tensor) -> float:
     model.eval()
@@ -86,30 +98,46 @@ def perplexity(model: torch.nn.Module, text: torch.Tensor) -> float:
     return math.exp(loss / columns[1:].numel())
 
 
-def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, steps: int) -> Generator:
-    """Train build(nn); return it and its perplexities on the test verses."""
+def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, steps: Steps) -> Generator:
+    """Train build(nn); return it and its perplexities on the test verses.
+
+    Processes that torchrun started take equal parts of the batch's rows, and average their gradients.
+    """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    model = build(nn)
+    model = forward = build(nn)
+    rank, processes = 0, 1
+    if distributed.is_initialized():
+        rank, processes = distributed.get_rank(), distributed.get_world_size()
+        forward = DistributedDataParallel(model)
+        torch.manual_seed(rank)  # other rows, other dropout
+    if settings.rows % processes:
+        raise SystemExit(f"{settings.rows} rows of a batch cannot be shared by {processes} processes")
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
     history: History = []
-    pieces: list[torch.Tensor] = []
-    for step in range(1, steps + 1):
-        if not pieces:  # An epoch begins, with other borders between its rows.
+    place: dict = {}  # the text's shift in this epoch, and the state after the last piece
+    pieces = (len(data.train) // settings.rows - 1) // settings.length  # of an epoch
+    for step in steps.resume(model, optimizer, schedule, generator, history, place):
+        k = (step - 1) % pieces
+        if k == 0:  # An epoch begins, with other borders between its rows.
             shift = torch.randint(len(data.train), (), generator=generator).item()
-            columns, state = columns_of(data.train.roll(shift), settings.rows), None
-            pieces = list(columns.unfold(0, settings.length + 1, settings.length).mT.flip(0))
-        piece = pieces.pop()
-        logits, state = model(piece[:-1], state)
-        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+            place |= {"shift": shift, "state": None}
+        start = place["shift"] + k * settings.length
+        piece = piece_of(data.train, settings.rows, start, settings.length)[:, rank::processes]
+        logits, state = forward(piece[:-1], place["state"])
+        one = isinstance(state, torch.Tensor)  # of a GRU; an LSTM's state is a pair
+        place["state"] = state.detach() if one else tuple(s.detach() for s in state)
         loss = F.cross_entropy(logits.flatten(0, 1), piece[1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % max(20, steps // settings.evaluations) == 0 or step == steps:
+        if step % max(20, len(steps) // settings.evaluations) == 0 or step == len(steps):
             history.append((step, perplexity(model, data.test)))
-        yield loss.item()
+        loss = loss.detach()
+        if processes > 1:
+            distributed.all_reduce(loss)  # the sum
+        yield loss.item() / processes
     return model.eval(), history

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from verses import Settings, Verses
 
 QUICK = Settings(128, 0.0, 8e-3, 10, 20, 500, 5)
-FULL = Settings(192, 0.2, 2e-3, 20, 35, 6000, 10)
+FULL = Settings(192, 0.2, 2e-3, 20, 35, 3000, 10)
 WINDOW = 4  # words
 QUESTIONS = ["king", "three", "bread", "jerusalem", "saith"]
 GROUPS = {
@@ -107,9 +107,9 @@ def main() -> None:
 
     train = partial(verses.training, data, settings)
     print("the window:")
-    window = report.train(partial(train, build_window), settings.steps, arguments, share=0)
+    window = report.train(partial(train, build_window), settings.steps, arguments, 0, "window")
     print("the GRU:")
-    trained = report.train(partial(train, build_recurrent), settings.steps, arguments)
+    trained = report.train(partial(train, build_recurrent), settings.steps, arguments, part="gru")
     questions = analogies(data)
     for name, (model, history) in {"window": window.model, "GRU": trained.model}.items():
         vectors = F.normalize(model.embedding.weight.detach(), dim=1)
