@@ -81,6 +81,7 @@ void generate_with(const LanguageModel& model, const Sampling& sampling, const M
   auto* const log_probs = vector<double>(out.log_probs);
   const auto* const uniform = vector<const double>(uniforms);
   std::vector<std::int64_t> latest(static_cast<std::size_t>(batch), 0), running(latest.size(), 1);
+  std::vector<index> rows;  // those that run
   std::fill_n(lengths, batch, steps);
   std::fill_n(log_probs, batch, 0.0);
   const double seconds = static_cast<double>(batch * scores.width()) * seconds_a_score;
@@ -96,7 +97,7 @@ void generate_with(const LanguageModel& model, const Sampling& sampling, const M
       tokens[b * steps + t] = latest[row] = drawn.token;
       log_probs[b] += drawn.log_prob;
     });
-    bool ended = false, all_ended = true;
+    rows.clear();
     for (index b = 0; b < batch; ++b) {
       std::int64_t& is_running = running[static_cast<std::size_t>(b)];
       if (is_running && std::isnan(log_probs[b])) throw BadScores(b, t);
@@ -104,14 +105,15 @@ void generate_with(const LanguageModel& model, const Sampling& sampling, const M
         is_running = 0;
         lengths[b] = t + 1;
       }
-      ended = ended || !is_running;
-      all_ended = all_ended && !is_running;
+      if (is_running) rows.push_back(b);
     }
-    if (all_ended)
+    if (rows.empty())
       for (index b = 0; b < batch; ++b)
         std::fill_n(tokens + b * steps + t + 1, steps - t - 1, sampling.stop);
-    if (all_ended || t + 1 == steps) break;
-    stack.step(latest.data(), ended ? running.data() : nullptr);
+    if (rows.empty() || t + 1 == steps) break;
+    const bool all_run = static_cast<index>(rows.size()) == batch;
+    if (!all_run) scores.choose(rows);
+    stack.step(latest.data(), all_run ? nullptr : running.data());
     pause();
   }
   stack.write(state);

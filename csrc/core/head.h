@@ -9,12 +9,13 @@ namespace rnnfast {
 // padded with -infinity to `width` numbers, whole vectors.
 template <class T>
 struct Head {
-  index rows, depth, classes;  // B, R, V
+  index rows, depth, classes;  // those of `chosen`, R, V
   Matrix<const T> x;           // [B, R]
   Matrix<const T> w;           // [V, R]
   const T* bias;               // [V]; null means zeros
   T* packed;                   // w and bias in the kernel's order
   Real<T>* scores;             // [B][width]
+  const index* chosen;         // the rows of x whose scores are wanted
 };
 
 }  // namespace rnnfast

@@ -10,6 +10,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -213,7 +214,7 @@ class Scores {
  public:
   using R = Real<T>;
 
-  // Reads the rows y [rows, R] at every run.
+  // Reads the rows y [rows, R] at every run, at first all of them.
   Scores(const LanguageModel& model, const T* y, index rows, int threads)
       : kernels_(kernels().of<T>().head), threads_(threads) {
     head_ = {rows,
@@ -223,7 +224,11 @@ class Scores {
              matrix<const T>(model.head_w),
              vector<const T>(model.head_b),
              nullptr,
+             nullptr,
              nullptr};
+    chosen_.resize(static_cast<std::size_t>(rows));
+    std::iota(chosen_.begin(), chosen_.end(), index{0});
+    choose(chosen_);
     packed_.emplace(static_cast<std::size_t>(kernels_.packed_bytes(head_)));
     head_.packed = static_cast<T*>(packed_->data());
     kernels_.pack(head_);
@@ -231,6 +236,13 @@ class Scores {
     memory_.emplace(bytes);
     weights_.emplace(bytes);
     head_.scores = static_cast<R*>(memory_->data());
+  }
+
+  // Later runs score only these rows, at most as many as there were at first.
+  void choose(std::vector<index> rows) {
+    chosen_ = std::move(rows);
+    head_.rows = static_cast<index>(chosen_.size());
+    head_.chosen = chosen_.data();
   }
 
   index width() const { return kernels_.width(head_); }
@@ -267,6 +279,7 @@ class Scores {
   const HeadKernels<T> kernels_;
   const int threads_;
   Head<T> head_{};
+  std::vector<index> chosen_;
   std::optional<Memory> packed_, memory_, weights_, scratch_;
 };
 

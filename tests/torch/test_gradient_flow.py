@@ -135,7 +135,7 @@ def test_threads_do_not_matter(cell, batch, threads):
 
 
 @pytest.mark.numerics(dtype="float32")
-@pytest.mark.parametrize("size", [1e-30, 1e25])
+@pytest.mark.parametrize("size", [1e-30, 3e-16, 1e-15, 1e18, 1e25])
 def test_squares_neither_vanish_nor_overflow(size):
     module, x = module_of("rnn_tanh", dtype=torch.float32), torch.randn(3, 2, 4)
     norms = []

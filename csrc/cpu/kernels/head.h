@@ -47,11 +47,12 @@ class HeadProduct {
     const index padded = padded_width<T>(head_.depth);
     Operand<T>* const copies = static_cast<Operand<T>*>(scratch);
     const bool copied = needs_padding<T>(head_.depth);
+    const auto row_of_x = [&](index row) { return head_.x.data + head_.chosen[row] * head_.x.row; };
     for (index row = 0; copied && row < head_.rows; ++row)
-      pad_row<T>(copies + row * padded, head_.x.data + row * head_.x.row, head_.depth);
+      pad_row<T>(copies + row * padded, row_of_x(row), head_.depth);
     const auto operand = [&](index row) -> const Operand<T>* {
       if constexpr (!on_matrix_unit<T>)
-        if (!copied) return head_.x.data + row * head_.x.row;
+        if (!copied) return row_of_x(row);
       return copies + row * padded;
     };
     const Extent extent{contiguous<T>(head_.depth), shape_.size, shape_.step, L, L, shape_.gate};
@@ -61,7 +62,7 @@ class HeadProduct {
                           Real<T>* c[tile_rows<T>];
                           for (int r = 0; r < rows; ++r) {
                             a[r] = operand(row + r);
-                            c[r] = head_.scores + (row + r) * width() + block * L;
+                            c[r] = head_.scores + head_.chosen[row + r] * width() + block * L;
                           }
                           tile(a, panels_ + block * shape_.size, c, bias_ + block * L, extent);
                         });

@@ -256,10 +256,8 @@ RNNFAST_INLINE Real<T> sum_of_lanes(Vector<T> v) {
     return sum_of_lanes<T, half / 2>(v + rotated<half>(v, std::make_integer_sequence<int, lanes<T>>{}));
 }
 
-// The sum of the squares of all lanes, in one order. In float32 the square of a gradient of 1e-20 would
-// be lost.
 template <class T>
-RNNFAST_INLINE double sum_of_squares(Vector<T> v) {
+[[gnu::noinline]] double sum_of_squares_in_double(const Vector<T>& v) {
   double squares[lanes<T>];
 #pragma GCC unroll 16
   for (int lane = 0; lane < lanes<T>; ++lane) {
@@ -271,6 +269,19 @@ RNNFAST_INLINE double sum_of_squares(Vector<T> v) {
 #pragma GCC unroll 16
     for (int lane = 0; lane < half; ++lane) squares[lane] += squares[lane + half];
   return squares[0];
+}
+
+// The sum of the squares of all lanes, in one order. Squares that underflow or overflow in float32 are
+// summed in float64: they are those of numbers below 1e-19 or above 1e19. A smaller square beside a sum
+// of 1e-30 is below the rounding of float32.
+template <class T>
+RNNFAST_INLINE double sum_of_squares(Vector<T> v) {
+  if constexpr (std::is_same_v<Real<T>, float>) {
+    const float sum = sum_of_lanes<T>(v * v);
+    if (sum > 1e-30f && sum < 1e38f) [[likely]]
+      return sum;
+  }
+  return sum_of_squares_in_double<T>(v);
 }
 
 // Turns v[row][lane] into v[lane][row]: perfect shuffles of q rows within 16 bytes, then of pieces of
