@@ -8,7 +8,7 @@ section of the navigation, in the order of SYSTEMS.
 A line ``<<< path`` of a page is replaced by a file of the repository, and a line ``<<< path | first |
 last`` by a part of it: the lines from the first one that begins with ``first`` to the next one that
 begins with ``last``. The results of the systems, examples/results.json, are included as a table: on the
-page of a system its own, on another page all of them. (The syntax of pymdownx.snippets is an expression
+page of a system its own, on another page all of them. So are those of the long trainings. (The syntax of pymdownx.snippets is an expression
 of Python, which a formatter of code blocks changes.)
 """
 
@@ -42,6 +42,7 @@ PART = re.compile(r"^<<< (\S+)(?: \| (.+?) \| (.+))?$", re.MULTILINE)
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".toml": "toml"}
 RESULTS = "benchmarks/results/README.md"
 SYSTEM_RESULTS = "examples/results.json"
+LONG_RESULTS = "examples/results-full.json"
 
 # A search for the name of an argument finds the pages about it, and not the sources that use it.
 UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
@@ -89,12 +90,31 @@ def systems_table(root: Path) -> str:
     """A row for each system of examples/results.json."""
     rows = ["| | kind | number | baseline | seconds | seconds of torch.nn |", "| --- " * 6 + "|"]
     for name, result in system_results(root).items():
-        title = (root / "docs" / "systems" / f"{name}.md").read_text().splitlines()[0].lstrip("# ")
-        number = f"{result['metric']}: {rounded(result['value'])}"
-        baseline = f"{result['baseline_name']}: {rounded(result['baseline'])}"
         seconds = f"{result['seconds']:.1f} | {result['seconds_torch']:.1f}"
-        rows.append(f"| [{title}]({name}.md) | {SYSTEMS[name]} | {number} | {baseline} | {seconds} |")
+        rows.append(f"| {link_to(name, root)} | {SYSTEMS[name]} | {numbers_of(result)} | {seconds} |")
     return "\n".join(rows)
+
+
+def long_table(root: Path) -> str:
+    """A row for each result of a long training. A system may have several."""
+    rows = ["| | number | better | baseline |", "| --- " * 4 + "|"]
+    for result in json.loads((root / LONG_RESULTS).read_text()):
+        name = result["system"].partition(" --")[0].replace(" ", "_")
+        number, baseline = numbers_of(result).split(" | ")
+        rows.append(f"| {link_to(name, root)} | {number} | {result['better']} | {baseline} |")
+    return "\n".join(rows)
+
+
+def link_to(name: str, root: Path) -> str:
+    """A link to the page of a system, with the page's title."""
+    title = (root / "docs" / "systems" / f"{name}.md").read_text().splitlines()[0].lstrip("# ")
+    return f"[{title}]({name}.md)"
+
+
+def numbers_of(result: dict[str, Any]) -> str:
+    """Two cells of a table: the number and the baseline of a result."""
+    number = f"{result['metric']}: {rounded(result['value'])}"
+    return f"{number} | {result['baseline_name']}: {rounded(result['baseline'])}"
 
 
 def system_table(name: str, root: Path) -> str:
@@ -193,6 +213,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def included(match: re.Match[str]) -> str:
         path, first, last = match.groups()
+        if path == LONG_RESULTS:
+            return long_table(root)
         if path == SYSTEM_RESULTS:
             name = Path(uri).stem
             return system_table(name, root) if name in SYSTEMS else systems_table(root)
