@@ -167,7 +167,7 @@ def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(samples[next(iter(jobs))]) < LEAST_SAMPLES:
+        while time.perf_counter() < end or min(map(len, samples.values())) < LEAST_SAMPLES:
             for name, job in jobs.items():
                 settle(job)
                 turn = time.perf_counter() + TURN_SECONDS
