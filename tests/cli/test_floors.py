@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rnnfast import _C
-from rnnfast.cli.bench import floors, measure, peers, table
+from rnnfast.cli.bench import command, floors, measure, peers, table
 from rnnfast.cli.bench.floors import Floor, Rates
 from rnnfast.cli.bench.measure import FORWARD, TRAIN, Case, Result, Timing
 from rnnfast.cli.bench.table import Row
 from rnnfast.stack.cell_table import CELLS
+
+TABLES = Path(__file__).parents[2] / "benchmarks" / "tables.py"
 
 #: How far a floor may lie above a time: beside other processes the rates may have been measured in
 #: worse moments than the time.
@@ -232,3 +238,29 @@ def test_the_table_fits_the_console(width, peers_here, dtype, monkeypatch):
     if width == 130:
         assert "2.00 us weights" in rows[0]
     assert "matrix 7000" in " ".join(lines)
+
+
+def written(folder, **changed):
+    """A file of rnnfast bench, in the folder of a processor."""
+    names = ["rnnfast", "torch.nn"]
+    run = command.record(rows_of([Case("GRU", 10, 2, 8, 8, FORWARD)], names), Rates(2))
+    run["peak_flops"] = {"float32": 2e11, "matrix": 7e12}
+    (folder / "some-processor").mkdir()
+    (folder / "some-processor" / "steps.json").write_text(json.dumps(run | changed))
+
+
+def test_the_page_of_results_has_the_floors(tmp_path):
+    written(tmp_path)
+    subprocess.run([sys.executable, TABLES, "--folder", tmp_path], check=True)
+    page = (tmp_path / "README.md").read_text()
+    assert "| GRU T=10 B=2 I=8 H=8 forward | 1.00 (50% weights) |" in page
+    assert "measured peaks float32 200, matrix 7000 GFLOP/s" in page
+
+
+def test_the_page_of_results_refuses_another_schema(tmp_path):
+    written(tmp_path, schema=3)
+    done = subprocess.run(
+        [sys.executable, TABLES, "--folder", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "steps.json has schema 3; this program knows 1 and 2" in done.stderr
