@@ -182,6 +182,13 @@ def test_rates_are_measured_once_and_never_sink(monkeypatch):
     assert rates.reading(1000) == 9.0
 
 
+def test_a_part_is_read_at_least_as_fast_as_a_larger_one(monkeypatch):
+    rates_by_size = {640: 4.0, 64000: 7.0, 64: 3.0}
+    monkeypatch.setattr(_C, "read_rate", lambda size, *_: rates_by_size[size])
+    rates = Rates(threads=1)
+    assert [rates.reading(size) for size in (640, 64000, 64, 640)] == [4.0, 7.0, 7.0, 7.0]
+
+
 CASES = [
     Case(cell, T, B, H, H, mode, dtype)
     for mode in (FORWARD, TRAIN)

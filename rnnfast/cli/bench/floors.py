@@ -43,7 +43,11 @@ class Rates:
 
     def reading(self, size: float) -> float:
         """Bytes that the threads read of ``size`` bytes, each thread its own part again and again."""
-        return self._rate("read_rate", max(LINE, int(size) // self.threads // LINE * LINE))
+        part = max(LINE, int(size) // self.threads // LINE * LINE)
+        self._rate("read_rate", part)
+        # A cache that holds a larger part would hold this one too.
+        rates = self._measured.items()
+        return max(rate for (kind, what), rate in rates if kind == "read_rate" and what[0] >= part)
 
     @property
     def peaks(self) -> dict[str, float]:
