@@ -86,10 +86,9 @@ struct FormulaRows {
 template <class Cell, class T>
 double formula(bool backward, long rounds) {
   using V = VectorPair<Vector<T>>;
-  using Rows = FormulaRows<Cell, T>;
   using Stages = std::make_integer_sequence<int, Cell::stages>;
   constexpr int L = lanes<T>;
-  Rows rows;
+  FormulaRows<Cell, T> rows;
   const auto read = [](const auto* numbers, index row_size) {
     return gather<V>([&](int r) { return load(numbers + r * row_size); });
   };
@@ -98,7 +97,7 @@ double formula(bool backward, long rounds) {
   };
   for (long n = 0; n < rounds; ++n) {
     opaque(rows);
-    for (int row = 0; row < Rows::count; row += 2) {
+    for (int row = 0; row < rows.count; row += 2) {
       V v[Cell::slots] = {}, h = read(rows.h[row], L), c = read(rows.c[row], L);
       if (backward) {
         V d[Cell::gates] = {}, dh = read(rows.dh[row], L), dc = read(rows.dc[row], L);
@@ -130,7 +129,7 @@ double formula(bool backward, long rounds) {
     }
   }
   opaque(rows);
-  return static_cast<double>(rounds) * Rows::count * L;
+  return static_cast<double>(rounds) * rows.count * L;
 }
 
 // Reads `bytes` bytes, in the order of memory or against it, in lines of 64 bytes.
