@@ -15,10 +15,13 @@ BIN := $(VENV)/bin
 # The systems in examples/, in the order of docs and tables.
 SYSTEMS := ball language_model word_vectors classify melody tagger pronounce forecast vanishing policy
 
+# Of `make bench-results`.
+DTYPES ?= float32
+
 # The site's environment has neither torch nor the extension: mkdocstrings reads the sources.
 SITE := build/docs-venv
 
-.PHONY: demo test test-slow examples examples-full lint format bench bench-suite docs clean
+.PHONY: demo test test-slow examples examples-full lint format bench bench-results bench-suite docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/rnnfast demo
@@ -54,6 +57,17 @@ build/examples-full/%.json: | $(VENV)/examples
 
 bench: $(VENV)/installed
 	$(BIN)/rnnfast bench
+
+# Times the grids of benchmarks/results on this machine, which must do nothing else, and writes the page of results:
+# make bench-results PROCESSOR=amd-zen-4 DTYPES="float32 bfloat16"
+bench-results: $(VENV)/testable
+	@test -n "$(PROCESSOR)" || { echo "PROCESSOR is empty; expected the name of a folder in benchmarks/results"; exit 2; }
+	mkdir -p benchmarks/results/$(PROCESSOR)
+	for dtype in $(DTYPES); do for grid in training inference steps; do \
+	  file=$$grid$$(test $$dtype = float32 || echo -$$dtype).json; \
+	  $(BIN)/rnnfast bench --grid $$grid --dtype $$dtype --json benchmarks/results/$(PROCESSOR)/$$file || exit 1; \
+	done; done
+	$(BIN)/python benchmarks/tables.py
 
 # Installs ONNX Runtime and JAX. From then on `rnnfast bench` times them too.
 bench-suite: $(VENV)/peers

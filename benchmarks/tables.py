@@ -1,9 +1,10 @@
 """Writes benchmarks/results/README.md, a section for each processor, from the JSON of rnnfast bench.
 
-    rnnfast bench --grid training --json benchmarks/results/PROCESSOR/training.json
+    make bench-results PROCESSOR=amd-zen-4
     python benchmarks/tables.py
 
-A file is one run, with all samples; its name is the name of the grid.
+The first command measures and writes the page too, the second one writes the page alone. A file is one
+run, with all samples; its name is the name of the grid.
 """
 
 from __future__ import annotations
@@ -22,12 +23,27 @@ INTRODUCTION = """\
 `python benchmarks/tables.py` writes this page from the samples beside it. A file is one run of
 `rnnfast bench --json`. Peers took turns on the same input, state and weights. A ratio is torch.nn's
 median time divided by rnnfast's: 2 means that rnnfast is twice as fast. Where ONNX Runtime ran too,
-its ratio follows. The number in brackets is rnnfast's share of the measured peak of multiply-adds.
-With few rows the limit is not this peak, but the reading of the weights. T is the number of steps,
-B the batch size, I the input size and H the hidden size.
+its ratio follows. The number in brackets is the floor divided by rnnfast's time: the floor is the
+least time that the machine could need. Its name is that of the part that needs it: `gates` is the
+formula of the cell, and `weights` the reading of the weights. A number without a name is that of the
+products. [benchmarks/README.md](../README.md) says how a floor is measured. A file of schema 1 has no
+floors; there the number is rnnfast's share of the measured peak of multiply-adds, although with few
+rows the limit is the reading of the weights. T is the number of steps, B the batch size, I the input
+size and H the hidden size.
 """
 
+SCHEMAS = (1, 2)  # of `rnnfast bench --json`
+
 Row = Mapping[str, Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads(path.read_text())
+    schema = run.get("schema", 1)
+    if schema not in SCHEMAS:
+        known = " and ".join(map(str, SCHEMAS))
+        raise SystemExit(f"{path} has schema {schema}; this program knows {known}")
+    return run
 
 
 def median(row: Row, peer: str) -> float:
@@ -38,10 +54,24 @@ def ratio(row: Row, peer: str = "torch.nn") -> float:
     return median(row, peer) / median(row, "rnnfast")
 
 
-def entry(row: Row, peak: float) -> str:
+def share(row: Row, run: Mapping[str, Any]) -> str:
+    """The floor of a row by its time, and the floor's name. Of schema 1 it is the share of the peak."""
+    floor = row.get("floor")
+    if floor is None:
+        floor = {"products": row["flops"] / run["peak_flops"][row["case"]["dtype"]]}
+    part = max(floor, key=lambda key: floor[key])
+    named = "" if part == "products" else f" {part}"
+    return f"{floor[part] / median(row, 'rnnfast'):.0%}{named}"
+
+
+def entry(row: Row, run: Mapping[str, Any]) -> str:
     others = [p for p in ("torch.nn", "ONNX Runtime") if p in row["seconds"]]
-    share = row["flops"] / median(row, "rnnfast") / peak
-    return f"{' / '.join(f'{ratio(row, p):.2f}' for p in others)} ({share:.0%})"
+    return f"{' / '.join(f'{ratio(row, p):.2f}' for p in others)} ({share(row, run)})"
+
+
+def peaks(run: Mapping[str, Any]) -> str:
+    rates = [f"{unit} {rate / 1e9:.0f}" for unit, rate in run["peak_flops"].items()]
+    return f"measured peaks {', '.join(rates)} GFLOP/s, schema {run.get('schema', 1)}"
 
 
 def name(case: Mapping[str, Any]) -> str:
@@ -60,7 +90,7 @@ def is_square(cases: Sequence[Mapping[str, Any]]) -> bool:
     return len(set(keys)) == len(keys) and len(cases) >= 12
 
 
-def square(rows: Sequence[Row], peak: float) -> Iterator[str]:
+def square(rows: Sequence[Row], run: Mapping[str, Any]) -> Iterator[str]:
     batches = sorted({row["case"]["B"] for row in rows})
     widths = sorted({row["case"]["H"] for row in rows})
     yield (
@@ -69,24 +99,20 @@ def square(rows: Sequence[Row], peak: float) -> Iterator[str]:
         + " |"
     )
     yield "| --- " * (len(batches) + 1) + "|"
-    by_size = {(row["case"]["B"], row["case"]["H"]): entry(row, peak) for row in rows}
+    by_size = {(row["case"]["B"], row["case"]["H"]): entry(row, run) for row in rows}
     for width in widths:
         yield f"| H={width} | " + " | ".join(by_size.get((b, width), "") for b in batches) + " |"
 
 
 def section(path: Path) -> Iterator[str]:
-    run = json.loads(path.read_text())
+    run = read(path)
     rows = [row for row in run["results"] if row["seconds"]]
     dtype = rows[0]["case"]["dtype"]
-    peak = run["peak_flops"][dtype]
     machine = run["machine"]
     yield f"### {path.stem}"
     yield ""
     versions = f"PyTorch {machine['torch'].split(',')[0]}, rnnfast {machine['rnnfast']}"
-    yield (
-        f"{dtype}, {run['threads']} threads, {machine['chosen']}, {versions}, "
-        f"measured peak {peak / 1e9:.0f} GFLOP/s."
-    )
+    yield (f"{dtype}, {run['threads']} threads, {machine['chosen']}, {versions}, {peaks(run)}.")
     kinds: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         kinds.setdefault((row["case"]["cell"], row["case"]["mode"]), []).append(row)
@@ -98,13 +124,13 @@ def section(path: Path) -> Iterator[str]:
     yield ""
     if is_square([row["case"] for row in rows]):
         for group in kinds.values():
-            yield from square(group, peak)
+            yield from square(group, run)
             yield ""
     else:
         yield "| case | ratio |"
         yield "| --- | --- |"
         for row in rows:
-            yield f"| {name(row['case'])} | {entry(row, peak)} |"
+            yield f"| {name(row['case'])} | {entry(row, run)} |"
         yield ""
     behind = [row for row in rows if ratio(row) < 1]
     if behind:
@@ -121,7 +147,7 @@ def page(folder: Path) -> str:
         files = sorted(processor.glob("*.json"))
         if not files:
             continue
-        machine = json.loads(files[0].read_text())["machine"]
+        machine = read(files[0])["machine"]
         lines += [f"## {processor.name}", "", f"{machine['CPU']}, {machine['cores']}.", ""]
         for path in files:
             lines += section(path)

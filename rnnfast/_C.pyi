@@ -180,5 +180,44 @@ def force_partition(partition: str, /, oversubscribe: bool = False) -> None:
 def used_partition() -> tuple[str, int]:
     """The partition and the number of threads of the last call of the process."""
 
-def peak_flops(dtype: str, threads: int, seconds: float, /) -> float:
-    """The measured peak of multiply-adds in registers, in operations a second."""
+def units() -> list[str]:
+    """The units that multiply in the chosen instruction set.
+
+    ``float32``, ``float64`` and ``bfloat16`` are vectors of these dtypes. ``matrix`` is the matrix
+    unit, where there is one.
+    """
+
+def product_unit(dtype: str, precision: int, hidden: int, /) -> tuple[str, int, int]:
+    """The unit that multiplies in a layer.
+
+    Args:
+        dtype: ``float32``, ``float64`` or ``bfloat16``.
+        precision: as that of :class:`Stack`.
+        hidden: the layer's number of hidden units.
+
+    Returns:
+        unit: its name.
+        products: how many products it computes for each product of the layer: more than one of a
+            float32 in several bfloat16 parts.
+        bytes: of a packed weight.
+    """
+
+def peak_flops(unit: str, threads: int, seconds: float, /) -> float:
+    """The measured peak of a unit's multiply-adds, in operations a second.
+
+    Raises:
+        ValueError: the chosen instruction set has no such unit.
+    """
+
+def formula_rate(cell: int, dtype: str, backward: bool, threads: int, seconds: float, /) -> float:
+    """How often a second the formula of a cell is computed, for one unit of one row and one step.
+
+    Measured on numbers in the first-level cache.
+    """
+
+def read_rate(bytes: int, threads: int, seconds: float, /) -> float:
+    """The bytes a second of threads that read ``bytes`` bytes each, their own, again and again.
+
+    Raises:
+        ValueError: ``bytes`` is not a multiple of 64.
+    """

@@ -18,6 +18,7 @@ struct CellKernels {
   int (*backward_groups)(const Layer<T>&);  // groups of rows, see kernels/backward.h
   index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
+  double (*formula)(bool backward, long rounds);  // see kernels/rates.h
 };
 
 // See kernels/head.h.
@@ -37,10 +38,8 @@ struct HeadKernels {
 // The kernels of one number type. Null where an instruction set has none of its own.
 template <class T>
 struct NumberKernels {
-  const CellKernels<T>* cells;  // in the order of cells.h
-  // Runs independent multiply-adds for `rounds` rounds, in registers, or on tiles of the matrix unit.
-  // Returns the number of operations.
-  double (*peak)(long rounds);
+  const CellKernels<T>* cells;         // in the order of cells.h
+  double (*vector_peak)(long rounds);  // see kernels/rates.h; null for float32 in parts
   int matrix_rows;      // rows that the matrix unit multiplies at once; 0: products run on vectors
   HeadKernels<T> head;  // null for float32 in parts
 };
@@ -49,6 +48,8 @@ struct Kernels {
   const char* name;
   bool emulated;         // for tests: only RNNFAST_ISA and force_isa choose it
   bool (*unit_works)();  // whether its matrix unit computes right; null: it has none to ask
+  double (*matrix_peak)(long rounds);  // see kernels/rates.h; null: it has no matrix unit
+  void (*read_lines)(const char* data, index bytes, bool descending);
   int vector_bytes;
   int cells;
   const CellInfo* info;

@@ -1,7 +1,6 @@
 #include "cpu/run.h"
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -280,22 +279,5 @@ template Wavefront wavefront(int, const Layer<Bfloat16>*, int, bool, int);
 template void run_forward(int, const Wavefront&, const Layer<Bfloat16>*, int);
 template void run_backward(int, const Wavefront&, const Layer<Bfloat16>*, const Gradients<Bfloat16>*,
                            int);
-
-double peak_flops(double (*run)(long rounds), int threads, double seconds) {
-  threads = usable(threads);
-  double flops = 0;
-  const auto start = std::chrono::steady_clock::now();
-  const auto elapsed = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-  std::vector<double> thread_flops(static_cast<std::size_t>(threads));
-  run_parallel(threads, [&](int rank, int) {
-    double sum = 0;
-    while (elapsed() < seconds) sum += run(2000);
-    thread_flops[static_cast<std::size_t>(rank)] = sum;
-  });
-  for (const double sum : thread_flops) flops += sum;
-  return flops / elapsed();
-}
 
 }  // namespace rnnfast

@@ -39,8 +39,4 @@ template <class T>
 void run_backward(int cell, const Wavefront& plan, const Layer<T>* layers, const Gradients<T>* grads,
                   int count);
 
-// Operations per second of `threads` threads that run a NumberKernels::peak, measured for about
-// `seconds`.
-double peak_flops(double (*run)(long rounds), int threads, double seconds);
-
 }  // namespace rnnfast

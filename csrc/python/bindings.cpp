@@ -8,9 +8,10 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
-#include "cpu/run.h"
+#include "cpu/plan.h"
 #include "cpu/threads.h"
 #include "python/generate.h"
+#include "python/rates.h"
 #include "python/stack.h"
 #include "python/tensor.h"
 
@@ -75,15 +76,6 @@ Saved new_saved(const Stack& stack, const std::string& dtype, index rows, index 
 std::vector<std::string> supported_isas_with(const std::string& dtype) {
   if (dtype.empty()) return supported_isas();
   return with_numbers(number_named(dtype), [](auto number) { return isas_with<decltype(number)>(); });
-}
-
-double measure_peak(const std::string& dtype, int threads, double seconds) {
-  const auto peak = with_numbers(number_named(dtype),
-                                 [](auto number) { return kernels().of<decltype(number)>().peak; });
-  if (!(seconds >= 0)) throw py::value_error("seconds must not be negative");
-  if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + "; expected >= 1");
-  const py::gil_scoped_release release;
-  return peak_flops(peak, threads, seconds);
 }
 
 constexpr std::pair<const char*, Partition> partitions[] = {{"chosen", Partition::chosen},
@@ -280,5 +272,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_partition", &force_partition, py::arg(), py::pos_only(),
         py::arg("oversubscribe") = false);
   m.def("used_partition", &used_partition);
-  m.def("peak_flops", &measure_peak);
+  add_rates(m);
 }

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -50,12 +51,33 @@ def test_bench_writes_every_sample_and_a_picture(tmp_path, capsys, monkeypatch):
     ]
     assert cli.main(["bench", *arguments]) == 0
     assert "GRU" in capsys.readouterr().out
-    results = json.loads(samples.read_text())["results"]
+    run = json.loads(samples.read_text())
+    assert run["schema"] == 2
+    assert {"float32", "bfloat16"} <= set(run["peak_flops"])
+    assert {(rate["cell"], rate["pass"]) for rate in run["formula_rates"]} == {
+        ("gru", "forward"),
+        ("gru", "backward"),
+    }
+    assert run["read_rates"]
+    results = run["results"]
     assert [r["case"]["mode"] for r in results] == [FORWARD, TRAIN]
     for result in results:
+        assert set(result["floor"]) == {"products", "gates", "weights"}
+        assert min(result["floor"].values()) > 0
+        assert result["unit"] == "float32"
         assert len(result["seconds"]["rnnfast"]) >= measure.LEAST_SAMPLES
         assert min(result["seconds"]["torch.nn"]) > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_peer_has_enough_samples(monkeypatch):
+    """Also one that is slower than a turn, beside one that runs many times in a turn."""
+    monkeypatch.setattr(measure, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    jobs = {"fast": lambda: [], "slow": lambda: time.sleep(0.002)}
+    monkeypatch.setattr(measure, "BATCH_SECONDS", 1e-5)
+    timings = measure.interleave(jobs, 0.001)
+    assert len(timings["slow"].samples) >= measure.LEAST_SAMPLES
 
 
 @pytest.mark.parametrize(

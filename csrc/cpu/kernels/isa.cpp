@@ -5,6 +5,7 @@
 #include "cpu/kernels/backward.h"
 #include "cpu/kernels/forward.h"
 #include "cpu/kernels/head.h"
+#include "cpu/kernels/rates.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 namespace {
@@ -45,8 +46,8 @@ struct Entry {
   }
 
   static constexpr CellKernels<S> kernels = {
-      &saved_row<Cell, T>, &forward_scratch,  &forward, &panels_size, &pack,
-      &backward_groups,    &backward_scratch, &backward};
+      &saved_row<Cell, T>, &forward_scratch,  &forward,  &panels_size,     &pack,
+      &backward_groups,    &backward_scratch, &backward, &formula<Cell, S>};
 };
 
 template <class T, class... Cell>
@@ -112,49 +113,6 @@ bool unit_works() {
   return same();
 }
 
-// Of the matrix unit: 32 rows by two panels, from the L1 cache.
-double matrix_peak(long rounds) {
-  const MatrixUnit<matrix_unit != Unit::NONE> unit;
-  constexpr index groups = 4, row = groups * matrix_depth, word = lanes<Bfloat16> * 2;
-  constexpr index tiles = 4 * matrix_rows * row;
-  alignas(64) Bfloat16 numbers[tiles] = {};
-  alignas(64) float sums[4 * matrix_rows * matrix_units];
-  const MatrixFactors factors{{numbers, numbers + matrix_rows * row},
-                              {numbers, numbers + matrix_rows * row},
-                              row,
-                              word,
-                              groups};
-  for (long n = 0; n < rounds; ++n) {
-    __asm__ volatile("" : "+m"(numbers));  // keeps the loop from being folded
-    Tiles::multiply_tiles<2, 2>(factors, 2 * matrix_rows, sums);
-  }
-  __asm__ volatile("" : : "m"(sums));
-  return 2.0 * 4 * matrix_rows * matrix_units * groups * matrix_depth * static_cast<double>(rounds);
-}
-
-template <class T>
-double peak(long rounds) {
-  if constexpr (on_matrix_unit<T>) return matrix_peak(rounds);
-  using V = Vector<T>;
-  constexpr int chains = accumulators / 2;
-  V acc[chains];
-  T number[lanes<T> * per_word<T>];
-  for (T& x : number) x = narrow<T>(Real<T>(1e-3));
-  Words<T> a = load_words<T>(number), b = a;
-  for (int i = 0; i < chains; ++i) acc[i] = splat<V>(Real<T>(i));
-  for (long n = 0; n < rounds; ++n) {
-    __asm__ volatile("" : "+m"(a), "+m"(b));  // keeps the loop from being folded
-    const Words<T> x = a, y = b;
-#pragma GCC unroll 32
-    for (int repeat = 0; repeat < 16; ++repeat)
-#pragma GCC unroll 32
-      for (int i = 0; i < chains; ++i) acc[i] = multiply_add<T>(x, y, acc[i]);
-  }
-  for (int i = 1; i < chains; ++i) acc[0] += acc[i];
-  __asm__ volatile("" : : "m"(acc[0]));
-  return 2.0 * 16 * chains * lanes<T> * per_word<T> * static_cast<double>(rounds);
-}
-
 // RNNFAST_NUMBERS is the sum of the NumberBits of the types that are built. The other types have the
 // kernels of an earlier instruction set.
 #if !defined(RNNFAST_NUMBERS)
@@ -165,7 +123,7 @@ enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4, in_parts_bi
 template <class T, NumberBit bit>
 constexpr NumberKernels<T> numbers() {
   if constexpr (RNNFAST_NUMBERS & bit)
-    return {kernels_of<T>(Cells{}), &peak<T>, on_matrix_unit<T> ? matrix_rows : 0,
+    return {kernels_of<T>(Cells{}), &vector_peak<T>, on_matrix_unit<T> ? matrix_rows : 0,
             HeadEntry<T>::kernels};
   else
     return {};
@@ -174,7 +132,7 @@ constexpr NumberKernels<T> numbers() {
 template <int parts>
 constexpr NumberKernels<float> in_parts() {
   if constexpr (matrix_unit != Unit::NONE && (RNNFAST_NUMBERS & in_parts_bit))
-    return {kernels_of<InParts<parts>>(Cells{}), &matrix_peak, matrix_rows, {}};
+    return {kernels_of<InParts<parts>>(Cells{}), nullptr, matrix_rows, {}};
   else
     return {};
 }
@@ -185,6 +143,8 @@ extern const Kernels kernels;
 const Kernels kernels = {RNNFAST_ISA_NAME,
                          matrix_unit == Unit::EMULATED,
                          matrix_unit == Unit::AMX ? &unit_works : nullptr,
+                         matrix_unit == Unit::NONE ? nullptr : &matrix_peak,
+                         &read_lines,
                          RNNFAST_VECTOR_BYTES,
                          Cells::size,
                          info_of_all(Cells{}),

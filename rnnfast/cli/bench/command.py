@@ -1,31 +1,33 @@
-"""rnnfast bench: times beside torch.nn's, and as a share of the measured peak of the machine."""
+"""rnnfast bench: times beside torch.nn's, and beside the least time that the machine could need."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from rnnfast._native import _C
 from rnnfast.cli import common
+from rnnfast.cli.bench.floors import Rates, floor, rates_for, unit
 from rnnfast.cli.bench.grids import GRIDS
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.bench.peers import PEERS, frozen_peer
-from rnnfast.cli.common import CommandError, duration, output_file, picture_file, positive, writing
+from rnnfast.cli.bench.table import Row, fitted, name, summary
+from rnnfast.cli.common import CommandError, output_file, picture_file, positive, writing
 from rnnfast.cli.info import facts
 from rnnfast.cli.neighbours import Neighbours
 
 Shape = tuple[int, int, int, int]
+
+#: Of the files that --json writes. 1, which has no number of its own, has no floors and the peak of one
+#: unit.
+SCHEMA = 2
 
 
 def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str, dtype: str) -> list[Case]:
@@ -94,8 +96,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 130
-    dtypes = sorted({case.dtype for case in chosen})
-    before = {dtype: peak(dtype, threads) for dtype in dtypes}
+    rates = rates_for(chosen, threads)
     neighbours = Neighbours()
     beside = {"rnnfast", "torch.nn", *(args.beside or PEERS)}
     peers = {name: peer for name, peer in PEERS.items() if name in beside}
@@ -108,13 +109,14 @@ def run(args: argparse.Namespace) -> int:
     ]
     others = neighbours.cores()
     warning = neighbours.warning()
-    peaks = {dtype: max(before[dtype], peak(dtype, threads)) for dtype in dtypes}
-    console.print(table(results, peaks, threads))
+    rates.measure_again()
+    rows = [Row(result, floor(result.case, rates)) for result in results]
+    console.print(fitted(rows, rates.peaks, threads, console))
     console.print(summary(results), highlight=False)
     if warning:
         console.print(f"[yellow]{warning}[/]")
     if args.json:
-        measured = record(results, peaks, threads) | {"cores_used_by_others": others}
+        measured = record(rows, rates) | {"cores_used_by_others": others}
         with writing(args.json):
             args.json.write_text(json.dumps(measured, indent=1) + "\n")
         console.print(f"samples: {args.json}", soft_wrap=True)
@@ -128,114 +130,27 @@ def run(args: argparse.Namespace) -> int:
     return 1 if different else 0
 
 
-def peak(dtype: str, threads: int) -> float:
-    """The largest of several measurements, in FLOP/s: other processes only lower a measurement."""
-    return max(_C.peak_flops(dtype, threads, 0.1) for _ in range(5))
-
-
-def name(case: Case) -> str:
-    sizes = f"T={case.T} B={case.B} I={case.I} H={case.H}"
-    return f"{case.cell} {case.mode} {sizes} {kind(case)}".strip()
-
-
-def kind(case: Case) -> str:
-    """The options of a case, as text."""
-    words = [
-        case.name,
-        f"{case.layers} layers" if case.layers > 1 else "",
-        "bidirectional" if case.bidirectional else "",
-        f"proj {case.proj}" if case.proj else "",
-        "packed" if case.packed else "",
-        "on data" if not case.dx else "",
-        case.dtype if case.dtype != "float32" else "",
-    ]
-    return ", ".join(word for word in words if word)
-
-
-def summary(results: Sequence[Result]) -> str:
-    """The geometric mean and the smallest of the ratios of each cell and mode, as text."""
-    lines = []
-    for mode in (FORWARD, TRAIN):
-        for cell in GATES:
-            timed = [r for r in results if r.timings and (r.case.cell, r.case.mode) == (cell, mode)]
-            if len(timed) < 2:
-                continue
-            parts = []
-            others = {peer for r in timed for peer in r.timings} - {"rnnfast"}
-            for title, ratios in (
-                ("torch.nn", [r.ratio() for r in timed]),
-                ("the fastest other", [r.ratio_to_best for r in timed]),
-            )[: len(others)]:
-                mean = statistics.geometric_mean(ratios)
-                parts.append(f"{mean:.2f} times {title} (least {min(ratios):.2f})")
-            lines.append(f"{cell} {mode}: {', '.join(parts)}")
-    return "\n".join(["geometric means:", *lines]) if lines else ""
-
-
-def table(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> Table:
-    worst = max(max(result.differences.values()) for result in results)
-    limits = ", ".join(f"{SAME[dtype]:g} in {dtype}" for dtype in peaks)
-    measured = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {dtype}" for dtype, peak in peaks.items())
-    peers = [peer for peer in PEERS if any(peer in result.timings for result in results)]
-    result_table = Table(
-        title=f"rnnfast beside torch.nn, {common.threads(threads)}",
-        caption="Times: median of one run (half the interquartile range). Ratio: torch.nn's time "
-        f"divided by rnnfast's. Peak: rnnfast's share of the measured {measured}. "
-        "Peers took turns on the same input, state and weights. Before the timing their outputs and "
-        f"gradients differed by at most {worst:.0e} (limit {limits}).",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    kinds = any(kind(result.case) for result in results)
-    for heading in ("cell", "T,B,I,H", *(["kind"] if kinds else []), "mode"):
-        result_table.add_column(heading, no_wrap=True)
-    for heading in (*peers, "ratio", "peak"):
-        result_table.add_column(heading, justify="right", no_wrap=True)
-    previous = None
-    for result in results:
-        case = result.case
-        if previous not in (None, (case.cell, case.mode)):
-            result_table.add_section()
-        previous = (case.cell, case.mode)
-        row = [case.cell, f"{case.T},{case.B},{case.I},{case.H}"]
-        row += [kind(case)] if kinds else []
-        row.append(case.mode)
-        if result.timings:
-            share = case.flops / result.timings["rnnfast"].median / peaks[case.dtype]
-            row += [spread(result, peer) if peer in result.timings else "" for peer in peers]
-            row += [f"{result.ratio():.2f}x", f"{share:.0%}"]
-        else:
-            row += ["differs"]
-        result_table.add_row(*row)
-    return result_table
-
-
-def spread(result: Result, peer: str) -> str:
-    timing = result.timings[peer]
-    first, third = timing.quartiles
-    return f"{duration(timing.median)} ({(third - first) / 2 / timing.median:.0%})"
-
-
-def record(results: Sequence[Result], peaks: Mapping[str, float], threads: int) -> dict[str, Any]:
+def record(rows: Sequence[Row], rates: Rates) -> dict[str, Any]:
     """A run as JSON: without the paths of this machine, samples with four digits."""
     local = ("OpenMP runtimes mapped", "system")
     return {
+        "schema": SCHEMA,
         "machine": {name: value for name, value in facts().items() if name not in local},
-        "threads": threads,
-        "peak_flops": dict(peaks),
+        "threads": rates.threads,
+        **rates.record(),
         "results": [
             {
-                "case": asdict(result.case),
-                "flops": result.case.flops,
-                "differences": dict(result.differences),
+                "case": asdict(row.result.case),
+                "flops": row.result.case.flops,
+                **dict(zip(("unit", "products_of_unit"), unit(row.result.case), strict=False)),
+                "floor": asdict(row.floor),
+                "differences": dict(row.result.differences),
                 "seconds": {
                     peer: [float(f"{sample:.4g}") for sample in timing.samples]
-                    for peer, timing in result.timings.items()
+                    for peer, timing in row.result.timings.items()
                 },
             }
-            for result in results
+            for row in rows
         ],
     }
 

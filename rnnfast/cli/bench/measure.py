@@ -55,19 +55,24 @@ class Case:
         return torch.randint(1, self.T + 1, (self.B,), generator=generator).sort(descending=True).values
 
     @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def weights(self) -> list[tuple[int, int]]:
+        """How many weights the input and the states of each layer have, in one direction."""
+        output, rows = self.proj or self.H, GATES[self.cell] * self.H
+        inputs = [self.I] + [self.directions * output] * (self.layers - 1)
+        return [(rows * features, rows * output + self.H * self.proj) for features in inputs]
+
+    @property
     def flops(self) -> float:
         """Operations of the matrix products; each gradient needs as many as the forward pass."""
-        directions = 2 if self.bidirectional else 1
-        output = self.proj or self.H
-        inputs = [self.I] + [directions * output] * (self.layers - 1)
-        passes = [1 if self.mode == FORWARD else 3] * self.layers
-        flops = 0.0
-        for layer, (features, times) in enumerate(zip(inputs, passes, strict=True)):
-            gates = GATES[self.cell] * self.H
-            forward = gates * (features + output) + self.H * self.proj
-            spared = gates * features if layer == 0 and times == 3 and not self.dx else 0
-            flops += 2.0 * directions * (times * forward - spared)
-        return flops * float(self.lengths().sum())
+        times = 1 if self.mode == FORWARD else 3
+        products = times * sum(inputs + states for inputs, states in self.weights)
+        if self.mode == TRAIN and not self.dx:
+            products -= self.weights[0][0]
+        return 2.0 * self.directions * products * float(self.lengths().sum())
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def interleave(jobs: Mapping[str, Job], seconds: float) -> dict[str, Timing]:
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(samples[next(iter(jobs))]) < LEAST_SAMPLES:
+        while time.perf_counter() < end or min(map(len, samples.values())) < LEAST_SAMPLES:
             for name, job in jobs.items():
                 settle(job)
                 turn = time.perf_counter() + TURN_SECONDS
