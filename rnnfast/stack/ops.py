@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import checks, cuda
+from . import checks, cuda, cuda_plans
 from .checks import PLAIN_TYPES
 from .config import CELLS, Inputs, Outputs, StackConfig
 
@@ -99,7 +99,7 @@ def forward(
 
 def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
     """Whether there are kernels for a layer of this size: on the CPU for every size."""
-    return not x.is_cuda or cuda.takes(config, x, hidden)
+    return not x.is_cuda or cuda_plans.takes(config, x, hidden)
 
 
 def why_not(config: StackConfig, inputs: Inputs) -> str:
