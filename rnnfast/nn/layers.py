@@ -94,6 +94,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
                 ``input``; ``return_cell_states`` without a cell state.
             RuntimeError: a length is out of range; ``lengths`` are not on the CPU; torch's own errors.
         """
+        is_own = lengths is not None or reset is not None or return_cell_states
+        if getattr(input, "is_cuda", False) and not is_own and self._is_torchs():
+            return super().forward(input, hx)
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
         is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
