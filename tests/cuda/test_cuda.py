@@ -213,6 +213,21 @@ def test_many_rows(cell, emulated, device, monkeypatch):
         assert plan.chunk < plan.rows
 
 
+@pytest.mark.parametrize("batch", [2, 9, 19])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tier", ["block", "cluster"])
+def test_rows_of_a_group(tier, dtype, batch, device, monkeypatch):
+    """Groups of several rows: fewer than a tile has columns, and more."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "2")
+    case = Case("gru", 3, batch, 3, 24, dtype, reset=True)
+    check(case, device)
+    if device == "cpu":
+        x = torch.empty(1, batch, 3, dtype=dtype)
+        groups = {"block": 2, "cluster": 1}[tier]
+        assert cuda_plans.plan(case.config, x, 24, batch, False).rows == -(-batch // groups)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", GATES)
 def test_the_same_bits_again(cell, tier, device, monkeypatch):

@@ -204,3 +204,66 @@ def test_plans_of_enormous_batches(hidden, batch, runtime):
             continue
         assert 0 < found.shared_bytes <= 227 << 10
         assert found.groups * found.rows >= batch > (found.groups - 1) * found.rows
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "directions", "rows"),
+    [
+        *((128, 1, 1, 1), (128, 32, 1, 1), (128, 132, 1, 1), (128, 133, 1, 2), (128, 67, 2, 2)),
+        (64, 600, 1, 5),
+    ],
+)
+def test_a_group_has_few_rows(hidden, batch, directions, rows, runtime):
+    """One while blocks are free: a block's time grows with its rows."""
+    runtime.choose(multiprocessors=132)
+    found = plan(hidden, batch, directions=directions)
+    assert (found.tier, found.rows) == ("block", rows)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("hidden", [256, 512])
+def test_clusters_are_large_where_multiprocessors_are_idle(hidden, backward, runtime):
+    runtime.choose(multiprocessors=132)
+    alone, many = (plan(hidden, batch, "cluster", backward) for batch in (1, 512))
+    assert alone.blocks == 16
+    assert alone.rows == 1
+    assert many.blocks <= alone.blocks
+    if hidden == 256:  # smaller clusters have registers for it too
+        assert many.blocks < alone.blocks
+
+
+# --- where cuDNN is expected to be faster ---------------------------------------------------------
+def takes(hidden, batch, config=LSTM, dtype=torch.bfloat16, **call):
+    x = torch.empty(2, batch, 4, dtype=dtype)
+    options = {"training": True, "packed": False, "alone": False} | call
+    return cuda_plans.plans(config, x, (hidden, batch), **options) is not None
+
+
+@pytest.fixture
+def by_cost(runtime, monkeypatch):
+    """A device of an H200's size, with no tier forced."""
+    runtime.choose(multiprocessors=132)
+    monkeypatch.delenv("RNNFAST_CUDA_TIER")
+
+
+def test_inference_where_cudnn_keeps_its_weights(by_cost, monkeypatch):
+    for config, widest in ((LSTM, 192), (StackConfig("gru"), 192), (StackConfig("rnn_tanh"), 384)):
+        assert not takes(widest, 8, config, training=False)
+        assert takes(widest + 1, 8, config, training=False)
+        assert takes(widest, 8, config)  # in training
+        assert takes(widest, 8, config, training=False, alone=True)  # cuDNN has no such call
+        assert takes(32, 8, config, torch.float64, training=False)
+    assert takes(128, 8, StackConfig("gru_original"), training=False)
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "first")
+    assert takes(128, 8, training=False)
+
+
+def test_a_grid_with_many_values(by_cost, monkeypatch):
+    assert plan(1024, 15).tier == "grid"
+    assert takes(1024, 15)
+    assert not takes(1024, 16)
+    assert takes(1024, 16, alone=True)
+    assert plan(512, 64).tier == "cluster"
+    assert takes(512, 64)
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", "grid")
+    assert takes(1024, 16)
