@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 
 import numpy
@@ -117,6 +118,13 @@ def cuda_switch_lines() -> list[str]:
 
 def cuda_device_lines(number: int) -> list[str]:
     """A device, its measurements, and its widest layers of each tier for 32 rows and one direction."""
+    with warnings.catch_warnings(record=True) as refusals:
+        warnings.simplefilter("always")
+        lines = _cuda_device_lines(number)
+    return lines + [f"   {refusal.message}" for refusal in refusals]
+
+
+def _cuda_device_lines(number: int) -> list[str]:
     import torch
 
     from rnnfast.stack import cuda_measured, cuda_plans

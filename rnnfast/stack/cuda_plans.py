@@ -58,16 +58,16 @@ class Plans(dict[Key, Any]):
                     *(key.device, number, dtype, key.tf32, key.backward, key.sizes, key.tier)
                 )
         except refused() as error:
-            _warn(key, str(error))
+            _warn(key.device, _layer(key), str(error))
         self[key] = plan
         return plan
 
     def drop(self, plan: Any, reason: str) -> None:
         """Use a plan no more, since the device refused to run it."""
-        for key, held in self.items():
+        for key, held in list(self.items()):
             if held is plan:
                 self[key] = None
-                _warn(key, reason)
+                _warn(key.device, _layer(key), reason)
 
 
 PLANS = Plans()
@@ -81,14 +81,18 @@ def refused() -> type[Exception]:
     return kind
 
 
-def _warn(key: Key, reason: str) -> None:
-    if (key.device, reason) in _WARNED:
-        return
-    _WARNED.add((key.device, reason))
+def _layer(key: Key) -> str:
     hidden, rows, _ = key.sizes
+    return f"{key.cell} with H={hidden} and B={rows}"
+
+
+def _warn(device: int, layer: str, reason: str) -> None:
+    if (device, reason) in _WARNED:
+        return
+    _WARNED.add((device, reason))
     warnings.warn(
-        f"rnnfast's CUDA kernels cannot run on device {key.device} ({key.cell}, H={hidden}, B={rows}), "
-        f"and torch.nn's own code computes such layers: {reason}",
+        f"CUDA device {device} refuses rnnfast's kernels ({layer}), and torch.nn's own code computes "
+        f"such layers: {reason}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -193,8 +197,12 @@ def _kind(config: StackConfig, dtype: torch.dtype, training: bool, packed: bool)
 
 
 def capability(device: int) -> str:
-    """The compute capability of a device, such as "9.0"."""
-    number = _cuda.device(device)["capability"]
+    """The compute capability of a device, such as "9.0"; "unknown" if its driver refuses to tell."""
+    try:
+        number = _cuda.device(device)["capability"]
+    except refused() as error:
+        _warn(device, "all layers", str(error))
+        return "unknown"
     return f"{number // 10}.{number % 10}"
 
 

@@ -103,12 +103,9 @@ def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
 
 
 def why_not(config: StackConfig, inputs: Inputs) -> str:
-    """What is wrong with the inputs for which :func:`forward` returned None."""
-    x = inputs.x
-    if x.is_cuda:
-        return f"on {x.device} no tier has a plan for them, or they differ in device or dtype"
+    """What is wrong with the inputs on the CPU for which :func:`forward` returned None."""
     # The output is empty, so that the call fails even if the inputs are right.
-    outputs = (x.new_empty(0), None, None, None, None)
+    outputs = (inputs.x.new_empty(0), None, None, None, None)
     try:
         _STACKS[config].forward(torch.get_num_threads(), inputs, outputs)
     except Exception as error:

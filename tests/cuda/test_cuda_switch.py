@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -161,3 +163,32 @@ def test_info_says_what_the_switch_says(extension, monkeypatch):
     assert "lstm bfloat16: block to H=" in said
     table(monkeypatch, "9.0", {(128, 8): 1.5, (128, 16): 0.9})
     assert "auto: the kernels win in 1 of 2 measured cases" in info.cuda_state()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ({"capability": 75}, "compute capability is 7.5; the kernels need 8.0 or later"),
+        ({"cudaDeviceGetAttribute": 35}, "asking for the properties of the device: .*error 35"),
+    ],
+    ids=["capability", "driver"],
+)
+def test_a_refusing_device(chosen, reason, emulated, extension, monkeypatch):
+    """It is no error, in any mode, and `rnnfast info` has the reason."""
+    monkeypatch.setattr(cuda_plans, "_WARNED", set())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Emulated")
+    runtime = cuda_on_cpu.Runtime(emulated)
+    runtime.choose(**chosen)
+    try:
+        said = "\n".join(info.cuda_device_lines(0))
+        assert re.search(f"CUDA device 0 refuses rnnfast's kernels .*{reason}", said)
+        assert "lstm bfloat16: no tier" in said
+        cuda_plans._WARNED.clear()
+        table(monkeypatch, "9.0", {(128, 8): 1.5})
+        if "capability" in chosen:
+            assert plans(128, 8) is None
+        else:
+            with pytest.warns(RuntimeWarning, match=reason):
+                assert plans(128, 8) is None
+    finally:
+        runtime.reset()
