@@ -101,6 +101,8 @@ class Fused(torch.nn.Module):
             return None
         if input.is_nested or input.dim() != self._dims or input.size(-1) != features:
             return None
+        if input.is_cuda and not self._has_cuda_kernels():
+            return None
         states = _states_of(hx, config.has_c)
         if states is None:
             return None
@@ -139,13 +141,17 @@ class Fused(torch.nn.Module):
             return False
         return ops.takes(self._config(), tensors.data, self.hidden_size)
 
-    def _is_torchs(self) -> bool:
+    def _has_cuda_kernels(self) -> bool:
+        return self._dims == 3 and cuda_plans.is_on()  # not for cells
+
+    def _is_torchs(self, input: Any) -> bool:
         """Whether torch.nn's own code computes a call on a GPU, with no argument that torch.nn lacks.
 
-        This asks as little as possible: no kernel starts before the answer.
+        This asks as little as possible: the GPU waits for the answer.
         """
-        is_on = self._dims == 3 and cuda_plans.is_on()  # there are no CUDA kernels for cells
-        return not is_on and checks.plain_call() and self._beyond_torch() is None
+        if not getattr(input, "is_cuda", False) or self._has_cuda_kernels():
+            return False
+        return checks.plain_call() and self._beyond_torch() is None
 
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:
         """A call with torch.nn's own arguments alone."""

@@ -43,13 +43,13 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             RuntimeError: a shape, a dtype or a device does not fit; the errors are torch's own.
             ValueError: ``input`` has more than two dimensions.
         """
-        if getattr(input, "is_cuda", False) and self._is_torchs():
-            return super().forward(input, hx)
         is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if is_plain and self.hidden_size > 0:
             outputs = self._forward_directly(input, hx, self._names())
             if outputs is not None:
                 return outputs
+        if self._is_torchs(input):
+            return super().forward(input, hx)
         return self._forward_as_torch(input, hx)
 
     def _covers(self, input: Any, hx: Any) -> bool:

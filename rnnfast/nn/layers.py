@@ -94,9 +94,6 @@ class Recurrent(Fused, torch.nn.RNNBase):
                 ``input``; ``return_cell_states`` without a cell state.
             RuntimeError: a length is out of range; ``lengths`` are not on the CPU; torch's own errors.
         """
-        is_own = lengths is not None or reset is not None or return_cell_states
-        if getattr(input, "is_cuda", False) and not is_own and self._is_torchs():
-            return super().forward(input, hx)
         if lengths is not None:
             lengths = sequences.lengths_of(input, lengths, self.batch_first)
         is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
@@ -105,6 +102,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, names, lengths, reset, return_cell_states)
             if outputs is not None:
                 return outputs
+        is_own = lengths is not None or reset is not None or return_cell_states
+        if not is_own and self._is_torchs(input):
+            return super().forward(input, hx)
         if return_cell_states and not self._has_c:
             raise ValueError(
                 f"return_cell_states needs an LSTM; {type(self).__name__} has no cell state"

@@ -167,7 +167,7 @@ def plans(config: StackConfig, x: Tensor, sizes: tuple[int, int], **call: bool) 
         return None
     device, training = x.device.index or 0, call["training"]
     if cuda_switch.mode() == "auto":
-        kind = _kind(config, x.dtype, training, call["packed"])
+        kind = kind_of(config, x.dtype, training, call["packed"])
         if not cuda_measured.wins(capability(device), kind, *sizes):
             return None
     forward = _plan(device, config, x.dtype, sizes, False)
@@ -191,7 +191,8 @@ def _loses(config: StackConfig, dtype: torch.dtype, sizes: tuple[int, int], pair
     return pair.backward is None and hidden <= persistent and dtype != torch.float64
 
 
-def _kind(config: StackConfig, dtype: torch.dtype, training: bool, packed: bool) -> Kind:
+def kind_of(config: StackConfig, dtype: torch.dtype, training: bool, packed: bool) -> Kind:
+    """The grid of the measured table to which a call belongs."""
     name = "tf32" if tf32(dtype) else DTYPES[dtype]
     return Kind(config.cell, name, training, config.layers, config.directions, packed)
 
@@ -216,7 +217,7 @@ def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _takes(device: int, config: StackConfig, dtype: torch.dtype, hidden: int) -> bool:
     if cuda_switch.mode() == "auto":
-        kinds = [_kind(config, dtype, t, p) for t in (False, True) for p in (False, True)]
+        kinds = [kind_of(config, dtype, t, p) for t in (False, True) for p in (False, True)]
         if not any(cuda_measured.may_win(capability(device), kind) for kind in kinds):
             return False
     return all(_plan(device, config, dtype, (hidden, 1), back) is not None for back in (False, True))

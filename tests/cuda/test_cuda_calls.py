@@ -9,7 +9,7 @@ import torch
 
 import rnnfast
 from rnnfast.compilers import operator
-from rnnfast.stack import cuda_plans, cuda_switch, in_torch, ops, reference
+from rnnfast.stack import autograd, cuda_plans, cuda_switch, in_torch, ops, reference
 from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
 
@@ -44,12 +44,28 @@ CELL_MODULES = [rnnfast.LSTMCell(3, 4), rnnfast.GRUCell(3, 4), rnnfast.RNNCell(3
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("module", LAYERS + CELL_MODULES, ids=lambda m: type(m).__name__)
 def test_torch_computes_at_once(module, grad, off, monkeypatch):
-    """The module asks where the input is, and nothing else."""
+    """The module asks where the input is, and nothing else of an input that is no plain tensor."""
     torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn"))
     monkeypatch.setattr(torchs, "forward", lambda self, input, hx: (self, input, hx))
     given = OnGpu()
     with torch.set_grad_enabled(grad):
         assert module(given, 7) == (module, given, 7)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("module", LAYERS + CELL_MODULES, ids=lambda m: type(m).__name__)
+def test_a_plain_tensor_needs_no_autograd_and_no_second_look(module, grad, off, monkeypatch):
+    torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn"))
+    monkeypatch.setattr(torchs, "forward", lambda self, input, hx: "torch's")
+    monkeypatch.setattr(ops, "call_module", lambda *_: None)  # what it returns on a GPU
+    for function in ("stack", "differentiable"):
+        monkeypatch.setattr(autograd, function, None)
+    for function in ("_fitting", "_precision", "_run"):
+        monkeypatch.setattr(type(module), function, None)
+    x = torch.randn((2, 3) if isinstance(module, torch.nn.RNNCellBase) else (5, 2, 3))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    with torch.set_grad_enabled(grad):
+        assert module(x) == "torch's"
 
 
 @pytest.mark.parametrize("module", CELL_MODULES, ids=lambda m: type(m).__name__)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +145,27 @@ def test_the_table_of_the_package_can_be_read():
     for grids in cuda_measured.read(cuda_measured.FILE).values():
         for grid in grids.values():
             assert all(ratio > 0 for ratio in grid.values())
+
+
+def test_the_table_is_made_from_benchmarks(extension, monkeypatch, tmp_path):
+    """benchmarks/gpu/table.py writes what "auto" reads."""
+    file, table_file = tmp_path / "training.json", tmp_path / "table.json"
+    tiers = {8: "cluster 4x4 / cluster 4x4", 32: "cuDNN / cuDNN"}
+    rows = [
+        {"case": [*TRAINING, 128, batch], "tier": tier, "ratio": 1.5} for batch, tier in tiers.items()
+    ]
+    run = {"device": "A", "capability": "9.0", "torch": "2.13", "cudnn": 91000, "rows": rows}
+    file.write_text(json.dumps(run))
+    table_file.write_text('{"8.0": {"device": "B", "cases": []}}')
+    maker = Path(__file__).parents[2] / "benchmarks/gpu/table.py"
+    command = [sys.executable, str(maker), str(file), "--table", str(table_file)]
+    for _ in range(2):  # the second time replaces the cases of the first
+        subprocess.run(command, check=True)
+    assert set(json.loads(table_file.read_text())) == {"8.0", "9.0"}
+    monkeypatch.setattr(cuda_measured, "TABLE", cuda_measured.read(table_file))
+    assert cuda_measured.counts("9.0") == (1, 1)
+    assert plans(128, 8) is not None
+    assert plans(128, 32) is None
 
 
 # --- rnnfast info ---------------------------------------------------------------------------------
