@@ -157,6 +157,16 @@ inline void zero(void* memory, std::int64_t bytes, const Stream& stream) {
         "clearing counters");
 }
 
+template <class T>
+std::string text_of(const Launch<T>& launch) {
+  const Recurrence<T>& layer = launch.direction[0];
+  const Plan& plan = launch.plan;
+  return "launching a recurrence of T=" + std::to_string(layer.steps) +
+         ", B=" + std::to_string(layer.batch) + ", H=" + std::to_string(layer.hidden) + " on tier " +
+         name_of(plan.tier) + ", groups of " + std::to_string(plan.blocks) + " blocks with " +
+         std::to_string(plan.shared_bytes) + " bytes of shared memory each";
+}
+
 // Launches a kernel for which allow_all was called.
 template <class T>
 void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream& stream) {
@@ -175,7 +185,10 @@ void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream& str
   config.stream = static_cast<cudaStream_t>(stream.handle);
   config.attrs = &how;
   config.numAttrs = plan.tier == Tier::block ? 0 : 1;
-  check(cudaLaunchKernelEx(&config, kernel, launch), "launching a recurrence");
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, launch);
+  if (status == cudaSuccess) return;
+  // A device refuses many layers for one reason, of which the user is warned once: so without sizes.
+  check(status, is_refusal(status) ? "launching a recurrence" : text_of(launch).c_str());
 }
 
 }  // namespace rnnfast::cuda

@@ -49,6 +49,10 @@ class Key(NamedTuple):
 class Plans(dict[Key, Any]):
     """The extension's plan for each key, made at the first use; None if the device has none."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities: dict[int, str] = {}  # of the devices that were asked
+
     def __missing__(self, key: Key) -> Any:
         number, dtype = CELLS[key.cell].number, DTYPES[key.dtype]
         plan = None
@@ -199,12 +203,16 @@ def kind_of(config: StackConfig, dtype: torch.dtype, training: bool, packed: boo
 
 def capability(device: int) -> str:
     """The compute capability of a device, such as "9.0"; "unknown" if its driver refuses to tell."""
-    try:
-        number = _cuda.device(device)["capability"]
-    except refused() as error:
-        _warn(device, "all layers", str(error))
-        return "unknown"
-    return f"{number // 10}.{number % 10}"
+    known = PLANS.capabilities.get(device)
+    if known is None:
+        try:
+            number = _cuda.device(device)["capability"]
+            known = f"{number // 10}.{number % 10}"
+        except refused() as error:
+            _warn(device, "all layers", str(error))
+            known = "unknown"
+        PLANS.capabilities[device] = known
+    return known
 
 
 def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:

@@ -209,6 +209,7 @@ def test_a_refusing_device(chosen, reason, emulated, extension, monkeypatch):
         assert re.search(f"CUDA device 0 refuses rnnfast's kernels .*{reason}", said)
         assert "lstm bfloat16: no tier" in said
         cuda_plans._WARNED.clear()
+        monkeypatch.setattr(cuda_plans, "PLANS", cuda_plans.Plans())
         table(monkeypatch, "9.0", {(128, 8): 1.5})
         if "capability" in chosen:
             assert plans(128, 8) is None
