@@ -1,10 +1,13 @@
-"""rnnfast beside cuDNN (through torch.nn), in the same run and with the same TF32 settings.
+"""rnnfast beside cuDNN (through torch.nn), in the same run and with torch's default settings.
 
-A row shows the median and the quartiles of both in us per step of a sequence, measured by CUDA events
-in turns. `tier` is the tier that ran, with groups x blocks. `floor` is the time of as many
-multiplications in one matrix product of torch over all steps. Run it on an idle device:
+With these, recurrent layers of float32 use TF32, in cuDNN and here. A row shows the median and the
+quartiles of both in us per step of a sequence, measured by CUDA events in turns. `tier` is the tier
+that ran, with groups x blocks. `floor` is the time of as many multiplications in one matrix product of
+torch over all steps. Run it on an idle device:
 
     python benchmarks/beside_cudnn.py [--quick] [--forward] [--tier cluster] [--json FILE]
+
+`gpu/table.py` makes the table of the mode "auto" from the files.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rnnfast
-from rnnfast.stack import cuda
+from rnnfast.stack import cuda_plans, cuda_precision
 
 STEPS = 256
 ROUNDS = 15
@@ -108,7 +111,8 @@ def floor(shape: Shape, forward_only: bool) -> float:
     gates = {"LSTM": 4, "GRU": 3}[shape.cell]
     w = torch.randn(shape.hidden, gates * shape.hidden, device="cuda", dtype=shape.dtype)
     h = torch.randn(STEPS * shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
-    times = interleave([lambda: h @ w])[0]
+    with cuda_precision.products(shape.dtype):
+        times = interleave([lambda: h @ w])[0]
     passes = (1 if forward_only else 3) * 2 * shape.layers * shape.directions  # W_ih and W_hh
     return 1e3 * statistics.median(times) * passes / STEPS
 
@@ -119,13 +123,15 @@ def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
     data = x if isinstance(x, torch.Tensor) else x.data
     tiers = []
     for backward in (False,) if forward_only else (False, True):
-        plan = cuda.plan(config, data, shape.hidden, shape.batch, backward)
+        plan = cuda_plans.plan(config, data, shape.hidden, shape.batch, backward)
         tiers.append("cuDNN" if plan is None else f"{plan.tier} {plan.groups}x{plan.blocks}")
     times = interleave([step_of(m, x, forward_only) for m in (ours, theirs)])
     us = [sorted(1e3 * t / STEPS for t in each) for each in times]
     medians = [statistics.median(each) for each in us]
     quarter = ROUNDS // 4
+    kind = cuda_plans.kind_of(config, shape.dtype, not forward_only, shape.packed)
     return {
+        "case": [*kind, shape.hidden, shape.batch],
         "shape": [*shape[:1], str(shape.dtype)[6:], *shape[2:]],
         "tier": " / ".join(tiers),
         "us": medians,
@@ -139,16 +145,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only some of the shapes")
     parser.add_argument("--forward", action="store_true", help="inference instead of training")
-    parser.add_argument("--tier", choices=["block", "cluster", "grid"], help="use only this tier")
+    tiers = ["block", "cluster", "grid"]
+    parser.add_argument(
+        "--tier", choices=tiers, help="use only this tier; otherwise the first that fits"
+    )
     parser.add_argument("--json", help="write the rows to this file as well")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     if rnnfast._native._cuda is None:
-        parser.error("rnnfast was built without CUDA: RNNFAST_CUDA=ON builds it")
-    os.environ["RNNFAST_CUDA_TIER"] = arguments.tier or "auto"
-    # Products outside of the recurrence use TF32, as cuDNN's do.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        parser.error("rnnfast was built without CUDA: cmake.define.RNNFAST_CUDA=ON builds it")
+    rnnfast.cuda.enable(True)
+    os.environ["RNNFAST_CUDA_TIER"] = arguments.tier or "first"
     table = Table("layer", "B", "tier", "rnnfast", "cuDNN", "ratio", "floor", title="us per step")
     rows = []
     for shape in shapes(arguments.quick):
@@ -169,7 +177,13 @@ def main() -> None:
         mean, least = statistics.geometric_mean(ratios), min(ratios)
         console.print(f"{cell} {dtype}: geometric mean {mean:.2f}, least {least:.2f}")
     if arguments.json:
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+        facts = {
+            "device": torch.cuda.get_device_name(),
+            "capability": cuda_plans.capability(torch.cuda.current_device()),
+            "torch": torch.__version__,
+            "cudnn": torch.backends.cudnn.version(),
+            "rows": rows,
+        }
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(facts, file, indent=1)
 

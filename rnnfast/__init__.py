@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import arrays, init
+    from . import arrays, cuda, init
     from .compilers import onnx
     from .convert import Report, accelerate, restore
     from .generation import Beams, Generated, beam_search, generate
@@ -25,7 +25,7 @@ _FROM_TORCH_MODULES = {
     "frozen": "stack.packed_weights",
 }
 
-_MODULES = {"arrays": ".arrays", "init": ".init", "onnx": ".compilers.onnx"}
+_MODULES = {"arrays": ".arrays", "cuda": ".cuda", "init": ".init", "onnx": ".compilers.onnx"}
 
 __all__ = [
     "GRU",
@@ -42,6 +42,7 @@ __all__ = [
     "accelerate",
     "arrays",
     "beam_search",
+    "cuda",
     "frozen",
     "generate",
     "gradient_flow",

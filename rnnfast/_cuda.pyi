@@ -8,6 +8,9 @@ Memory = Any
 #: dh_n, dc_n, dgates, dh0, dc0. csrc/cuda/recurrence.h has the shapes, and says which may be None.
 Direction = tuple[Memory | None, ...]
 
+class RefusedError(RuntimeError):
+    """The device or its driver cannot run a kernel. Nothing has happened."""
+
 class Plan:
     """How one layer is divided among thread blocks; csrc/cuda/recurrence.h describes the fields."""
 
@@ -32,7 +35,7 @@ class Plan:
         stream: int,
         steps: int,
         batch_sizes: Memory | None,  # int64 on the CPU, for packed sequences
-        first: Memory | None,  # if packed, memory for steps + 1 int64
+        first: Memory | None,  # if packed, int64: the rows before each step, and all rows
         reset: Memory | None,  # bool, [T, B] or packed [rows]
         directions: list[Direction],
         workspace: Memory | None,

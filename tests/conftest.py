@@ -93,8 +93,8 @@ def python():
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
-    """The emulated extension, built once for all of pytest's workers."""
-    folder = tmp_path_factory.getbasetemp().parent / "cuda_on_cpu"
+    """The emulated extension, built once for all of pytest's workers, and again if a source changes."""
+    folder = tmp_path_factory.getbasetemp().parent / f"cuda_on_cpu-{cuda_on_cpu.digest()}"
     with FileLock(f"{folder}.lock"):
         library = folder / "_cuda.so"
         if not library.is_file():

@@ -11,6 +11,7 @@
 #include "core/row_lengths.h"
 #include "python/tensor.h"
 #include "cuda/kernels.h"
+#include "cuda/start.h"
 
 namespace py = pybind11;
 
@@ -58,6 +59,15 @@ void require_cell(int cell) {
                           std::to_string(cells) + " cells");
 }
 
+std::string too_few_resident(const Device& device, const Residency& residency) {
+  std::string text = "its " + std::to_string(device.multiprocessors) + " multiprocessors hold " +
+                     std::to_string(residency.blocks) + " blocks of a grid at once";
+  for (std::size_t i = 0; i < std::size(cluster_sizes); ++i)
+    text += ", " + std::to_string(residency.clusters[i]) + " clusters of " +
+            std::to_string(cluster_sizes[i]);
+  return text + "; the layer needs more";
+}
+
 std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& dtype, bool tf32,
                                bool backward, const std::array<int, 3>& sizes,
                                const std::optional<std::string>& tier) {
@@ -81,13 +91,21 @@ std::unique_ptr<Choice> choose(int device_number, int cell, const std::string& d
   choice->batch = batch;
   choice->directions = directions;
   const Device device = facts(device_number);
+  require_capability(device);
+  require_current(device_number);
   const bool has_plan = with_kernels(choice->dtype, tf32, [&](const auto& kernels) {
-    choice->info = kernels.cells[cell].info;
+    const auto& of_cell = kernels.cells[cell];
+    choice->info = of_cell.info;
     choice->sizes = kernels.sizes;
     const Problem problem{choice->info,   kernels.sizes, kernels.engine,    backward,
                           choice->hidden, choice->batch, choice->directions};
-    const auto plan = cuda::plan(device, problem, forced);
+    const auto* kernel = reinterpret_cast<const void*>(backward ? of_cell.backward : of_cell.forward);
+    allow_all(kernel, device_number, device);
+    const Residency residency = residency_of(kernel, device_number, device);
+    const auto plan = cuda::plan(device, residency, problem, forced);
     if (plan) choice->plan = *plan;
+    if (!plan && cuda::plan(device, nominal_residency(device), problem, forced))
+      throw Refused(too_few_resident(device, residency));
     return plan.has_value();
   });
   return has_plan ? std::move(choice) : nullptr;
@@ -141,6 +159,13 @@ class Arguments {
     return {static_cast<const std::uint8_t*>(view.data()), view.stride(0), view.stride(1)};
   }
 
+  // Contiguous int64.
+  const std::int64_t* table(py::handle object, const char* name, std::int64_t size) const {
+    const Tensor view = tensor_of(object, name, false, true);
+    expect(view, Dtype::int64, {size});
+    return static_cast<const std::int64_t*>(view.data());
+  }
+
   // At least `bytes` bytes of device memory; null for no bytes.
   void* memory(py::handle object, const char* name, std::int64_t bytes) const {
     if (bytes == 0) return nullptr;
@@ -166,6 +191,7 @@ class Arguments {
       throw py::type_error(name + " has dtype " + view.dtype_name() + "; expected " +
                            (dtype == choice_.dtype    ? choice_.dtype_name
                             : dtype == Dtype::boolean ? "bool"
+                            : dtype == Dtype::int64   ? "int64"
                                                       : "float32"));
     if (view.device() != choice_.device)
       throw py::value_error(name + " is on device " + std::to_string(view.device()) + "; expected " +
@@ -212,8 +238,8 @@ Recurrence<T> recurrence(const Choice& choice, const Arguments& checked, const p
   return r;
 }
 
-// Runs a layer on the caller's stream. For packed sequences `first` is memory for T + 1 int64, as
-// bytes.
+// Runs a layer on the caller's stream. For packed sequences `first` [T + 1] is, in device memory, how
+// many rows come before each step of `batch_sizes`; its values are not checked.
 void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps, py::handle batch_sizes,
          py::handle first, py::handle reset, const py::list& directions, py::handle workspace) {
   if (static_cast<int>(directions.size()) != choice.directions)
@@ -230,15 +256,12 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
     throw py::value_error("there are " + std::to_string(steps) + " steps; expected 1 to " +
                           std::to_string(most_steps));
   const Arguments checked(choice, steps, packed ? packing.rows() : -1);
-  const Ragged ragged = packing.ragged();
-  std::vector<std::int64_t> rows_before(ragged.rows_before,
-                                        ragged.rows_before + (packed ? steps + 1 : 0));
-  const auto table_bytes = static_cast<std::int64_t>(sizeof(std::int64_t) * rows_before.size());
-  void* table = packed ? checked.memory(first, "first", table_bytes) : nullptr;
+  const std::int64_t* step_begin = packed ? checked.table(first, "first", steps + 1) : nullptr;
   const Resets resets = checked.resets(reset);
   auto* space =
       static_cast<unsigned char*>(checked.memory(workspace, "workspace", choice.workspace_bytes()));
   const Stream stream{choice.device, reinterpret_cast<void*>(stream_handle)};
+  require_current(choice.device);
   with_kernels(choice.dtype, choice.tf32, [&]<class T>(const NumberKernels<T>& kernels) {
     Launch<T> launch{};
     launch.directions = choice.directions;
@@ -249,17 +272,16 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
       r = recurrence<T>(choice, checked, tensors);
       r.steps = static_cast<int>(steps);
       r.reverse = d == 1;
-      r.step_begin = static_cast<const std::int64_t*>(table);
+      r.step_begin = step_begin;
       r.resets = resets;
     }
-    if (packed) copy_to_device(table, rows_before.data(), table_bytes, stream);
     if (space) {
       launch.counters = reinterpret_cast<unsigned*>(space);
       launch.exchange = space + choice.counters_bytes();
       zero(space, choice.counters_bytes(), stream);
     }
     const auto& cell = kernels.cells[choice.cell];
-    (choice.backward ? cell.backward : cell.forward)(launch, stream);
+    start(choice.backward ? cell.backward : cell.forward, launch, stream);
   });
 }
 
@@ -269,6 +291,7 @@ void run(const Choice& choice, std::uintptr_t stream_handle, std::int64_t steps,
 PYBIND11_MODULE(_cuda, m) {
   rnnfast::translate_errors();
   using namespace rnnfast::cuda;
+  py::register_local_exception<Refused>(m, "RefusedError", PyExc_RuntimeError);
   py::class_<Choice>(m, "Plan")
       .def_property_readonly("tier", [](const Choice& c) { return name_of(c.plan.tier); })
       .def_property_readonly("groups", [](const Choice& c) { return c.plan.groups; })
@@ -283,10 +306,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device", [](int number) {
     const Device device = facts(number);
     py::dict properties;
+    properties["capability"] = device.capability;
     properties["multiprocessors"] = device.multiprocessors;
     properties["shared_bytes"] = device.shared_bytes;
-    properties["most_cluster"] = device.most_cluster;
-    properties["cooperative"] = device.cooperative;
     return properties;
   });
 }

@@ -19,20 +19,10 @@ __global__ void __launch_bounds__(block_threads, 1)
   Backward<Cell, T, Engine>(launch).run();
 }
 
-template <class Cell, class T, class Engine>
-void start_forward(const Launch<T>& launch, const Stream& stream) {
-  start(forward_kernel<Cell, T, Engine>, launch, stream);
-}
-
-template <class Cell, class T, class Engine>
-void start_backward(const Launch<T>& launch, const Stream& stream) {
-  start(backward_kernel<Cell, T, Engine>, launch, stream);
-}
-
 template <class T, class Engine, class... Cell>
 const CellKernels<T>* kernels_of(CellList<Cell...>) {
   static constexpr CellKernels<T> table[] = {
-      {info_of<Cell>(), &start_forward<Cell, T, Engine>, &start_backward<Cell, T, Engine>}...};
+      {info_of<Cell>(), &forward_kernel<Cell, T, Engine>, &backward_kernel<Cell, T, Engine>}...};
   return table;
 }
 

@@ -1,9 +1,8 @@
-// The kernels of one number type and one engine, as host functions that start them.
+// The kernels of one number type and one engine, as the host launches them.
 #pragma once
 
 #include "cuda/layout.h"
 #include "cuda/plan.h"
-#include "cuda/start.h"
 
 namespace rnnfast::cuda {
 
@@ -15,8 +14,8 @@ struct TensorCores;
 template <class T>
 struct CellKernels {
   CellInfo info;
-  void (*forward)(const Launch<T>&, const Stream&);
-  void (*backward)(const Launch<T>&, const Stream&);
+  void (*forward)(Launch<T>);
+  void (*backward)(Launch<T>);
 };
 
 // The kernels of all cells, in the order of cells.h.

@@ -7,13 +7,14 @@ namespace rnnfast::cuda {
 
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Hands out offsets in bytes, aligned for any access.
+// Hands out offsets in bytes, aligned for any access. Sizes are counted in 64 bits, since a plan asks
+// for the layouts of batches that no device can hold. An offset of a layout that does fit is an int.
 struct Arena {
-  int used = 0;
-  constexpr int take(long numbers, int bytes) {
-    const int offset = used;
-    used += static_cast<int>((numbers * bytes + 15) / 16 * 16);
-    return offset;
+  std::int64_t used = 0;
+  constexpr int take(std::int64_t numbers, int bytes) {
+    const std::int64_t offset = used;
+    used += (numbers * bytes + 15) / 16 * 16;
+    return static_cast<int>(offset);
   }
 };
 
@@ -38,26 +39,27 @@ struct ForwardLayout {
   int outgoing;        // [rows][units], the block's part of the next operand
   int bias;            // [gates][units]
   int kept;            // [slots][rows][units], the slots between two stages
-  int bytes;
+  std::int64_t bytes;
 
   constexpr ForwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size, int hidden) {
     const int rows = round_up(plan.chunk, size.tile_columns);
     const int depth = round_up(hidden, 2 * size.tile_depth), width = exchanged_width(plan);
     stride = round_up(depth > width ? depth : width, 16) + size.pad();
-    buffer = rows * stride;
+    const std::int64_t operand = std::int64_t{rows} * stride;
+    buffer = static_cast<int>(operand);
     columns = rows + 1;
     int pieces = 1;
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
-    const int state_size = plan.rows * plan.units;
+    const std::int64_t state_size = std::int64_t{plan.rows} * plan.units;
     Arena arena;
-    operands = arena.take(long{buffer} * (plan.tier == Tier::grid ? 1 : 2), size.number);
-    partial = arena.take(long{pieces} * cell.widest * plan.units * columns, size.sum);
+    operands = arena.take(operand * (plan.tier == Tier::grid ? 1 : 2), size.number);
+    partial = arena.take(std::int64_t{pieces} * cell.widest * plan.units * columns, size.sum);
     h = arena.take(state_size, size.sum);
     c = arena.take(cell.cell_state ? state_size : 0, size.sum);
     outgoing = arena.take(state_size, size.number);
     bias = arena.take(cell.gates * plan.units, size.sum);
-    kept = arena.take(cell.stages > 1 ? long{cell.slots} * state_size : 0, size.sum);
+    kept = arena.take(cell.stages > 1 ? cell.slots * state_size : 0, size.sum);
     bytes = arena.used;
   }
 };
@@ -68,7 +70,7 @@ struct BackwardLayout {
   int inbox;    // [2][parcels][rows][units]; in device memory where the tier is grid
   int parcels;  // one for each block and piece
   int dh, dc;   // [rows][units], without the part that comes through the products
-  int bytes;
+  std::int64_t bytes;
 
   constexpr BackwardLayout(const Plan& plan, const CellInfo& cell, const Sizes& size) {
     const int rows = round_up(plan.rows, size.tile_columns);
@@ -77,10 +79,10 @@ struct BackwardLayout {
     for (int i = 0; i < cell.stages; ++i)
       pieces = plan.schedule[i].pieces > pieces ? plan.schedule[i].pieces : pieces;
     parcels = plan.blocks * pieces;
-    const int state_size = plan.rows * plan.units;
+    const std::int64_t state_size = std::int64_t{plan.rows} * plan.units;
     Arena arena;
-    operand = arena.take(long{rows} * stride, size.number);
-    inbox = arena.take(plan.tier == Tier::grid ? 0 : 2L * parcels * state_size, size.sum);
+    operand = arena.take(std::int64_t{rows} * stride, size.number);
+    inbox = arena.take(plan.tier == Tier::grid ? 0 : 2 * parcels * state_size, size.sum);
     dh = arena.take(state_size, size.sum);
     dc = arena.take(cell.cell_state ? state_size : 0, size.sum);
     bytes = arena.used;

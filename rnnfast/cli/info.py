@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 
 import numpy
@@ -59,7 +60,7 @@ def facts() -> Mapping[str, str]:
         "OpenMP": text(build.get("openmp", "unknown")),
         "OpenMP runtimes mapped": "\n".join(openmp_runtimes()) or "unknown without threadpoolctl",
         "torch": torch_version(),
-        "CUDA": cuda_tiers(),
+        "CUDA": cuda_state(),
         "numpy": numpy.__version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
@@ -79,32 +80,69 @@ def torch_version() -> str:
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
-def cuda_tiers() -> str:
-    """For each CUDA device the widest layer of each tier, for 32 rows and one direction."""
+def cuda_state() -> str:
+    """The switch of the CUDA kernels, and for each device what they take."""
     from rnnfast import _native
 
     if _native._cuda is None:
-        return "not built (RNNFAST_CUDA=ON builds it)"
+        return "not built (cmake.define.RNNFAST_CUDA=ON builds the kernels)"
     try:
         import torch
     except ImportError:
         return "built; no layer uses it without torch"
 
-    from rnnfast.stack import cuda
+    lines = cuda_switch_lines()
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number in range(devices):
+        lines += cuda_device_lines(number)
+    return "\n".join(lines if devices else [*lines, "no device"])
 
-    if not torch.cuda.is_available():
-        return "built; no device"
-    lines = []
-    for number in range(torch.cuda.device_count()):
-        lines.append(f"{number}: {torch.cuda.get_device_name(number)}")
-        for kind in ("lstm", "gru"):
-            for dtype in ("bfloat16", "float32"):
-                widest = cuda.widest_of_each_tier(number, kind, getattr(torch, dtype), rows=32)
-                tiers = ", ".join(f"{tier} to H={width}" for tier, width in widest.items())
-                lines.append(f"   {kind} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
-    if not os.environ.get("RNNFAST_CUDA_TIER"):
-        lines.append("off: RNNFAST_CUDA_TIER=auto enables these tiers")
-    return "\n".join(lines)
+
+def cuda_switch_lines() -> list[str]:
+    from rnnfast.stack import cuda_switch
+
+    try:
+        mode, tier = cuda_switch.mode(), cuda_switch.forced_tier()
+    except ValueError as error:
+        return [f"built; {error}"]
+    takes = {
+        True: "layers that fit the device",
+        False: "no layer",
+        "auto": "layers that were measured to win",
+    }
+    setting = os.environ.get("RNNFAST_CUDA")
+    source = f"RNNFAST_CUDA={setting}" if setting else "the default"
+    lines = [f"built; mode {mode} ({source}): {takes[mode]}"]
+    return lines if tier is None else [*lines, f"tier: {tier} (RNNFAST_CUDA_TIER)"]
+
+
+def cuda_device_lines(number: int) -> list[str]:
+    """A device, its measurements, and its widest layers of each tier for 32 rows and one direction."""
+    with warnings.catch_warnings(record=True) as refusals:
+        warnings.simplefilter("always")
+        lines = _cuda_device_lines(number)
+    return lines + [f"   {refusal.message}" for refusal in refusals]
+
+
+def _cuda_device_lines(number: int) -> list[str]:
+    import torch
+
+    from rnnfast.stack import cuda_measured, cuda_plans
+
+    capability = cuda_plans.capability(number)
+    lines = [f"{number}: {torch.cuda.get_device_name(number)}, compute capability {capability}"]
+    cases = cuda_measured.counts(capability)
+    lines.append(
+        f"   auto: the kernels win in {cases[0]} of {cases[1]} measured cases"
+        if cases[1]
+        else f"   auto: no layer, since no device of compute capability {capability} was measured"
+    )
+    for kind in ("lstm", "gru"):
+        for dtype in ("bfloat16", "float32"):
+            widest = cuda_plans.widest_of_each_tier(number, kind, getattr(torch, dtype), rows=32)
+            tiers = ", ".join(f"{tier} to H={width}" for tier, width in widest.items())
+            lines.append(f"   {kind} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
+    return lines
 
 
 def usable_cores() -> int:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from ..stack import autograd, checks, ops, precision, reference
+from ..stack import autograd, checks, in_torch, ops, precision, reference
 from ..stack.config import Inputs, Outputs, StackConfig, output_shapes
 
 # The types of the fields of Inputs and StackConfig, as a schema writes them.
@@ -76,6 +76,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, config, (batch, save) = call_of(arguments)
     inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
     outputs = ops.forward(config, inputs, save)
+    if outputs is None and inputs.x.is_cuda:
+        outputs = _in_torch(config, inputs, save)
     if outputs is None:
         reason = ops.why_not(config, inputs)
         raise RuntimeError(f"rnnfast::stack got tensors that its kernels do not take: {reason}")
@@ -84,6 +86,20 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
             f"batch_sizes begins with {outputs.h_n.size(1)}; expected {batch}, the rows of the batch"
         )
     return _without_none(inputs.x, outputs)
+
+
+def _in_torch(config: StackConfig, inputs: Inputs, save: bool) -> Outputs:
+    """The outputs of inputs that no CUDA kernel takes, for example of a batch that is too large.
+
+    Backward computes the layer again, and does not read ``saved``. ``saved`` has NaNs, so that a wrong
+    use of it would show.
+    """
+    outputs, x = in_torch.stack(config, inputs), inputs.x
+    if not save:
+        return outputs
+    width, hidden = config.widths(inputs.weights)
+    count = prod(x.shape[:-1]) * ops.saved_bytes_of_a_row(config, x, hidden, width)
+    return outputs._replace(saved=x.new_full((count,), 255, dtype=torch.uint8))
 
 
 def _without_none(x: Tensor, outputs: Outputs) -> tuple[Tensor, ...]:
@@ -142,12 +158,11 @@ def _backward(*arguments: Any) -> list[Tensor]:
         grads[0] = torch.zeros_like(y)
     if not saved.numel() and y.numel():  # the program was exported without gradients
         outputs = ops.forward(config, inputs, save=True)
-        assert outputs is not None
-        assert outputs.saved is not None
-        y, saved = outputs.y, outputs.saved
+        if outputs is not None and outputs.saved is not None:
+            y, saved = outputs.y, outputs.saved
     gradients = ops.backward(config, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
     if gradients is None:
-        gradients = [*autograd.differentiable(config, inputs, grads, wanted)]
+        gradients = [*autograd.differentiable(config, inputs, grads, wanted, in_torch.stack)]
     return [inputs.x.new_empty(0) if g is None else g for g in gradients]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..stack import autograd, checks, ops, packed_weights, sequences
+from ..stack import autograd, checks, cuda_plans, ops, packed_weights, sequences
 from ..stack.config import CELLS, Inputs, StackConfig, stack_config
 from ..stack.precision import Precision
 
@@ -101,6 +101,8 @@ class Fused(torch.nn.Module):
             return None
         if input.is_nested or input.dim() != self._dims or input.size(-1) != features:
             return None
+        if input.is_cuda and not self._has_cuda_kernels():
+            return None
         states = _states_of(hx, config.has_c)
         if states is None:
             return None
@@ -139,6 +141,18 @@ class Fused(torch.nn.Module):
             return False
         return ops.takes(self._config(), tensors.data, self.hidden_size)
 
+    def _has_cuda_kernels(self) -> bool:
+        return self._dims == 3 and cuda_plans.is_on()  # not for cells
+
+    def _is_torchs(self, input: Any) -> bool:
+        """Whether torch.nn's own code computes a call on a GPU, with no argument that torch.nn lacks.
+
+        This asks as little as possible: the GPU waits for the answer.
+        """
+        if not getattr(input, "is_cuda", False) or self._has_cuda_kernels():
+            return False
+        return checks.plain_call() and self._beyond_torch() is None
+
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:
         """A call with torch.nn's own arguments alone."""
         self._refresh()
@@ -171,5 +185,8 @@ class Fused(torch.nn.Module):
         if is_covered:
             outputs = self._run(input, hx, fused=True, reset=reset, cell_states=cell_states)
         if outputs is None:
+            if self._dims == 3 and input.is_cuda and checks.plain_call():
+                extra = "reset=" if reset is not None else self._beyond_torch()
+                cuda_plans.warn_of_loop(extra or "return_cell_states=True", input.data.device)
             outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)
         return outputs

@@ -48,7 +48,12 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             outputs = self._forward_directly(input, hx, self._names())
             if outputs is not None:
                 return outputs
+        if self._is_torchs(input):
+            return super().forward(input, hx)
         return self._forward_as_torch(input, hx)
+
+    def _covers(self, input: Any, hx: Any) -> bool:
+        return not getattr(input, "is_cuda", False) and super()._covers(input, hx)
 
     def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):

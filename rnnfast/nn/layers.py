@@ -102,6 +102,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
             outputs = self._forward_directly(input, hx, names, lengths, reset, return_cell_states)
             if outputs is not None:
                 return outputs
+        is_own = lengths is not None or reset is not None or return_cell_states
+        if not is_own and self._is_torchs(input):
+            return super().forward(input, hx)
         if return_cell_states and not self._has_c:
             raise ValueError(
                 f"return_cell_states needs an LSTM; {type(self).__name__} has no cell state"

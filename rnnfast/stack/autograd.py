@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, flow, ops, reference
+from . import checks, flow, in_torch, ops, reference
 from .config import Inputs, Outputs, StackConfig
 
 
@@ -83,7 +83,7 @@ class _Stack(torch.autograd.Function):
         else:
             grad_inputs = ops.backward(*call)
         if grad_inputs is None:
-            return (*no_grads, *differentiable(config, inputs, grads, wanted))
+            return (*no_grads, *differentiable(config, inputs, grads, wanted, in_torch.stack))
         return (*no_grads, *grad_inputs)
 
 
@@ -92,8 +92,12 @@ def differentiable(
     inputs: Inputs,
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
+    compute: Callable[[StackConfig, Inputs], Outputs] = reference.stack,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of :func:`ops.backward`, differentiable with respect to inputs and ``grads``."""
+    """The gradients of :func:`ops.backward`, differentiable with respect to inputs and ``grads``.
+
+    ``compute`` computes forward. The default can be differentiated in every way.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: no gradient may follow a path from one input to another (h0 = f(x), tied weights).
@@ -101,7 +105,7 @@ def differentiable(
             t if t is None else t.view_as(t) if create_graph else t.detach().requires_grad_(is_wanted)
             for t, is_wanted in zip(inputs.tensors, wanted, strict=True)
         ]
-        outputs = reference.stack(config, inputs.with_tensors(aliases))
+        outputs = compute(config, inputs.with_tensors(aliases))
     pairs = [(o, g) for o, g in zip(outputs[:4], grads, strict=True) if o is not None and g is not None]
     leaves = [t for t, is_wanted in zip(aliases, wanted, strict=True) if is_wanted and t is not None]
     gradients = iter(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .cell_table import CELLS
@@ -29,6 +30,11 @@ class StackConfig(NamedTuple):
     def has_c(self) -> bool:
         """Whether the cell has a cell state. False for an unknown cell, which torch has to refuse."""
         return self.cell in CELLS and CELLS[self.cell].has_c
+
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether torch has an operator for the cell, which cuDNN computes on a GPU."""
+        return hasattr(torch._VF, self.cell)
 
     @property
     def weights_per_direction(self) -> int:

@@ -7,107 +7,17 @@ runs the recurrence, both directions of a layer in one launch.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._native import _cuda
-from . import checks
+from . import checks, cuda_plans, cuda_precision
 from .config import CELLS, Inputs, Outputs, StackConfig, output_shapes
-from .cuda_products import Products, before, real
-
-#: The dtypes in which the kernels compute, and their names in the extension.
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
-
-def _tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products may use TF32, by the setting for cuDNN's recurrent kernels."""
-    if dtype != torch.float32:
-        return False
-    try:
-        return bool(torch.backends.cudnn.allow_tf32)
-    except RuntimeError:  # raised if the setting was made by its newer name
-        return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
-
-
-@cache
-def _plan(
-    device: int,
-    cell: str,
-    dtype: torch.dtype,
-    tf32: bool,
-    backward: bool,
-    sizes: tuple[int, int, int],  # hidden units, rows of the batch, directions
-    tier: str | None,
-) -> Any:
-    return _cuda.plan(device, CELLS[cell].number, DTYPES[dtype], tf32, backward, sizes, tier)
-
-
-def plan(config: StackConfig, x: Tensor, hidden: int, batch: int, backward: bool) -> Any:
-    """The extension's Plan for a layer, or None if no tier fits.
-
-    RNNFAST_CUDA_TIER chooses the tier: ``auto`` (the first that fits), ``block``, ``cluster`` or
-    ``grid``. If it is not set, the result is None: the kernels have not run on a device yet, so they
-    run only on request.
-    """
-    device = x.device.index or 0
-    return _allowed_plan(device, config.cell, config.directions, x.dtype, hidden, batch, backward)
-
-
-def _allowed_plan(
-    device: int,
-    cell: str,
-    directions: int,
-    dtype: torch.dtype,
-    hidden: int,
-    batch: int,
-    backward: bool,
-) -> Any:
-    allowed = os.environ.get("RNNFAST_CUDA_TIER")
-    if not allowed:
-        return None
-    tier = None if allowed == "auto" else allowed
-    sizes = (hidden, batch, directions)
-    return _plan(device, cell, dtype, _tf32(dtype), backward, sizes, tier)
-
-
-def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
-    """For each tier the largest H, in steps of 8, whose training runs on the tier."""
-    widest: dict[str, int] = {}
-    for hidden in range(8, 4096 + 1, 8):
-        plans = [
-            _plan(device, cell, dtype, _tf32(dtype), backward, (hidden, rows, 1), None)
-            for backward in (False, True)
-        ]
-        if None in plans:
-            break
-        widest[plans[0].tier] = hidden
-    return widest
-
-
-def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
-    """Whether a layer of this size has a plan for a batch of one row."""
-    if _cuda is None or x.dtype not in DTYPES or config.projected:
-        return False
-    return bool(_takes(x.device.index or 0, config.cell, config.directions, x.dtype, hidden))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _takes(device: int, cell: str, directions: int, dtype: torch.dtype, hidden: int) -> bool:
-    return all(
-        _allowed_plan(device, cell, directions, dtype, hidden, 1, backward) is not None
-        for backward in (False, True)
-    )
+from .cuda_products import Products, before, real, row_before
 
 
 def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -> int:
@@ -140,46 +50,83 @@ class _Saved:
         return self._memory[start : self._used].view(dtype).view(*self._rows, width)
 
 
-class _Call(NamedTuple):
-    """The sizes of a call, and the arguments that all its layers share."""
+class _Call:
+    """The sizes of a call, and what all its layers share."""
 
-    rows: tuple[int, ...]  # [T, B], or packed [rows]
-    steps: int
-    batch: int
-    batch_sizes: Tensor | None
-    first: Tensor | None  # if packed, memory for the number of rows before each step
-    reset: Tensor | None
-    batch_first: bool
-    stream: int
+    def __init__(self, config: StackConfig, inputs: Inputs) -> None:
+        x, self.batch_sizes, reset = inputs.x, inputs.sizes, inputs.reset
+        self.device = x.device
+        self.stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+        self.batch_first = config.batch_first and self.batch_sizes is None
+        self.rows: tuple[int, ...]  # [T, B], or packed [rows]
+        if self.batch_sizes is not None:
+            self.rows = (x.size(0),)
+            self.steps, self.batch = len(self.batch_sizes), int(self.batch_sizes[0])
+        else:
+            self.rows = self.steps, self.batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
+        self.reset = reset.transpose(0, 1) if self.batch_first and reset is not None else reset
+
+    @cached_property
+    def first(self) -> Tensor | None:
+        """If packed, on the device: the number of rows before each step, and of all steps."""
+        if self.batch_sizes is None:
+            return None
+        return _on_device(F.pad(self.batch_sizes.cumsum(0), (1, 0)), self.device)
+
+    @cached_property
+    def _sources(self) -> dict[bool, Tensor]:
+        return {}
+
+    def source(self, reverse: bool) -> Tensor | None:
+        """If packed, for each row where the state before its step is; see :func:`row_before`."""
+        if self.first is None:
+            return None
+        if reverse not in self._sources:
+            self._sources[reverse] = row_before(self.first, self.rows[0], reverse)
+        return self._sources[reverse]
+
+    def swapped(self, sequence: Any) -> Any:
+        """A sequence with time first, or back to the layout of ``x``."""
+        return sequence.transpose(0, 1) if self.batch_first and sequence is not None else sequence
 
 
-def _call(config: StackConfig, inputs: Inputs) -> tuple[Tensor, _Call]:
-    """``x`` with time first, and the call."""
-    x, _, _, _, batch_sizes, reset = inputs
-    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-    if batch_sizes is not None:
-        steps = len(batch_sizes)
-        first = x.new_empty(8 * (steps + 1), dtype=torch.uint8)
-        batch = int(batch_sizes[0])
-        return x, _Call((x.size(0),), steps, batch, batch_sizes, first, reset, False, stream)
-    batch_first = config.batch_first
-    if batch_first:
-        x, reset = x.transpose(0, 1), reset if reset is None else reset.transpose(0, 1)
-    steps, batch = x.shape[:2]
-    return x, _Call((steps, batch), steps, batch, None, None, reset, batch_first, stream)
+def _plans(
+    config: StackConfig, inputs: Inputs, call: _Call, hidden: int, training: bool
+) -> cuda_plans.Pair | None:
+    is_alone = inputs.reset is not None or config.cell_states
+    options = {"training": training, "packed": inputs.sizes is not None, "alone": is_alone}
+    return cuda_plans.plans(config, inputs.x, (hidden, call.batch), **options)
 
 
-def _run(plan: Any, call: _Call, x: Tensor, directions: list[tuple[Tensor | None, ...]]) -> None:
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    """A copy of ``table`` on ``device``, without waiting for the device."""
+    if device.type != "cuda":
+        return table
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "rnnfast: a packed sequence cannot be captured in a CUDA graph, since its lengths are in "
+            "the host's memory; pad the batch"
+        )
+    # torch keeps pinned memory until the copy is done. The host would wait for a copy of other memory.
+    return table.pin_memory().to(device, non_blocking=True)
+
+
+def _run(plan: Any, call: _Call, x: Tensor, directions: list[tuple[Tensor | None, ...]]) -> bool:
+    """Run the recurrence of a layer; False, with no effect, if the device refuses the launch."""
     space = plan.workspace_bytes
     workspace = x.new_empty(space, dtype=torch.uint8) if space else None
-    plan.run(
-        *(call.stream, call.steps, call.batch_sizes, call.first, call.reset, directions, workspace)
-    )
+    sizes = (call.steps, call.batch_sizes, call.first)
+    try:
+        plan.run(call.stream, *sizes, call.reset, directions, workspace)
+    except cuda_plans.refused() as error:
+        cuda_plans.PLANS.drop(plan, str(error))
+        return False
+    return True
 
 
 def _covers(config: StackConfig, inputs: Inputs) -> bool:
     x, tensors = inputs.x, inputs.tensors
-    if _cuda is None or x.dtype not in DTYPES or config.projected:
+    if not cuda_plans.has_kernels(config, x.dtype):
         return False
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         return False
@@ -222,17 +169,22 @@ def _fits(config: StackConfig, call: _Call, inputs: Inputs) -> bool:
 
 def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs | None:
     """As :func:`ops.forward`; None, with no effect, if no kernel takes the inputs."""
-    if not _covers(config, inputs):
+    if not cuda_plans.is_on() or not _covers(config, inputs):
         return None
+    with cuda_plans.on_device(inputs.x.device.index or 0):
+        return _forward(config, inputs, save)
+
+
+def _forward(config: StackConfig, inputs: Inputs, save: bool) -> Outputs | None:
     x, h0, c0, weights, _, reset = inputs
     if reset is not None and (type(reset) is not Tensor or reset.dim() != x.dim() - 1):
         return None
     _, hidden = config.widths(weights)
-    y, call = _call(config, inputs)
+    y, call = inputs.x, _Call(config, inputs)
     if not _fits(config, call, inputs):
         return None
-    layer_plan = plan(config, x, hidden, call.batch, False)
-    if layer_plan is None or (save and plan(config, x, hidden, call.batch, True) is None):
+    plans = _plans(config, inputs, call, hidden, save)
+    if plans is None:
         return None
     saved = parts = None
     if save:
@@ -245,13 +197,11 @@ def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs 
     every_c: list[Tensor | None] = []
     for k in range(config.layers):
         is_last = k == config.layers - 1
-        below, width = y, config.directions * hidden
+        below, width = y, config.directions * hidden  # the first layer reads x in its own layout
         if parts is not None and not is_last:
             y = parts.outputs[k]
-        elif is_last and call.batch_first:
-            y = x.new_empty(call.batch, call.steps, width).transpose(0, 1)
         else:
-            y = x.new_empty(*call.rows, width)
+            y = _new_sequence(x, call, width, is_last)
         if parts is not None:
             every_c = parts.cells[k]
         else:
@@ -264,7 +214,9 @@ def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs 
         for d in range(config.directions):
             number = k * config.directions + d
             w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
-            products = F.linear(below, w_ih, b_ih)
+            with cuda_precision.products(x.dtype):
+                products = F.linear(below, w_ih, b_ih)
+            products = call.swapped(products) if k == 0 else products
             gates = None if parts is None else parts.gates[k][d]
             directions.append(
                 (
@@ -273,13 +225,12 @@ def forward(config: StackConfig, inputs: Inputs, save: bool = False) -> Outputs 
                     *(h_n[number], _part(c_n, number)),
                 )
             )
-        _run(layer_plan, call, x, directions)
+        if not _run(plans.forward, call, x, directions):
+            return None
     c = None
     if config.cell_states and has_c:
-        c = torch.cat([t for t in every_c if t is not None], -1).to(x.dtype)
-    if call.batch_first:
-        y, c = y.transpose(0, 1), c if c is None else c.transpose(0, 1).contiguous()
-    return Outputs(y, h_n, c_n, c, saved)
+        c = torch.cat([call.swapped(t) for t in every_c if t is not None], -1).to(x.dtype)
+    return Outputs(call.swapped(y), h_n, c_n, c, saved)
 
 
 def backward(
@@ -290,18 +241,31 @@ def backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None] | None:
-    """As :func:`ops.backward`; None if there is no plan any more, since settings changed."""
-    x, h0, c0, weights, batch_sizes, _ = inputs
+    """As :func:`ops.backward`; None if no plan runs, since settings changed or the device refuses."""
+    if not cuda_plans.is_on():
+        return None
+    with cuda_plans.on_device(inputs.x.device.index or 0):
+        return _backward(config, inputs, y, saved, grads, wanted)
+
+
+def _backward(
+    config: StackConfig,
+    inputs: Inputs,
+    y: Tensor,
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None] | None:
+    x, h0, c0, weights, _, _ = inputs
     _, hidden = config.widths(weights)
     cell = CELLS[config.cell]
-    first_input, call = _call(config, inputs)
-    layer_plan = plan(config, x, hidden, call.batch, True)
-    if layer_plan is None:
+    call = _Call(config, inputs)
+    plans = _plans(config, inputs, call, hidden, True)
+    if plans is None:
         return None
     parts = _Saved(saved, config, call.rows, x, hidden)
     dy, dh_n, dc_n, dcell_states = grads
-    if call.batch_first:
-        y, dy, dcell_states = (t if t is None else t.transpose(0, 1) for t in (y, dy, dcell_states))  # type: ignore[assignment]
+    y, dy, dcell_states = map(call.swapped, (y, dy, dcell_states))
     outputs = [*parts.outputs, y]
     states = (config.layers * config.directions, call.batch, hidden)
     dh0, dc0 = (x.new_empty(states) if is_wanted else None for is_wanted in wanted[1:3])
@@ -310,7 +274,8 @@ def backward(
     for k in reversed(range(lowest, config.layers)):
         is_last = k == config.layers - 1
         numbers = range(k * config.directions, (k + 1) * config.directions)
-        dgates = [x.new_empty(*call.rows, cell.gates * hidden) for _ in numbers]
+        # The rows of all products of the first layer are in the order of x.
+        dgates = [_new_sequence(x, call, cell.gates * hidden, k == 0) for _ in numbers]
         directions: list[tuple[Tensor | None, ...]] = []
         for d, number in enumerate(numbers):
             w_hh = config.weights(weights, number)[1]
@@ -332,14 +297,17 @@ def backward(
                     *(_part(dh0, number), _part(dc0, number)),
                 )
             )
-        _run(layer_plan, call, x, directions)
-        below = outputs[k - 1] if k > 0 else first_input
+        if not _run(plans.backward, call, x, directions):
+            return None
+        in_order = call.swapped if k == 0 else _same
+        below = outputs[k - 1] if k > 0 else x
         dy = None
-        with torch.autocast(x.device.type, enabled=False):  # products in forward's dtypes
+        no_autocast = torch.autocast(x.device.type, enabled=False)  # products in forward's dtypes
+        with no_autocast, cuda_precision.products(x.dtype):
             for d, number in enumerate(numbers):
                 start = 3 + number * config.weights_per_direction
                 wanted_weights = wanted[start : start + config.weights_per_direction]
-                products = Products(cell, hidden, dgates[d].flatten(0, -2))
+                products = Products(cell, hidden, in_order(dgates[d]).flatten(0, -2))
                 w_ih, w_hh, b_ih, b_hh, _ = config.weights(weights, number)
                 if k > lowest or wanted[0]:
                     part = products.of_input(w_ih)
@@ -347,18 +315,33 @@ def backward(
                 if wanted_weights[0]:
                     gradients[start] = products.of_w_ih(w_ih, below.flatten(0, -2))
                 if wanted_weights[1]:
-                    y_d, initial = _direction(outputs[k], d, hidden), _part(h0, number)
-                    h = before(y_d, initial, d == 1, batch_sizes, call.reset)
-                    gradients[start + 1] = products.of_w_hh(w_hh, h, parts.gates[k][d])
+                    y_d, reverse = _direction(outputs[k], d, hidden), d == 1
+                    time = 1 if call.batch_first and k == 0 else 0
+                    source = call.source(reverse)
+                    h = before(in_order(y_d), _part(h0, number), source, reverse, time)
+                    if call.reset is not None:
+                        h = h.masked_fill(in_order(call.reset)[..., None], 0)
+                    r = in_order(parts.gates[k][d])[..., :hidden]
+                    gradients[start + 1] = products.of_w_hh(w_hh, h, r)
                 if config.bias and wanted_weights[2]:
                     gradients[start + 2] = products.of_b_ih(b_ih)
                 if config.bias and wanted_weights[3]:
                     gradients[start + 3] = products.of_b_hh(b_hh)
-        dy = dy if dy is None else dy.view(*call.rows, -1)
+        dy = dy if dy is None else dy.view(*(x.shape[:-1] if k == 0 else call.rows), -1)
     if wanted[0]:
-        assert dy is not None
-        gradients[0] = dy.transpose(0, 1).contiguous() if call.batch_first else dy
+        gradients[0] = dy
     return gradients
+
+
+def _same(sequence: Any) -> Any:
+    return sequence
+
+
+def _new_sequence(x: Tensor, call: _Call, width: int, as_x: bool) -> Tensor:
+    """Memory for a sequence with time first; ``as_x`` says whether its layout is that of ``x``."""
+    if as_x and call.batch_first:
+        return x.new_empty(call.batch, call.steps, width).transpose(0, 1)
+    return x.new_empty(*call.rows, width)
 
 
 def _lowest(config: StackConfig, wanted: Sequence[bool]) -> int:

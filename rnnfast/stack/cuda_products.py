@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .cell_table import Cell
-from .sequences import step_and_row
 
 
 def real(dtype: torch.dtype) -> torch.dtype:
@@ -15,7 +18,12 @@ def real(dtype: torch.dtype) -> torch.dtype:
 
 
 class Products:
-    """Gradients of one direction, from the gradients of its gates ``dgates [rows, gates * H]``."""
+    """Gradients of one direction, from the gradients of its gates ``dgates [rows, gates * H]``.
+
+    W_ih and W_hh could have one product with ``[x, h]``. It would need three copies more: of x, and of
+    the two parts of the result. It would read dgates fewer times only if I or H is smaller than a tile
+    of the product, about 128.
+    """
 
     def __init__(self, cell: Cell, hidden: int, dgates: Tensor) -> None:
         self._cell, self._hidden, self._dgates = cell, hidden, dgates
@@ -52,48 +60,61 @@ class Products:
         part, order = self._of(self._cell.input)
         return self._in_blocks(w_ih, [(part.t() @ x, order)])
 
-    def of_w_hh(self, w_hh: Tensor, before: Tensor, gates: Tensor) -> Tensor:
+    def of_w_hh(self, w_hh: Tensor, before: Tensor, r: Tensor) -> Tensor:
         parts = []
         for stage, window in enumerate(self._cell.recurrent):
             part, order = self._of(window)
-            # The second product of gru_original is W_hn (r h); r is the first gate.
-            operand = before if stage == 0 else before * gates.flatten(0, -2)[:, : self._hidden]
-            parts.append((part.t() @ operand, order))
+            # The second product of the original GRU is W_hn (r h); r is the first gate.
+            operand = before if stage == 0 else before * r
+            parts.append((part.t() @ operand.flatten(0, -2), order))
         return self._in_blocks(w_hh, parts)
 
-    def _sum(self, window: tuple[int, int]) -> tuple[Tensor, tuple[int, ...]]:
-        part, order = self._of(window)
-        return part.sum(0, dtype=real(part.dtype)).to(part.dtype), order
+    @cached_property
+    def _sums(self) -> Tensor:
+        """The sums of all gates, which the gradients of both biases read."""
+        return self._dgates.sum(0, dtype=real(self._dgates.dtype)).to(self._dgates.dtype)
+
+    def _of_bias(self, bias: Tensor, windows: Sequence[tuple[int, int]]) -> Tensor:
+        h, order = self._hidden, self._cell.weight_block
+        parts = [(self._sums[begin * h : end * h], order[begin:end]) for begin, end in windows]
+        gradient = self._in_blocks(bias, parts)
+        # The two gradients must not share memory.
+        return gradient.clone() if gradient is parts[0][0] else gradient
 
     def of_b_ih(self, b_ih: Tensor) -> Tensor:
-        return self._in_blocks(b_ih, [self._sum(self._cell.input)])
+        return self._of_bias(b_ih, [self._cell.input])
 
     def of_b_hh(self, b_hh: Tensor) -> Tensor:
-        return self._in_blocks(b_hh, [self._sum(window) for window in self._cell.recurrent])
+        return self._of_bias(b_hh, self._cell.recurrent)
 
 
-def before(
-    y: Tensor, h0: Tensor | None, reverse: bool, batch_sizes: Tensor | None, reset: Tensor | None
-) -> Tensor:
-    """The h before each step, ``[rows, H]``, from ``y`` (``[T, B, H]`` or packed) and ``h0 [B, H]``."""
-    if h0 is None:
-        batch = y.size(1) if batch_sizes is None else int(batch_sizes[0])
-        h0 = y.new_zeros(batch, y.size(-1))
-    if batch_sizes is None:
-        h = torch.cat([y[1:], h0[None]] if reverse else [h0[None], y[:-1]])
-    else:
-        h = torch.cat([y, h0])[_index_before(batch_sizes, y.size(0), reverse).to(y.device)]
-    if reset is not None:
-        h = h.masked_fill(reset[..., None], 0)
-    return h.flatten(0, -2)
+def before(y: Tensor, h0: Tensor | None, source: Tensor | None, reverse: bool, time: int) -> Tensor:
+    """The h before each step, from ``y`` and ``h0 [B, H]``, in the layout of ``y``.
+
+    ``time`` is the dimension of time, 0 or 1. A packed ``y`` comes with ``source``, from
+    :func:`row_before`.
+    """
+    if source is not None:
+        if h0 is None:
+            return F.pad(y, (0, 0, 0, 1))[source.clamp(max=y.size(0))]
+        return torch.cat([y, h0])[source]
+    first = y.new_zeros(()).expand_as(y.select(time, 0)) if h0 is None else h0
+    kept = y.narrow(time, 1 if reverse else 0, y.size(time) - 1)
+    initial = first.unsqueeze(time)
+    return torch.cat([kept, initial] if reverse else [initial, kept], time)
 
 
-def _index_before(batch_sizes: Tensor, rows: int, reverse: bool) -> Tensor:
-    """For each packed row the index of the row one step before; ``rows + b`` for b's initial state."""
-    first = batch_sizes.cumsum(0) - batch_sizes
-    step, b = step_and_row(batch_sizes, rows)
+def row_before(first: Tensor, rows: int, reverse: bool) -> Tensor:
+    """For each packed row the index of the row one step before; ``rows + b`` for b's initial state.
+
+    ``first [T + 1]`` has the number of rows before each step, and of all steps. All is computed on its
+    device.
+    """
+    row = torch.arange(rows, device=first.device)
+    step = torch.searchsorted(first, row, right=True) - 1
+    b = row - first[step]
     source = step + 1 if reverse else step - 1
-    has_source = (source >= 0) & (source < len(batch_sizes))
-    source = source.clamp(0, len(batch_sizes) - 1)
-    has_source &= b < batch_sizes[source]
+    has_source = (source >= 0) & (source < first.size(0) - 1)
+    source = source.clamp(0, first.size(0) - 2)
+    has_source &= b < first[source + 1] - first[source]
     return torch.where(has_source, first[source] + b, rows + b)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import checks, cuda
+from . import checks, cuda, cuda_plans
 from .checks import PLAIN_TYPES
 from .config import CELLS, Inputs, Outputs, StackConfig
 
@@ -99,16 +99,13 @@ def forward(
 
 def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
     """Whether there are kernels for a layer of this size: on the CPU for every size."""
-    return not x.is_cuda or cuda.takes(config, x, hidden)
+    return not x.is_cuda or cuda_plans.takes(config, x, hidden)
 
 
 def why_not(config: StackConfig, inputs: Inputs) -> str:
-    """What is wrong with the inputs for which :func:`forward` returned None."""
-    x = inputs.x
-    if x.is_cuda:
-        return f"on {x.device} no tier has a plan for them, or they differ in device or dtype"
+    """What is wrong with the inputs on the CPU for which :func:`forward` returned None."""
     # The output is empty, so that the call fails even if the inputs are right.
-    outputs = (x.new_empty(0), None, None, None, None)
+    outputs = (inputs.x.new_empty(0), None, None, None, None)
     try:
         _STACKS[config].forward(torch.get_num_threads(), inputs, outputs)
     except Exception as error:

@@ -27,7 +27,7 @@ def test_info_as_a_module():
 def test_info_with_cuda_and_without_torch(monkeypatch):
     monkeypatch.setattr(_native, "_cuda", object())
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert info.cuda_tiers() == "built; no layer uses it without torch"
+    assert info.cuda_state() == "built; no layer uses it without torch"
 
 
 def test_check_agrees_on_this_machine(capsys):

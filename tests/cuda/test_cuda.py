@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import cuda_on_cpu
 import reference
 import rnnfast
-from rnnfast.stack import autograd, cuda
+from rnnfast.stack import autograd, cuda, cuda_plans, cuda_switch
 from rnnfast.stack import reference as in_torch
 from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
@@ -26,21 +27,17 @@ GATES = {name: cell.gates for name, cell in reference.CELLS.items()}
 
 @pytest.fixture(params=["emulated", "cuda"])
 def device(request, monkeypatch):
-    """A device to put tensors on, with rnnfast.cuda ready for it."""
-    monkeypatch.setenv("RNNFAST_CUDA_TIER", "auto")
+    """A device to put tensors on, with the CUDA wing ready for it."""
+    extension = rnnfast._native._cuda
     if request.param == "emulated":
-        monkeypatch.setattr(cuda, "_cuda", request.getfixturevalue("emulated"))
-        cuda._plan.cache_clear()
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        yield "cpu"
-        cuda._plan.cache_clear()
-        return
-    if rnnfast._native._cuda is None:
+        extension = request.getfixturevalue("emulated")
+    elif extension is None:
         pytest.skip("rnnfast was built without CUDA")
-    if not torch.cuda.is_available():
+    elif not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    cuda_on_cpu.use(extension, monkeypatch)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    yield "cuda"
+    return "cpu" if request.param == "emulated" else "cuda"
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ def test_many_blocks(dtype, device, monkeypatch):
     case = Case("lstm", 3, 4, 3, 200, dtype)
     check(case, device)
     x = torch.empty(1, 4, 3, dtype=dtype, device=device)
-    assert cuda.plan(case.config, x, 200, 4, backward=True).blocks > 1
+    assert cuda_plans.plan(case.config, x, 200, 4, backward=True).blocks > 1
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_original"])
@@ -214,6 +211,21 @@ def test_many_rows(cell, emulated, device, monkeypatch):
     if device == "cpu":
         plan = emulated.plan(0, CELLS[cell].number, "float32", False, False, (40, 200, 1), "grid")
         assert plan.chunk < plan.rows
+
+
+@pytest.mark.parametrize("batch", [2, 9, 19])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tier", ["block", "cluster"])
+def test_rows_of_a_group(tier, dtype, batch, device, monkeypatch):
+    """Groups of several rows: fewer than a tile has columns, and more."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "2")
+    case = Case("gru", 3, batch, 3, 24, dtype, reset=True)
+    check(case, device)
+    if device == "cpu":
+        x = torch.empty(1, batch, 3, dtype=dtype)
+        groups = {"block": 2, "cluster": 1}[tier]
+        assert cuda_plans.plan(case.config, x, 24, batch, False).rows == -(-batch // groups)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -343,7 +355,7 @@ def test_settings_gone_before_backward(modules, monkeypatch):
     before = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
     y = module(x)[0].square().sum()
-    monkeypatch.delenv("RNNFAST_CUDA_TIER")
+    monkeypatch.setattr(cuda_switch, "_mode", False)
     y.backward()
     for p, g in zip(module.parameters(), before, strict=True):
         torch.testing.assert_close(p.grad, g)
@@ -369,7 +381,7 @@ def test_what_a_graph_asks_of_a_plan(device):
     config = StackConfig("gru")
 
     def answer(x):
-        return x + 1 if cuda.takes(config, x, 64) else x - 1
+        return x + 1 if cuda_plans.takes(config, x, 64) else x - 1
 
     x = torch.zeros(2, 3, 4, device=device)
     torch._dynamo.reset()
@@ -379,7 +391,7 @@ def test_what_a_graph_asks_of_a_plan(device):
 def test_what_no_plan_covers_is_left_to_torch(device):
     config = StackConfig("lstm")
     wide = torch.empty(1, 1, 4, device=device)
-    assert cuda.plan(config, wide, 1 << 14, 1, backward=False) is None
+    assert cuda_plans.plan(config, wide, 1 << 14, 1, backward=False) is None
     weights = [torch.zeros(s, device=device) for s in [(16, 4), (16, 4), (16,), (16,)]]
     x = torch.zeros(2, 3, 4, device=device)
     assert cuda.forward(config, Inputs(x.int(), None, None, weights)) is None
@@ -387,18 +399,6 @@ def test_what_no_plan_covers_is_left_to_torch(device):
     assert cuda.forward(config, Inputs(x[:0], None, None, weights)) is None
     assert cuda.forward(config._replace(projected=True), Inputs(x, None, None, weights)) is None
     assert cuda.forward(config, Inputs(x, None, None, weights)) is not None
-
-
-def test_unproven_kernels_run_only_where_they_are_asked_for(device, monkeypatch):
-    config = StackConfig("gru")
-    x = torch.zeros(2, 3, 4, device=device)
-    assert cuda.plan(config, x, 8, 3, backward=False) is not None
-    monkeypatch.delenv("RNNFAST_CUDA_TIER")
-    assert cuda.plan(config, x, 8, 3, backward=False) is None
-    assert not cuda.takes(config, x, 8)
-    monkeypatch.setenv("RNNFAST_CUDA_TIER", "warp")
-    with pytest.raises(ValueError, match="tier is 'warp'; expected 'block', 'cluster' or 'grid'"):
-        cuda.plan(config, x, 8, 3, backward=False)
 
 
 def test_saved_memory(device):

@@ -1,8 +1,8 @@
-// The device of csrc/cuda/device.h and start.h on the CPU: every CUDA thread is a fiber with a stack of
-// its own. They run one at a time and change only where a thread waits, in an order that is shuffled
-// whenever all have had their turn, so that a missing barrier shows as a wrong number. Shared memory
-// and everything else that a kernel finds uninitialised is filled with NaNs. A group that waits for
-// nobody is reported.
+// The device of csrc/cuda/device.h on the CPU: every CUDA thread is a fiber with a stack of its own.
+// They run one at a time and change only where a thread waits, in an order that is shuffled whenever
+// all have had their turn, so that a missing barrier shows as a wrong number. Shared memory and
+// everything else that a kernel finds uninitialised is filled with NaNs. A group that waits for nobody
+// is reported. cuda_runtime.h is the device's runtime.
 #pragma once
 
 #include <ucontext.h>
@@ -25,11 +25,6 @@
 #define __launch_bounds__(...)
 
 namespace rnnfast::cuda {
-
-struct Stream {
-  int device;
-  void* handle;
-};
 
 // How many fibers have come to a meeting, and how often all had.
 struct Meeting {
@@ -234,32 +229,6 @@ void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]
       }
   }
   emulator().meet(warp.meeting, 32);
-}
-
-inline constexpr Place memory_place = Place::cpu;
-
-// A small device with clusters. RNNFAST_EMULATED_MULTIPROCESSORS changes its size.
-inline Device facts(int) {
-  const char* number = std::getenv("RNNFAST_EMULATED_MULTIPROCESSORS");
-  return {number ? std::atoi(number) : 12, 227 << 10, 16, true};
-}
-
-inline void copy_to_device(void* to, const void* from, std::int64_t bytes, const Stream&) {
-  std::memcpy(to, from, bytes);
-}
-
-inline void zero(void* memory, std::int64_t bytes, const Stream&) { std::memset(memory, 0, bytes); }
-
-// Groups that need not be resident together run one after the other.
-template <class T>
-void start(void (*kernel)(Launch<T>), const Launch<T>& launch, const Stream&) {
-  const Plan& plan = launch.plan;
-  const int all = plan.groups * plan.blocks * launch.directions;
-  const int together = plan.tier == Tier::grid ? all : plan.blocks;
-  for (int first = 0; first < all; first += together)
-    Emulator(first, together, block_threads, plan.shared_bytes, ++Emulator::seed).run([&] {
-      kernel(launch);
-    });
 }
 
 }  // namespace rnnfast::cuda
