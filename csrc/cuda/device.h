@@ -47,18 +47,17 @@ RNNFAST_INLINE T* shared_of(T* address, int rank) {
 #endif
 }
 
-// Counts this block and waits until the counter has reached `target`; what the counted blocks wrote
-// before is then visible.
-RNNFAST_INLINE void meet(unsigned* counter, unsigned target) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter)
-                 : "memory");
-    unsigned seen;
-    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    while (static_cast<int>(seen - target) < 0);
-  }
-  __syncthreads();
+// Adds 1 to a counter in device memory. A thread that waits for it then sees what this thread wrote
+// before, and what this thread saw.
+RNNFAST_INLINE void count(unsigned* counter) {
+  asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+// Waits until the counter has reached `target`.
+RNNFAST_INLINE void wait_for(const unsigned* counter, unsigned target) {
+  unsigned seen;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (static_cast<int>(seen - target) < 0);
 }
 
 struct alignas(16) Words {
