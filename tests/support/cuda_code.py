@@ -24,8 +24,19 @@ from rnnfast.stack.cell_table import CELLS
 RECORDED = Path(__file__).parents[1] / "cuda/code.json"
 # Cells by the names of their C++ classes.
 CLASSES = {"".join(part.title() for part in name.split("_")): cell for name, cell in CELLS.items()}
-# Of the kernels' names: `void forward_kernel<Lstm, Bfloat16, ...>`.
-NAME = re.compile(r"4cuda\d+(forward|backward)_kernelINS\d_\d+(\w+?)E")
+# A kernel's name, as `void forward_kernel<Lstm, Bfloat16, TensorCores<Bfloat16>>`, is mangled.
+NAME = re.compile(
+    r"(?P<kernel>forward|backward)_kernelINS0_\d+(?P<cell>\w+?)E"
+    r"(?:NS_\d+)?(?P<number>Bfloat16|Float16|[fd])E?NS0_\d+(?P<engine>Scalars|TensorCores)I"
+)
+# The .cu files, by number and engine.
+NUMBERS = {
+    ("Bfloat16", "TensorCores"): "bfloat16",
+    ("Float16", "TensorCores"): "float16",
+    ("f", "Scalars"): "float32",
+    ("d", "Scalars"): "float64",
+    ("f", "TensorCores"): "tfloat32",
+}
 
 
 class Id(NamedTuple):
@@ -69,10 +80,10 @@ def printed(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def architectures(library: Path, kind: str) -> list[str]:
-    """For each source the architectures of the machine code ("elf") or PTX ("ptx") in a library."""
+def architectures(library: Path, kind: str) -> set[str]:
+    """Of the machine code ("elf") or the PTX ("ptx") in a library."""
     listed = printed(str(tool("cuobjdump")), f"-l{kind}", library)
-    return sorted(re.findall(r"\.(sm_\d+)\.", listed))
+    return set(re.findall(r"\.(sm_\d+)\.", listed))
 
 
 def code(library: Path) -> Iterator[tuple[Id, Code]]:
@@ -81,10 +92,12 @@ def code(library: Path) -> Iterator[tuple[Id, Code]]:
         extract = [str(tool("cuobjdump")), "-xelf", "all", str(library.absolute())]
         subprocess.run(extract, check=True, cwd=folder, capture_output=True)
         for path in sorted(Path(folder).glob("*.cubin")):
-            (numbers, architecture) = re.findall(r"(\w+?\d+)\.\d+\.(sm_\d+)\.cubin", path.name)[0]
+            architecture = path.name.split(".")[-2]
             for kernel in sass.kernels(printed(str(tool("nvdisasm")), "-c", path)):
-                (found,) = NAME.findall(kernel.name)
-                yield Id(architecture, numbers, found[1], found[0]), measure(kernel)
+                name = NAME.search(kernel.name)
+                assert name is not None, kernel.name
+                numbers = NUMBERS[name["number"], name["engine"]]
+                yield Id(architecture, numbers, name["cell"], name["kernel"]), measure(kernel)
 
 
 def measure(kernel: sass.Kernel) -> Code:
