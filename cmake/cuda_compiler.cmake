@@ -68,6 +68,16 @@ function(rnnfast_check_cuda result)
     return()
   endif()
 
+  # Machine code for each architecture whose devices cannot run that of an earlier one. The one without "-real"
+  # includes PTX, which devices of other architectures compile at first use.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100 120-real)
+    if(version VERSION_LESS 12.8) # which knows no later ones
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+    endif()
+    set(CMAKE_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" PARENT_SCOPE)
+  endif()
+
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/cuda_probe)
   file(REMOVE_RECURSE ${folder})
   set(settings "")

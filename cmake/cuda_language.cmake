@@ -1,10 +1,5 @@
 # How CUDA sources are compiled, in the project and in cuda_probe.
 
-# The second architecture includes PTX, which later devices can run.
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
-endif()
-
 enable_language(CUDA)
 
 # nvcc compiles C++20 since 12.0. CMake before 3.26 does not know the compiler option for it.

@@ -47,18 +47,17 @@ RNNFAST_INLINE T* shared_of(T* address, int rank) {
 #endif
 }
 
-// Counts this block and waits until the counter has reached `target`; what the counted blocks wrote
-// before is then visible.
-RNNFAST_INLINE void meet(unsigned* counter, unsigned target) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter)
-                 : "memory");
-    unsigned seen;
-    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    while (static_cast<int>(seen - target) < 0);
-  }
-  __syncthreads();
+// Adds 1 to a counter in device memory. A thread that waits for it then sees what this thread wrote
+// before, and what this thread saw.
+RNNFAST_INLINE void count(unsigned* counter) {
+  asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+// Waits until the counter has reached `target`.
+RNNFAST_INLINE void wait_for(const unsigned* counter, unsigned target) {
+  unsigned seen;
+  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  while (static_cast<int>(seen - target) < 0);
 }
 
 struct alignas(16) Words {
@@ -79,17 +78,20 @@ RNNFAST_INLINE Float16 narrow_to_half(float x) { return {__half_as_ushort(__floa
 
 // D = A B + D on a warp's tensor cores: A is 16 by k in rows, B k by 8 in columns, k = 32 bytes of a
 // row. For the elements of each lane see PTX ISA, "Matrix fragments for mma.m16n8k16" and
-// "mma.m16n8k8".
+// "mma.m16n8k8". Volatile: the lanes of a warp must execute it together, and the compiler may move
+// other asm statements below a condition.
 RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                   Bfloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                   Float16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -97,7 +99,8 @@ RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const u
 // The operands are TF32: the device reads the upper 19 bits of a float.
 RNNFAST_INLINE void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                   float) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

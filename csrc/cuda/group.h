@@ -68,7 +68,7 @@ class Group {
     else if (plan.tier == Tier::cluster)
       sync_cluster();
     else
-      meet(counter_, target_ += static_cast<unsigned>(plan.blocks));
+      meet();
   }
 
   // i / plan.units, in a tenth of the instructions of a division; exact below 2^20.
@@ -98,6 +98,17 @@ class Group {
   unsigned char* exchange = nullptr;  // the group's part of Launch::exchange
 
  private:
+  // Waits for the blocks of a group that exchanges through device memory.
+  RNNFAST_INLINE void meet() {
+    target_ += static_cast<unsigned>(plan.blocks);
+    sync_block();
+    if (thread() == 0) {
+      count(counter_);
+      wait_for(counter_, target_);
+    }
+    sync_block();
+  }
+
   const float per_unit_;
   unsigned* counter_ = nullptr;
   unsigned target_ = 0;  // the counter's value after the last sync

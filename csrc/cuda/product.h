@@ -15,8 +15,8 @@ namespace rnnfast::cuda {
 // One thread and its multiply-adds, in the type of the sums.
 template <class T>
 struct Scalars {
-  static constexpr int lanes = 1, rows = 1, depth = 16, columns = 4;
-  static constexpr int most_tiles = sizeof(T) == 8 ? 4 : 8;  // in registers
+  static constexpr int lanes = 1, rows = 1, depth = 64 / sizeof(T), columns = 16 / sizeof(T);
+  static constexpr int most_tiles = 8;  // in registers
 
   struct Tile {
     T weights[depth];

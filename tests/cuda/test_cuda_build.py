@@ -1,35 +1,14 @@
-"""When CUDA kernels are built, that they compile for every architecture, and hold all in registers."""
+"""When CUDA kernels are built, by which compiler, and for which devices."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from reference import CELLS
-
-ROOT = Path(__file__).parents[2]
-
-
-def all_cmakes() -> dict[str, str]:
-    """The CMakes that run here by their versions: this environment's first, then those on PATH."""
-    found: dict[str, str] = {}
-    for folder in (str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)):
-        if path := shutil.which("cmake", path=folder):
-            said = subprocess.run([path, "--version"], capture_output=True, text=True)
-            if said.returncode == 0:
-                found.setdefault(said.stdout.split()[2], path)
-    return found
-
-
-CMAKES = all_cmakes()
-CMAKE = next(iter(CMAKES.values()), None)
+from cmakes import CMAKES, compile_commands, configure
 
 
 @pytest.fixture(params=CMAKES or ["none"])
@@ -43,80 +22,6 @@ def version(request):
 @pytest.fixture
 def cmake(version):
     return CMAKES[version]
-
-
-def configure(
-    folder: Path, *definitions: str, cmake: str | None = CMAKE, **environment: str
-) -> subprocess.CompletedProcess:
-    import pybind11
-
-    cleared = {"CUDACXX": "", "CUDA_PATH": ""}
-    return subprocess.run(
-        [
-            *(cmake, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"),
-            *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *definitions),
-            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
-        ],
-        env=os.environ | cleared | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def compile_commands(folder: Path) -> list[str]:
-    """What a configured build would run, without the names of its folders."""
-    text = (folder / "compile_commands.json").read_text().replace(str(folder), "")
-    return [entry["command"] for entry in json.loads(text)]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The module _cuda from the real sources, and what the compiler said of its kernels."""
-    if CMAKE is None or shutil.which("nvcc") is None:
-        pytest.skip("no nvcc to compile with")
-    folder = tmp_path_factory.mktemp("cuda")
-    architectures = "-DCMAKE_CUDA_ARCHITECTURES=80-real;90-real"
-    found = configure(folder, "-DRNNFAST_CUDA=ON", architectures, "-DCMAKE_CUDA_FLAGS=-Xptxas -v")
-    assert found.returncode == 0, found.stdout + found.stderr
-    command = [CMAKE, "--build", folder, "--target", "_cuda", "--parallel", "2"]
-    build = subprocess.run(command, capture_output=True, text=True)
-    assert build.returncode == 0, build.stdout + build.stderr
-    (library,) = folder.glob("_cuda.*.so")
-    return library, build.stdout + build.stderr
-
-
-@pytest.mark.slow
-def test_kernels_spill_nothing(built):
-    """Each cell, forward and backward, with five kinds of numbers, on two architectures."""
-    _, said = built
-    names = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'", said)
-    assert len(names) == len(set(names)) == len(CELLS) * 2 * 5 * 2
-    assert {architecture for _, architecture in names} == {"sm_80", "sm_90"}
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
-    assert len(registers) == len(names)
-    assert max(registers) <= 255
-    frames = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
-    )
-    assert len(frames) == len(names)
-    assert set(frames) == {("0", "0", "0")}
-
-
-@pytest.mark.slow
-def test_module_loads_where_there_is_no_device(built, python):
-    """Its runtime is inside, and neither libtorch nor cuDNN is linked."""
-    library, _ = built
-    load = f"import cuda_on_cpu; m = cuda_on_cpu.load({str(library)!r}); "
-    ask = load + "m.plan(0, -1, 'float32', False, False, (8, 2, 1), None)"
-    assert "not in the table of 6 cells" in python(ask, check=False).stderr
-    needed = subprocess.run(["objdump", "-p", library], check=True, capture_output=True, text=True)
-    linked = re.findall(r"NEEDED +(\S+)", needed.stdout)
-    assert linked
-    assert not [n for n in linked if re.match(r"lib(torch|c10|cuda|cudnn|cublas)", n)]
-    if not Path("/dev/nvidiactl").exists():
-        refused = python(load + "m.device(0)", check=False)
-        assert refused.returncode == 1
-        assert "RefusedError: asking for the properties of the device" in refused.stderr
 
 
 # Programs in the place of nvcc, what AUTO and ON say of each, and of none.
@@ -208,6 +113,26 @@ def test_auto_finds_this_machines_compiler(cmake, tmp_path):
     assert len(sources) == 5, auto.stdout
     for command in sources:
         assert re.findall(r"-std=\S+", command) == ["-std=c++20"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile with")
+@pytest.mark.parametrize(
+    ("release", "architectures"), [("12.7", ["80", "90"]), ("12.8", ["80", "90", "100", "120"])]
+)
+def test_architectures_that_a_compiler_knows(release, architectures, tmp_path):
+    """A compiler of another release: the one of this machine, with another answer to --version."""
+    nvcc = tmp_path / "nvcc"
+    real = shutil.which("nvcc")
+    said = f"Cuda compilation tools, release {release}, V{release}.0"
+    nvcc.write_text(f"""#!/bin/sh\n[ "$*" = --version ] && echo '{said}' || exec {real} "$@"\n""")
+    nvcc.chmod(0o755)
+    found = configure(tmp_path / "build", "-DRNNFAST_CUDA=ON", CUDACXX=str(nvcc))
+    assert found.returncode == 0, found.stdout + found.stderr
+    sources = [c for c in compile_commands(tmp_path / "build") if re.search(r"\.cu\b", c)]
+    assert len(sources) == 5
+    for command in sources:
+        assert re.findall(r"sm_(\d+)", command) == architectures
 
 
 def test_other_settings_are_errors(cmake, tmp_path):

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <functional>
 
-#include "emulator.h"
+#include <emulator.h>  // not the one beside this file, if a test compiles an edited copy
 
 enum cudaError_t {
   cudaSuccess = 0,

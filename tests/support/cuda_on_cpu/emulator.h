@@ -3,6 +3,8 @@
 // all have had their turn, so that a missing barrier shows as a wrong number. Shared memory and
 // everything else that a kernel finds uninitialised is filled with NaNs. A group that waits for nobody
 // is reported. cuda_runtime.h is the device's runtime.
+//
+// Under the thread sanitizer (order.h) a missing barrier is reported whatever the order of the fibers.
 #pragma once
 
 #include <ucontext.h>
@@ -11,7 +13,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -19,6 +23,7 @@
 
 #include "cuda/plan.h"
 #include "cuda/recurrence.h"
+#include "order.h"
 
 #define __global__
 #define __grid_constant__
@@ -26,9 +31,11 @@
 
 namespace rnnfast::cuda {
 
-// How many fibers have come to a meeting, and how often all had.
+// How many fibers have come to a meeting, and how often all had. A fiber that leaves late may find that
+// others have come again: so alternate meetings have different places of order.
 struct Meeting {
   unsigned come = 0, held = 0;
+  char places[2];
 };
 
 struct Warp {
@@ -40,10 +47,18 @@ struct Warp {
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
+  void* as_thread = nullptr;
   int thread = 0, block = 0;
-  bool done = false;
+  int ends = 0;                                // 1 when it has done all
   const volatile unsigned* watched = nullptr;  // runs again when this has come to `until`
   unsigned until = 0;
+};
+
+struct Block {
+  std::unique_ptr<unsigned char, decltype(&std::free)> shared{nullptr, &std::free};
+  Meeting meeting;
+  int begun = 0, ended = 0;  // fibers
+  char begin, end;           // places of order
 };
 
 // The blocks that run together.
@@ -57,18 +72,20 @@ class Emulator {
         blocks_(blocks),
         warps_(blocks * threads / 32),
         fibers_(blocks * threads) {
-    for (int block = 0; block < blocks; ++block) {
+    for (Block& block : blocks_) {
       void* memory = nullptr;
       if (posix_memalign(&memory, 16, std::max(shared_bytes, 16))) throw std::bad_alloc();
       std::memset(memory, 0xff, shared_bytes);
-      shared_.emplace_back(static_cast<unsigned char*>(memory), &std::free);
+      block.shared.reset(static_cast<unsigned char*>(memory));
     }
   }
 
   void run(const std::function<void()>& kernel) {
+    const order::Unseen own;
     kernel_ = &kernel;
     running = this;
-    std::vector<Fiber*> order;
+    scheduler_as_thread_ = order::this_thread();
+    std::vector<Fiber*> turns;
     for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
       Fiber& fiber = fibers_[i];
       fiber.thread = i % threads_;
@@ -79,28 +96,33 @@ class Emulator {
       fiber.context.uc_stack.ss_size = stack_bytes;
       fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, &Emulator::enter, 0);
-      order.push_back(&fiber);
+      fiber.as_thread = order::create_thread();
+      turns.push_back(&fiber);
     }
     for (bool progress = true; progress;) {
-      std::shuffle(order.begin(), order.end(), random_);
+      std::shuffle(turns.begin(), turns.end(), random_);
       progress = false;
-      for (Fiber* fiber : order) {
-        if (fiber->done || (fiber->watched && static_cast<int>(*fiber->watched - fiber->until) < 0))
+      for (Fiber* fiber : turns) {
+        if (fiber->ends || (fiber->watched && static_cast<int>(*fiber->watched - fiber->until) < 0))
           continue;
         fiber->watched = nullptr;
         current_ = fiber;
         progress = true;
+        order::switch_to(fiber->as_thread);
         swapcontext(&scheduler_, &fiber->context);
       }
     }
     running = nullptr;
-    for (const Fiber& fiber : fibers_)
-      if (!fiber.done) throw std::runtime_error("emulator: blocks wait for each other for ever");
+    for (const Fiber& fiber : fibers_) {
+      if (!fiber.ends) throw std::runtime_error("emulator: blocks wait for each other for ever");
+      order::acquire(&fiber.ends);
+      order::destroy_thread(fiber.as_thread);
+    }
   }
 
   Fiber& current() { return *current_; }
   Warp& warp() { return warps_[current_->block * threads_ / 32 + current_->thread / 32]; }
-  Meeting& block_meeting() { return blocks_[current_->block]; }
+  Meeting& block_meeting() { return blocks_[current_->block].meeting; }
   Meeting& cluster_meeting() { return cluster_; }
   int threads() const { return threads_; }
   int all_threads() const { return static_cast<int>(fibers_.size()); }
@@ -109,10 +131,13 @@ class Emulator {
   void wait(const volatile unsigned* watched, unsigned until) {
     current_->watched = watched;
     current_->until = until;
+    order::switch_to(scheduler_as_thread_);
     swapcontext(&current_->context, &scheduler_);
   }
 
-  void meet(Meeting& meeting, int all) {
+  // Waits for `all` fibers, but puts nothing in order.
+  void gather(Meeting& meeting, int all) {
+    const order::Unseen own;
     if (static_cast<int>(++meeting.come) == all) {
       meeting.come = 0;
       ++meeting.held;
@@ -121,12 +146,34 @@ class Emulator {
     }
   }
 
-  unsigned char* shared() { return shared_[current_->block].get(); }
+  void meet(Meeting& meeting, int all) {
+    const char* place = &meeting.places[meeting.held % 2];
+    order::release(place);
+    gather(meeting, all);
+    order::acquire(place);
+  }
+
+  void count(unsigned* counter) {
+    const order::Unseen own;
+    ++*counter;
+    order::release(&counted_[counter].emplace_back());
+  }
+
+  void wait_for(const unsigned* counter, unsigned target) {
+    const order::Unseen own;
+    if (static_cast<int>(*counter - target) < 0) wait(counter, target);
+    // Only what had been counted when the target was reached.
+    const auto& places = counted_[counter];
+    for (unsigned i = 0; i < std::min<std::size_t>(target, places.size()); ++i)
+      order::acquire(&places[i]);
+  }
+
+  unsigned char* shared() { return blocks_[current_->block].shared.get(); }
   unsigned char* shared_of(const void* address, int rank) {
     const auto offset = static_cast<const unsigned char*>(address) - shared();
-    if (offset < 0 || offset > shared_bytes_ || rank < 0 || rank >= static_cast<int>(shared_.size()))
+    if (offset < 0 || offset > shared_bytes_ || rank < 0 || rank >= static_cast<int>(blocks_.size()))
       throw std::runtime_error("emulator: no such shared memory in the cluster");
-    return shared_[rank].get() + offset;
+    return blocks_[rank].shared.get() + offset;
   }
 
   static inline Emulator* running = nullptr;
@@ -136,19 +183,51 @@ class Emulator {
   static constexpr std::size_t stack_bytes = 128 << 10;
 
   static void enter() {
+    Fiber& fiber = *running->current_;
+    Block& block = running->blocks_[fiber.block];
+    running->begin(block);
     (*running->kernel_)();
-    running->current_->done = true;
+    running->end(block);
+    running->leave(fiber);
+  }
+
+  // A block's shared memory exists from the begin of its first thread to the end of its last. Another
+  // block that uses it before or after has no order to these writes.
+  void begin(Block& block) {
+    if (counts_to(block.begun, 1)) {
+      order::write(block.shared.get(), shared_bytes_);
+      order::release(&block.begin);
+    }
+    order::acquire(&block.begin);
+  }
+  void end(Block& block) {
+    order::release(&block.end);
+    if (!counts_to(block.ended, threads_)) return;
+    order::acquire(&block.end);
+    order::write(block.shared.get(), shared_bytes_);
+  }
+  static bool counts_to(int& counter, int last) {
+    const order::Unseen own;
+    return ++counter == last;
+  }
+  void leave(Fiber& fiber) {
+    void* const thread = scheduler_as_thread_;
+    counts_to(fiber.ends, 1);
+    order::release(&fiber.ends);  // reads and writes no more
+    order::switch_to(thread);
+    setcontext(&scheduler_);
   }
 
   const int first_block_, threads_, shared_bytes_;
   std::mt19937 random_;
-  std::vector<std::unique_ptr<unsigned char, decltype(&std::free)>> shared_;
-  std::vector<Meeting> blocks_;
+  std::vector<Block> blocks_;
   Meeting cluster_;
   std::vector<Warp> warps_;
   std::vector<Fiber> fibers_;
   Fiber* current_ = nullptr;
+  std::map<const unsigned*, std::deque<char>> counted_;  // places of order, one for each count
   ucontext_t scheduler_;
+  void* scheduler_as_thread_ = nullptr;
   const std::function<void()>* kernel_ = nullptr;
 };
 
@@ -166,14 +245,8 @@ T* shared_of(T* address, int rank) {
   return reinterpret_cast<T*>(emulator().shared_of(address, rank));
 }
 
-inline void meet(unsigned* counter, unsigned target) {
-  sync_block();
-  if (thread() == 0) {
-    ++*counter;
-    if (static_cast<int>(*counter - target) < 0) emulator().wait(counter, target);
-  }
-  sync_block();
-}
+inline void count(unsigned* counter) { emulator().count(counter); }
+inline void wait_for(const unsigned* counter, unsigned target) { emulator().wait_for(counter, target); }
 
 struct alignas(16) Words {
   unsigned word[4];
@@ -210,6 +283,7 @@ inline float number_of(const unsigned* words, int i, Float16) {
 template <class T>
 void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
   constexpr int pair = 4 / sizeof(T);
+  const order::Unseen own;
   Warp& warp = emulator().warp();
   const int lane = thread() % 32;
   warp.d[lane] = d;
@@ -228,7 +302,7 @@ void multiply_tile(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]
         warp.d[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] += sum;
       }
   }
-  emulator().meet(warp.meeting, 32);
+  emulator().gather(warp.meeting, 32);
 }
 
 }  // namespace rnnfast::cuda

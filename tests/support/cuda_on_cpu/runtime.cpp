@@ -4,7 +4,7 @@
 #include <set>
 #include <string>
 
-#include "cuda_runtime.h"
+#include <cuda_runtime.h>
 
 using rnnfast::cuda::Emulator;
 
