@@ -23,6 +23,7 @@ KERNELS = {
     for cell in CLASSES
     for kernel in ("forward", "backward")
 }
+GROWTH = 1.05  # of a number of instructions since it was recorded
 
 
 # A time loop as nvdisasm prints it: a loop over elements, two pairs of HMMA, and a meeting.
@@ -189,6 +190,22 @@ def test_memory_barriers_are_only_those_of_meetings(code):
         stages = CLASSES[name.cell].stages
         before = 2 if name.kernel == "forward" else 1
         assert found.fences == (before * kinds, stages * kinds, 0), name
+
+
+@pytest.mark.slow
+def test_instructions_have_not_become_more(code):
+    nvcc, recorded = cuda_code.recorded()
+    if nvcc != cuda_code.release():
+        pytest.skip(f"recorded for nvcc {nvcc}; this is {cuda_code.release()}")
+    assert set(recorded) == KERNELS
+    grown = []
+    for name, found in code.items():
+        for kind, before in zip(("step", "element", "pair"), recorded[name], strict=True):
+            now = getattr(found, kind)
+            assert (now is None) == (before is None), name
+            if now is not None and now > GROWTH * before:
+                grown.append(f"{' '.join(name)}: {kind} has {now} instructions; recorded: {before}")
+    assert not grown, "\n".join([*grown, "tests/support/cuda_code.py records them anew"])
 
 
 def test_statements_of_a_whole_warp_are_volatile():
