@@ -7,9 +7,11 @@ section of the navigation, in the order of SYSTEMS.
 
 A line ``<<< path`` of a page is replaced by a file of the repository, and a line ``<<< path | first |
 last`` by a part of it: the lines from the first one that begins with ``first`` to the next one that
-begins with ``last``. The results of the systems, examples/results.json, are included as a table: on the
-page of a system its own, on another page all of them. So are those of the long trainings. (The syntax of pymdownx.snippets is an expression
-of Python, which a formatter of code blocks changes.)
+begins with ``last``. (The syntax of pymdownx.snippets is an expression of Python, which a formatter of
+code blocks changes.)
+
+The results of the systems, examples/results.json, are included as a table: on the page of a system its
+own, on another page all of them. The results of the long trainings are another table.
 """
 
 from __future__ import annotations
