@@ -11,7 +11,7 @@ begins with ``last``. (The syntax of pymdownx.snippets is an expression of Pytho
 code blocks changes.)
 
 The results of the systems, examples/results.json, are included as a table: on the page of a system its
-own, on another page all of them. The results of the long trainings are another table.
+own, on another page all of them. So are those of the long trainings, examples/results-full.json.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ def systems_table(root: Path) -> str:
     return "\n".join(rows)
 
 
-def long_table(root: Path) -> str:
-    """A row for each result of a long training. A system may have several."""
-    rows = ["| | number | better | baseline |", "| --- " * 4 + "|"]
+def long_table(page: str, root: Path) -> str:
+    """A row for each result of a long training; on the page of a system only its own."""
+    rows = ["| | number | baseline | better |", "| --- " * 4 + "|"]
     for result in json.loads((root / LONG_RESULTS).read_text()):
         name = result["system"].partition(" --")[0].replace(" ", "_")
-        number, baseline = numbers_of(result).split(" | ")
-        rows.append(f"| {link_to(name, root)} | {number} | {result['better']} | {baseline} |")
+        if page in (name, "index"):
+            rows.append(f"| {link_to(name, root)} | {numbers_of(result)} | {result['better']} |")
     return "\n".join(rows)
 
 
@@ -215,10 +215,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def included(match: re.Match[str]) -> str:
         path, first, last = match.groups()
+        name = Path(uri).stem
         if path == LONG_RESULTS:
-            return long_table(root)
+            return long_table(name, root)
         if path == SYSTEM_RESULTS:
-            name = Path(uri).stem
             return system_table(name, root) if name in SYSTEMS else systems_table(root)
         return part_of(path, first, last, root)
 
