@@ -1,8 +1,7 @@
 """The core by itself, by a driver in C++: under the sanitizers, and on another processor.
 
 Who computes what depends on neither the instruction set nor the type of numbers, but on whether there
-is a matrix unit. So the thread sanitizer sees one build of each. `.ci/run` has the address sanitizer
-look at all.
+is a matrix unit. So the thread sanitizer sees one build of each. The address sanitizer looks at all.
 """
 
 from __future__ import annotations
@@ -102,6 +101,7 @@ def run(program: Path, isa: str, *emulator: str) -> None:
     assert " 0 failures" in ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUILDS, reason="not x86-64")
 def test_thread_sanitizer(compiler, core, tmp_path):
     check(*BUILDS[min(1, len(BUILDS) - 1)], "thread", compiler, core, tmp_path)
