@@ -209,6 +209,22 @@ def peak_flops(unit: str, threads: int, seconds: float, /) -> float:
         ValueError: the chosen instruction set has no such unit.
     """
 
+def product_rate(
+    cell: int, dtype: str, precision: int, batch: int, hidden: int, threads: int, seconds: float, /
+) -> float:
+    """The operations a second of a step's recurrent products, without the cell's formula.
+
+    The threads share the units. A number of a sum counts two operations, whatever unit multiplies.
+
+    Args:
+        precision: as that of :class:`Stack`.
+        batch: the rows of the states.
+        hidden: the layer's number of hidden units.
+
+    Raises:
+        ValueError: there is no such cell, or ``batch`` or ``hidden`` is not from 1 to 2**20.
+    """
+
 def formula_rate(cell: int, dtype: str, backward: bool, threads: int, seconds: float, /) -> float:
     """How often a second the formula of a cell is computed, for one unit of one row and one step.
 

@@ -47,8 +47,8 @@ bool supports(const std::string& name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (name == "avx2" || name == "amx_emulated") return avx2;
-  if (name == "avx512")
+  if (name == "avx2") return avx2;
+  if (name == "avx512" || name == "amx_emulated")
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (name == "avx512bf16") return supports("avx512") && __builtin_cpu_supports("avx512bf16");

@@ -18,7 +18,10 @@ struct CellKernels {
   int (*backward_groups)(const Layer<T>&);  // groups of rows, see kernels/backward.h
   index (*backward_scratch)(const Layer<T>&, const Gradients<T>&);
   void (*backward)(const Layer<T>&, const Gradients<T>&, const Team&, void* scratch);
-  double (*formula)(bool backward, long rounds);  // see kernels/rates.h
+  // See kernels/rates.h.
+  double (*formula)(bool backward, long rounds);
+  index (*step_products_bytes)(index batch, index hidden, int rank, int threads);
+  double (*step_products)(index batch, index hidden, int rank, int threads, void* memory, long rounds);
 };
 
 // See kernels/head.h.

@@ -2,13 +2,17 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/views.h"
 #include "cpu/dispatch.h"
+#include "cpu/plan.h"
 #include "cpu/rates.h"
 
 namespace py = pybind11;
@@ -25,15 +29,19 @@ std::vector<std::string> units() {
   return names;
 }
 
-// The unit that multiplies in a layer, its products for each product of the layer, and the bytes of a
-// packed weight.
-std::tuple<std::string, int, int> product_unit(const std::string& dtype, int precision, index hidden) {
+Precision checked(int precision) {
   if (precision < 0 || precision > 2)
     throw py::value_error("precision is " + std::to_string(precision) +
                           "; expected 0 (highest), 1 (high) or 2 (medium)");
+  return static_cast<Precision>(precision);
+}
+
+// The unit that multiplies in a layer, its products for each product of the layer, and the bytes of a
+// packed weight.
+std::tuple<std::string, int, int> product_unit(const std::string& dtype, int precision, index hidden) {
+  const Precision checked_precision = checked(precision);
   const Dtype number = number_named(dtype);
-  const int parts =
-      number == Dtype::float32 ? float32_parts(static_cast<Precision>(precision), hidden) : 0;
+  const int parts = number == Dtype::float32 ? float32_parts(checked_precision, hidden) : 0;
   if (parts > 0) return {matrix, parts * (parts + 1) / 2, parts * static_cast<int>(sizeof(Bfloat16))};
   return with_numbers(number, [&](auto n) -> std::tuple<std::string, int, int> {
     const bool on_matrix = kernels().of<decltype(n)>().matrix_rows > 0;
@@ -64,6 +72,40 @@ double peak_flops(const std::string& unit, int threads, double seconds) {
   return measured([peak](int, long rounds) { return peak(rounds); }, threads, seconds);
 }
 
+double product_rate(int cell, const std::string& dtype, int precision, index batch, index hidden,
+                    int threads, double seconds) {
+  cell_info(cell);  // throws where there is no such cell
+  constexpr index most = index{1} << 20;
+  if (batch < 1 || hidden < 1 || batch > most || hidden > most)
+    throw py::value_error("batch is " + std::to_string(batch) + " and hidden " +
+                          std::to_string(hidden) + "; expected 1 to " + std::to_string(most));
+  check(threads, seconds);
+  const Dtype number = number_named(dtype);
+  return with_numbers(number, [&](auto n) {
+    using T = decltype(n);
+    const auto* kernels_of_number = &kernels().of<T>();
+    if constexpr (sizeof(T) == 4)
+      if (const int parts = float32_parts(checked(precision), hidden); parts > 0)
+        kernels_of_number = &kernels().in_parts[parts - 1];
+    const CellKernels<T>& table = kernels_of_number->cells[cell];
+    const index lanes = kernels().vector_bytes / index{sizeof(Real<T>)};
+    // More threads than blocks of units would have nothing to do.
+    const int count = usable(static_cast<int>(std::min<index>(threads, (hidden + lanes - 1) / lanes)));
+    std::vector<std::unique_ptr<Memory>> memory;
+    for (int rank = 0; rank < count; ++rank) {
+      const index bytes = table.step_products_bytes(batch, hidden, rank, count);
+      memory.push_back(std::make_unique<Memory>(static_cast<std::size_t>(bytes)));
+      std::memset(memory.back()->data(), 0, memory.back()->size());
+    }
+    return measured(
+        [&](int rank, long rounds) {
+          return table.step_products(batch, hidden, rank, count,
+                                     memory[static_cast<std::size_t>(rank)]->data(), rounds);
+        },
+        count, seconds);
+  });
+}
+
 double formula_rate(int cell, const std::string& dtype, bool backward, int threads, double seconds) {
   cell_info(cell);  // throws where there is no such cell
   const auto formula = with_numbers(number_named(dtype), [&](auto number) {
@@ -86,6 +128,7 @@ void add_rates(py::module_& m) {
   m.def("units", &units);
   m.def("product_unit", &product_unit);
   m.def("peak_flops", &peak_flops);
+  m.def("product_rate", &product_rate);
   m.def("formula_rate", &formula_rate);
   m.def("read_rate", &measure_read_rate);
 }

@@ -46,6 +46,28 @@ def test_every_unit_of_an_instruction_set_has_a_peak(isa):
 
 
 @every_isa
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_a_step(isa, dtype):
+    """Of many rows they are near the peak of the unit. One row waits for weights from memory."""
+    _C.force_float32_parts(0)
+    unit, _, _ = _C.product_unit(dtype, 0, 256)
+    peak = best(_C.peak_flops, unit)
+    for cell in CELLS.values():
+        assert 0.3 * peak < best(_C.product_rate, cell.number, dtype, 0, 32, 256) < 1.2 * peak
+    lstm = CELLS["lstm"].number
+    many, one = (best(_C.product_rate, lstm, dtype, 0, rows, 2048) for rows in (32, 1))
+    assert one < 0.8 * many
+
+
+def test_threads_share_the_products_of_a_step():
+    lstm = CELLS["lstm"].number
+    one, two = (best(_C.product_rate, lstm, "float32", 0, 32, 256, threads=n) for n in (1, 2))
+    assert 0.9 * one < two < 2.4 * one
+    # Of 3 units there is work for one thread.
+    assert best(_C.product_rate, lstm, "float32", 0, 2, 3, threads=2) > 0
+
+
+@every_isa
 def test_a_formula_with_more_activations_takes_longer(isa):
     for dtype in ("float32", "float64", "bfloat16"):
         cells = [CELLS[name].number for name in ("rnn_relu", "rnn_tanh", "gru", "lstm")]  # 0, 1, 3, 5
@@ -73,10 +95,17 @@ def test_several_threads_do_not_do_less():
         (lambda: _C.peak_flops("float32", 0, 0.0), "threads is 0; expected >= 1"),
         (lambda: _C.peak_flops("float32", 1, -1.0), "seconds is -1.*; expected >= 0"),
         (lambda: _C.formula_rate(99, "float32", False, 1, 0.0), "cell 99 is not in the table"),
+        (lambda: _C.product_rate(99, "float32", 0, 2, 8, 1, 0.0), "cell 99 is not in the table"),
+        (lambda: _C.product_rate(0, "float32", 3, 2, 8, 1, 0.0), "precision is 3; expected 0"),
+        (lambda: _C.product_rate(0, "float32", 0, 0, 8, 1, 0.0), "batch is 0 and hidden 8; expected 1"),
+        (lambda: _C.product_rate(0, "float32", 0, 2, 2**40, 1, 0.0), "expected 1 to 1048576"),
         (lambda: _C.read_rate(100, 1, 0.0), "bytes is 100; expected a multiple of 64"),
         (lambda: _C.product_unit("float32", 3, 64), "precision is 3; expected 0"),
     ],
-    ids=["unit", "threads", "seconds", "cell", "bytes", "precision"],
+    ids=[
+        *("unit", "threads", "seconds", "cell", "product cell", "product precision", "no rows"),
+        *("many units", "bytes", "precision"),
+    ],
 )
 def test_what_cannot_be_measured_is_an_error(measured, message):
     with pytest.raises(ValueError, match=message):
@@ -100,6 +129,17 @@ def test_the_unit_that_multiplies(isa):
         assert _C.product_unit("float32", 0, 64) == expected
 
 
+def test_the_share_of_the_products_alone():
+    """Six products on the matrix unit count six times."""
+    case, rates = Case("LSTM", 10, 4, 8, 16, FORWARD), Fixed()
+    assert floors.share_of_peak(case, rates) == pytest.approx(0.25)
+    assert table.products_alone([case], rates).endswith("LSTM 25% (B=4 H=16) to 25%")
+    if "amx_emulated" in _C.supported_isas():
+        _C.force_isa("amx_emulated")
+        _C.force_float32_parts(3)
+        assert floors.share_of_peak(case, rates) == pytest.approx(6 * 0.25 / 4)
+
+
 class Fixed(Rates):
     """Rates by which each part of a floor can be told."""
 
@@ -109,6 +149,9 @@ class Fixed(Rates):
 
     def peak(self, unit):
         return {"float32": 1e9, "bfloat16": 2e9, "matrix": 4e9}[unit]
+
+    def products(self, case):
+        return 0.25e9
 
     def formula(self, cell, dtype, backward):
         return 1e6 if backward else 2e6
@@ -180,6 +223,14 @@ def test_rates_are_measured_once_and_never_sink(monkeypatch):
     assert rates.reading(1000) == 5.0
     rates.measure_again()
     assert rates.reading(1000) == 9.0
+
+
+def test_the_record_names_the_sizes_of_products(monkeypatch):
+    monkeypatch.setattr(_C, "product_rate", lambda *_: 7.0)
+    rates = Rates(threads=1)
+    assert rates.products(Case("GRU", 10, 4, 8, 16, FORWARD, "bfloat16")) == 7.0
+    row = {"cell": "gru", "dtype": "bfloat16", "B": 4, "H": 16, "flops": 7.0}
+    assert rates.record()["product_rates"] == [row]
 
 
 def test_a_part_is_read_at_least_as_fast_as_a_larger_one(monkeypatch):

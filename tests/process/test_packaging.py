@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rnnfast
+from cmakes import CMAKE, configure
 from rnnfast import _C
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,21 @@ def test_no_stray_weak_symbols():
             if kind in "WVuv" and own not in name:
                 stray.append(f"{path.relative_to(ROOT)}: {kind} {name}")
     assert not stray, "\n".join(stray)
+
+
+@pytest.mark.skipif(CMAKE is None, reason="no CMake")
+@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the tests run outside the source tree")
+def test_a_native_build_has_the_instruction_sets_of_this_machine(tmp_path):
+    built = {}
+    for native in "ON", "OFF":
+        folder = tmp_path / native
+        ran = configure(folder, f"-DRNNFAST_NATIVE={native}", "-DRNNFAST_EMULATED=ON")
+        assert ran.returncode == 0, ran.stderr
+        built[native] = re.findall(r"ISA\((\w+)\)", (folder / "generated" / "isas.inc").read_text())
+    assert set(built["OFF"]) >= set(_C.supported_isas())
+    unusable = {"amx"} - set(_C.supported_isas())  # its use may not be permitted
+    of_this_machine = [isa for isa in built["OFF"] if isa in _C.supported_isas()]
+    assert [isa for isa in built["ON"] if isa not in unusable] == of_this_machine
 
 
 def test_wide_instructions_only_where_they_were_chosen():

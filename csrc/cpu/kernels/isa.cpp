@@ -45,9 +45,18 @@ struct Entry {
     Backward<Cell, T>(typed(layer), typed(grads), scratch).run(team);
   }
 
+  static index step_products_bytes(index batch, index hidden, int rank, int threads) {
+    return StepProducts<Cell, T>(batch, hidden, rank, threads, nullptr).bytes();
+  }
+  static double step_products(index batch, index hidden, int rank, int threads, void* memory,
+                              long rounds) {
+    return StepProducts<Cell, T>(batch, hidden, rank, threads, memory).run(rounds);
+  }
+
   static constexpr CellKernels<S> kernels = {
-      &saved_row<Cell, T>, &forward_scratch,  &forward,  &panels_size,     &pack,
-      &backward_groups,    &backward_scratch, &backward, &formula<Cell, S>};
+      &saved_row<Cell, T>, &forward_scratch,  &forward,  &panels_size,      &pack,
+      &backward_groups,    &backward_scratch, &backward, &formula<Cell, S>, &step_products_bytes,
+      &step_products};
 };
 
 template <class T, class... Cell>

@@ -1,8 +1,9 @@
-// What limits a step, each alone: the multiply-adds of a unit, the formula of a cell, and the reading
-// of weights. cpu/rates.h measures how fast they are.
+// What limits a step, each alone: the multiply-adds of a unit, the products of a layer's states, the
+// formula of a cell, and the reading of weights. cpu/rates.h measures how fast they are.
 #pragma once
 
 #include "cpu/kernels/product.h"
+#include "cpu/kernels/states.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -16,7 +17,8 @@ RNNFAST_INLINE void opaque(Numbers& numbers) {
 template <class T>
 double vector_peak(long rounds) {
   using V = Vector<T>;
-  constexpr int chains = accumulators / 2, repeats = 16;
+  // Two multiply-adds a cycle, each four or five cycles long, need eight to ten chains.
+  constexpr int chains = 12, repeats = 16;
   V acc[chains];
   T number[lanes<T> * per_word<T>];
   for (T& x : number) x = narrow<T>(Real<T>(1e-3));
@@ -57,6 +59,71 @@ template <class F, int... stage>
 RNNFAST_INLINE void for_stages(F f, std::integer_sequence<int, stage...>) {
   (f(std::integral_constant<int, stage>{}), ...);
 }
+
+// The recurrent products of a step in the tiles of the time loop, without the formula: the states of a
+// batch by the weights of a thread's share of the units. The memory is zeros, and so are the results.
+template <class Cell, class T>
+class StepProducts {
+ public:
+  // With a null base it only counts the memory.
+  StepProducts(index batch, index hidden, int rank, int threads, void* base)
+      : batch_(batch), hidden_(hidden), blocks_(share(blocks_of<T>(hidden), threads, rank)) {
+    Arena arena(base);
+    states_ = arena.template take<Operand<T>>(padded_rows<T>(batch) * padded_width<T>(hidden));
+    for (int s = 0; s < Cell::stages; ++s)
+      panels_[s] = arena.template take<Operand<T>>(blocks_.size() * shape(s).size);
+    slots_ = arena.template take<Real<T>>(blocks_.size() * batch * slot_numbers);
+    bytes_ = arena.used();
+  }
+
+  index bytes() const { return bytes_; }
+
+  // Returns the number of operations.
+  double run(long rounds) const {
+    const FlushDenormals guard;
+    const MatrixUnit<on_matrix_unit<T>> unit;
+    index gates = 0;
+    for (long n = 0; n < rounds; ++n)
+      for_stages([&](auto stage) { multiply<stage>(n % 2 == 1); },
+                 std::make_integer_sequence<int, Cell::stages>{});
+    for (const Window window : Cell::recurrent) gates += window.width();
+    const index end = blocks_.end * lanes<T>, units = (end < hidden_ ? end : hidden_) - first_unit();
+    return 2.0 * static_cast<double>(batch_ * units * gates * hidden_) * static_cast<double>(rounds);
+  }
+
+ private:
+  static constexpr int slot_numbers = Cell::slots * lanes<T>;
+
+  PanelShape<T> shape(int stage) const { return {Cell::recurrent[stage].width(), hidden_}; }
+  index first_unit() const { return blocks_.begin * lanes<T>; }
+
+  template <int stage>
+  void multiply(bool descending) const {
+    constexpr Window window = Cell::recurrent[stage];
+    const PanelShape<T> panel = shape(stage);
+    const index block_stride = batch_ * slot_numbers;
+    const Extent extent{contiguous<T>(hidden_), panel.size, panel.step, block_stride, 0, panel.gate};
+    for (index begin = 0; begin < batch_; begin += strip) {
+      const index rows = batch_ - begin < strip ? batch_ - begin : strip;
+      const Operand<T>* a[strip];
+      for (index r = 0; r < rows; ++r) a[r] = states_ + (begin + r) * padded_width<T>(hidden_);
+      for_each_tile<T, window.width()>(
+          rows, {0, blocks_.size()}, descending,
+          [&](index row, int count, index block, int, TileFunction<T> tile) {
+            Real<T>* c[tile_rows<T>];
+            for (int r = 0; r < count; ++r)
+              c[r] = slots_ + block * block_stride + (begin + row + r) * slot_numbers +
+                     window.begin * lanes<T>;
+            tile(a + row, panels_[stage] + block * panel.size, c, nullptr, extent);
+          });
+    }
+  }
+
+  index batch_, hidden_, bytes_;
+  Range blocks_;
+  Operand<T>*states_, *panels_[Cell::stages];
+  Real<T>* slots_;
+};
 
 // Rows of one block of units, which fit the L1 cache.
 template <class Cell, class T>

@@ -18,7 +18,7 @@ from rnnfast.cli.bench.floors import Rates, floor, rates_for, unit
 from rnnfast.cli.bench.grids import GRIDS
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.bench.peers import PEERS, frozen_peer
-from rnnfast.cli.bench.table import Row, fitted, name, summary
+from rnnfast.cli.bench.table import Row, fitted, name, products_alone, summary
 from rnnfast.cli.common import CommandError, output_file, picture_file, positive, writing
 from rnnfast.cli.info import facts
 from rnnfast.cli.neighbours import Neighbours
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [Row(result, floor(result.case, rates)) for result in results]
     console.print(fitted(rows, rates.peaks, threads, console))
     console.print(summary(results), highlight=False)
+    console.print(products_alone(chosen, rates), highlight=False)
     if warning:
         console.print(f"[yellow]{warning}[/]")
     if args.json:

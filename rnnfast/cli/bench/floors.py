@@ -37,6 +37,11 @@ class Rates:
         """Operations of multiply-adds, of the vectors of a dtype or of the matrix unit."""
         return self._rate("peak_flops", unit)
 
+    def products(self, case: Case) -> float:
+        """Operations of the recurrent products of a step, without the cell's formula."""
+        number, setting = CELLS[FORMULAS[case.cell]].number, precision.float32_setting()
+        return self._rate("product_rate", number, case.dtype, setting, case.B, case.H)
+
     def formula(self, cell: str, dtype: str, backward: bool) -> float:
         """Units whose formula is computed, each for one row and one step."""
         return self._rate("formula_rate", CELLS[FORMULAS[cell]].number, dtype, backward)
@@ -61,15 +66,24 @@ class Rates:
     def record(self) -> dict[str, Any]:
         """All rates, for JSON."""
         names = [cell.name for cell in CELLS.values()]
-        formulas, reading = [], []
+        products, formulas, reading = [], [], []
         for (kind, what), rate in self._measured.items():
-            if kind == "formula_rate":
+            if kind == "product_rate":
+                cell, dtype, _, batch, hidden = what
+                sizes = {"B": batch, "H": hidden, "flops": rate}
+                products.append({"cell": names[cell], "dtype": dtype, **sizes})
+            elif kind == "formula_rate":
                 cell, dtype, backward = what
                 passes = "backward" if backward else "forward"
                 formulas.append({"cell": names[cell], "dtype": dtype, "pass": passes, "units": rate})
             elif kind == "read_rate":
                 reading.append({"bytes_of_a_thread": what[0], "bytes": rate})
-        return {"peak_flops": self.peaks, "formula_rates": formulas, "read_rates": reading}
+        return {
+            "peak_flops": self.peaks,
+            "product_rates": products,
+            "formula_rates": formulas,
+            "read_rates": reading,
+        }
 
     def _rate(self, kind: str, *what: Any) -> float:
         key = kind, what
@@ -112,12 +126,19 @@ def rates_for(cases: Sequence[Case], threads: int) -> Rates:
             rates.peak(name)
     for case in cases:
         floor(case, rates)
+        rates.products(case)
     return rates
 
 
 def unit(case: Case) -> tuple[str, int, int]:
     """The unit that multiplies, its products for each of the case, and the bytes of a packed weight."""
     return _C.product_unit(case.dtype, precision.float32_setting(), case.H)
+
+
+def share_of_peak(case: Case, rates: Rates) -> float:
+    """The speed of a step's products alone, divided by the peak of the unit that multiplies."""
+    name, products, _ = unit(case)
+    return rates.products(case) * products / rates.peak(name)
 
 
 def floor(case: Case, rates: Rates) -> Floor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rnnfast.cli import common
-from rnnfast.cli.bench.floors import Floor
+from rnnfast.cli.bench.floors import Floor, Rates, share_of_peak
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result
 from rnnfast.cli.bench.peers import PEERS
 
@@ -64,6 +64,17 @@ def summary(results: Sequence[Result]) -> str:
                 parts.append(f"{mean:.2f} times {title} (least {min(ratios):.2f})")
             lines.append(f"{cell} {mode}: {', '.join(parts)}")
     return "\n".join(["geometric means:", *lines]) if lines else ""
+
+
+def products_alone(cases: Sequence[Case], rates: Rates) -> str:
+    """The speed of the products of a step without its formula, as text."""
+    lines = []
+    for cell in GATES:
+        shares = {(c.B, c.H): share_of_peak(c, rates) for c in cases if c.cell == cell}
+        if shares:
+            (batch, hidden), least = min(shares.items(), key=lambda item: item[1])
+            lines.append(f"{cell} {least:.0%} (B={batch} H={hidden}) to {max(shares.values()):.0%}")
+    return f"recurrent products alone, of the peak: {', '.join(lines)}"
 
 
 def fitted(rows: Sequence[Row], peaks: Mapping[str, float], threads: int, console: Console) -> Table:

@@ -1,7 +1,7 @@
 // Runs the core, every cell of one instruction set, on tensors of exactly the promised size and with
 // threads of every number and partition, so that the address and thread sanitizers see all that it
-// touches. Results must not depend on the threads. Prints how many problems there were, and those that
-// are wrong.
+// touches. Results must not depend on the threads. Prints how many problems there were, those that are
+// wrong, and a digest of the results.
 #include <array>
 #include <cstdio>
 #include <cstring>
@@ -183,6 +183,16 @@ class Problem {
 };
 
 int problems = 0, failures = 0;
+std::uint64_t digest = 0xcbf29ce484222325;  // of all results: FNV-1a
+
+template <class T>
+void add_to_digest(const Results<T>& results) {
+  for (const std::vector<T>& numbers : results) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(numbers.data());
+    for (std::size_t k = 0; k < numbers.size() * sizeof(T); ++k)
+      digest = (digest ^ bytes[k]) * 0x100000001b3;
+  }
+}
 
 // Whether all numbers have the same bits, and none is a NaN.
 template <class T>
@@ -199,6 +209,7 @@ void check(int cell, Sizes n, Options options, const std::vector<Way>& ways) {
   Problem<T> problem(cell, n, options);
   ++problems;
   const Results<T> expected = problem.run({Partition::one, 1});
+  add_to_digest(expected);
   for (const Way& way : ways) {
     const Results<T> found = problem.run(way);
     for (std::size_t k = 0; k < found.size(); ++k)
@@ -257,5 +268,6 @@ int main() {
   force_float32_parts(3);  // where there is a matrix unit
   for (int cell = 0; cell < kernels().cells; ++cell) check_cell(cell);
   std::printf("%s: %d problems, %d failures\n", kernels().name, problems, failures);
+  std::printf("digest %016llx\n", static_cast<unsigned long long>(digest));
   return failures != 0;
 }

@@ -1,0 +1,79 @@
+"""Builds and runs sanitizers/driver.cpp: the core, with the kernels of a few instruction sets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rnnfast import _C
+
+ROOT = Path(__file__).parents[2]
+CORE = [f"csrc/core/{name}.cpp" for name in ("beam_search", "generate", "stack", "view")]
+CORE += [f"csrc/cpu/{name}.cpp" for name in ("plan", "run")]
+CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "process")]
+
+AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
+AMX = [f"-m{f}" for f in ["avx512bf16", "amx-tile", "amx-bf16"]]
+AMX_ON_CPU = ROOT / "tests/support/amx_on_cpu"
+Target = tuple[int, int, list[str]]
+# As CMakeLists.txt builds them: vector bytes, vector registers, flags.
+TARGETS: dict[str, Target] = {
+    "baseline": (16, 16, []),
+    "avx2": (32, 16, ["-mavx2", "-mfma"]),
+    "avx512": (64, 32, AVX512),
+    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16"]),
+    "amx_emulated": (64, 32, [*AVX512, "-DRNNFAST_MATRIX_UNIT=EMULATED"]),
+    "amx": (64, 32, [*AVX512, *AMX, "-DRNNFAST_MATRIX_UNIT=AMX"]),
+}
+AARCH64 = (16, 32, [])  # its baseline, with NEON
+# RNNFAST_NUMBERS in isa.cpp; float32 with the kernels for its parts, where there is a matrix unit
+NUMBERS = {"float32": 1 + 8, "float64": 2, "bfloat16": 4}
+
+
+def compile_into(folder: Path, sources: Sequence[str | Path], compiler: str, *flags: str) -> None:
+    command = [compiler, "-std=c++20", *flags, "-ffp-contract=off", "-Wno-psabi"]
+    command += [f"-I{ROOT}/csrc", "-c", *(str(ROOT / source) for source in sources)]
+    folder.mkdir(exist_ok=True)
+    subprocess.run(command, check=True, cwd=folder)
+
+
+def build(
+    compiler: str,
+    targets: dict[str, Target],
+    folder: Path,
+    core: list[Path],
+    flags: list[str],
+    numbers: int = 15,
+) -> Path:
+    """The driver, with the kernels for the types that RNNFAST_NUMBERS names."""
+    (folder / "isas.inc").write_text("".join(f"ISA({isa})\n" for isa in targets))
+    for isa, (size, registers, own_flags) in targets.items():
+        defined = {
+            "TARGET": f"isa_{isa}",
+            "ISA_NAME": f'"{isa}"',
+            "VECTOR_BYTES": size,
+            "VECTOR_REGISTERS": registers,
+            "NUMBERS": numbers,
+        }
+        own_flags = own_flags + [f"-DRNNFAST_{name}={value}" for name, value in defined.items()]
+        compile_into(folder / isa, ["csrc/cpu/kernels/isa.cpp"], compiler, *flags, *own_flags)
+    of_dispatch = ["-I", str(folder)]
+    if "amx" in targets and "amx" not in _C.supported_isas():
+        compile_into(folder, [AMX_ON_CPU / "processor.cpp"], compiler, *flags, *AVX512, "-O2")
+        of_dispatch += ["-include", str(AMX_ON_CPU / "supported.h")]
+    compile_into(folder, ["csrc/cpu/dispatch.cpp"], compiler, *flags, *of_dispatch)
+    program = folder / "driver"
+    objects = [*folder.glob("**/*.o"), *core]
+    subprocess.run([compiler, *flags, *objects, "-o", program, "-pthread"], check=True)
+    return program
+
+
+def run(program: Path, isa: str, *emulator: str) -> str:
+    """What the driver prints."""
+    env = os.environ | {"RNNFAST_ISA": isa}
+    ran = subprocess.run([*emulator, program], capture_output=True, text=True, env=env)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " 0 failures" in ran.stdout
+    return ran.stdout
