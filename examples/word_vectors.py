@@ -5,8 +5,9 @@ last four words, and joins their vectors in one layer of tanh. The second model 
 the place of the window. Both share the word vectors with the softmax, and train on the same words. The
 number is the perplexity of the GRU on the test verses. It must beat that of the window. The program
 prints the nearest neighbours of some words by the cosine, and the share of analogies (man to woman as
-king to queen) that the vectors solve. The figure shows the GRU's vectors of some words on their first
-two principal components.
+king to queen) that the vectors solve. Then a tagger learns with the GRU's vectors, as they are and
+trained further (word_tagger.py). The figure shows the vectors of some words on their first two
+principal components, by t-SNE too if scikit-learn is installed, and the numbers of the tagger.
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 import report
 import torch
 import verses
+import word_tagger
 from language_model import LanguageModel
 from matplotlib.figure import Figure
 from torch.nn import functional as F
@@ -75,21 +77,43 @@ def solved(questions: torch.Tensor, vectors: torch.Tensor) -> float:
     return (cosines.argmax(1) == d).double().mean().item()
 
 
-def draw(data: Verses, vectors: torch.Tensor) -> Figure:
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    words = [word for group in GROUPS.values() for word in group.split()]
-    chosen = vectors[[data.symbols.index(word) for word in words]]
-    chosen = chosen - chosen.mean(0)
+def planes(vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The vectors in two dimensions, [N, 2], by each method that is installed."""
+    centered = vectors - vectors.mean(0)
     torch.manual_seed(0)
-    points = chosen @ torch.pca_lowrank(chosen, q=2, center=False)[2]
-    for name, group in GROUPS.items():
-        places = points[[words.index(word) for word in group.split()]]
-        dots = axes.scatter(*places.T, label=name)
-        for word, place in zip(group.split(), places.tolist(), strict=True):
-            color = dots.get_facecolor()[0]
-            axes.annotate(word, place, (4, 3), textcoords="offset points", color=color)
-    axes.set(title="Word vectors of the GRU", xlabel="first component", ylabel="second component")
-    axes.legend()
+    points = {"principal components": centered @ torch.pca_lowrank(centered, q=2, center=False)[2]}
+    if importlib.util.find_spec("sklearn"):
+        from sklearn.manifold import TSNE
+
+        places = TSNE(perplexity=8, metric="cosine", init="random", random_state=0)
+        points["t-SNE"] = torch.from_numpy(places.fit_transform(vectors.numpy()))
+    return points
+
+
+def draw(data: Verses, vectors: torch.Tensor, scores: dict[str, list[float]]) -> Figure:
+    words = [word for group in GROUPS.values() for word in group.split()]
+    points = planes(vectors[[data.symbols.index(word) for word in words]])
+    rows = [list(points), ["tagger"] * len(points)]
+    figure = plt.figure(figsize=(10, 9) if len(points) == 1 else (16, 10), layout="constrained")
+    axes = figure.subplot_mosaic(rows, height_ratios=(4, 1))
+    for method, places in points.items():
+        plane = axes[method]
+        for name, group in GROUPS.items():
+            part = places[[words.index(word) for word in group.split()]]
+            dots = plane.scatter(*part.T, label=name)
+            for word, place in zip(group.split(), part.tolist(), strict=True):
+                color = dots.get_facecolor()[0]
+                plane.annotate(word, place, (4, 3), textcoords="offset points", color=color)
+        plane.set(title=f"Word vectors of the GRU: {method}", xticks=[], yticks=[])
+    axes["principal components"].legend()
+    bars = axes["tagger"]
+    for k, (start, numbers) in enumerate(scores.items()):
+        shown = bars.barh([n + 0.27 * (k - 1) for n in range(len(numbers))], numbers, 0.25, label=start)
+        bars.bar_label(shown, fmt="%.3f", padding=3)
+    bars.set(title="The vectors in a tagger of capitals: F1", xlim=(0.5, 1))
+    bars.set_yticks(range(len(word_tagger.TAGGED)), [f"{n:,} verses" for n in word_tagger.TAGGED])
+    bars.invert_yaxis()
+    bars.legend(loc="upper right")
     return figure
 
 
@@ -117,9 +141,15 @@ def main() -> None:
         print(f"{name}: perplexity {history[-1][1]:.1f}; {share:.1%} of {len(questions)} analogies")
         for word in QUESTIONS:
             print(f"    {word}: {', '.join(neighbours(data, vectors, word))}")
+    vectors = trained.model[0].embedding.weight.detach()
+    scores = word_tagger.compare(data, vectors, arguments)
+    for start, numbers in scores.items():
+        counts = zip(word_tagger.TAGGED, numbers, strict=True)
+        print(f"{start}:", ", ".join(f"F1 {f1:.3f} after {count} verses" for count, f1 in counts))
     values = trained.model[1][-1][1], window.model[1][-1][1], "window", "lower"
     result = report.Result("word vectors", "perplexity of words", *values)
-    report.finish(result, trained, draw(data, vectors), arguments)
+    figure = draw(data, F.normalize(vectors, dim=1), scores)
+    report.finish(result, trained, figure, arguments)
 
 
 if __name__ == "__main__":
