@@ -94,7 +94,7 @@ def draw(data: Verses, vectors: torch.Tensor, scores: dict[str, list[float]]) ->
     words = [word for group in GROUPS.values() for word in group.split()]
     points = planes(vectors[[data.symbols.index(word) for word in words]])
     rows = [list(points), ["tagger"] * len(points)]
-    figure = plt.figure(figsize=(10, 9) if len(points) == 1 else (16, 10), layout="constrained")
+    figure = plt.figure(figsize=(10, 9) if len(points) == 1 else (13, 8.5), layout="constrained")
     axes = figure.subplot_mosaic(rows, height_ratios=(4, 1))
     for method, places in points.items():
         plane = axes[method]
