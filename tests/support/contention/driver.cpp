@@ -37,7 +37,7 @@ int main() {
   // Long: alone it would have worked longer than both together waited. Other processes may really keep
   // the threads off, so one of some tries counts.
   int most = 0;
-  for (int n = 0; n < 5 && most < 2; ++n) {
+  for (int n = 0; n < 30 && most < 2; ++n) {
     Contention fresh;
     call_of_two(fresh, 100, 50);
     most = std::max(most, fresh.limit(2));
