@@ -67,7 +67,7 @@ def end(training: Training) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text")
-    parser.add_argument("--steps", type=positive, default=160, help="training steps (default: 160)")
+    parser.add_argument("--steps", type=positive, default=120, help="training steps (default: 120)")
     parser.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
     parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
     parser.add_argument(
