@@ -128,7 +128,7 @@ def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, ste
         if k == 0:  # An epoch begins, with other borders between its rows.
             shift = torch.randint(len(data.train), (), generator=generator).item()
             place |= {"shift": shift, "state": None}
-        start = place["shift"] + k * settings.length
+        start = k * settings.length - place["shift"]
         piece = piece_of(data.train, settings.rows, start, settings.length)[:, rank::processes]
         logits, state = forward(piece[:-1], place["state"])
         one = isinstance(state, torch.Tensor)  # of a GRU; an LSTM's state is a pair
