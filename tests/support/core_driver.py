@@ -70,10 +70,11 @@ def build(
     return program
 
 
-def run(program: Path, isa: str, *emulator: str) -> str:
-    """What the driver prints."""
+def run(program: Path, isa: str, *emulator: str, every: int = 1) -> str:
+    """What the driver prints, of every problem or of a part of them."""
     env = os.environ | {"RNNFAST_ISA": isa}
-    ran = subprocess.run([*emulator, program], capture_output=True, text=True, env=env)
+    command = [*emulator, program, str(every)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " 0 failures" in ran.stdout
     return ran.stdout
