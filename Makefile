@@ -29,10 +29,10 @@ demo: $(VENV)/installed
 test: $(VENV)/testable
 	$(BIN)/pytest -n auto --dist worksteal
 
-# Tests that build for minutes: `pip install` in fresh environments, sanitizers, CUDA kernels. Workers take whole
-# files, since the tests of a file share a build.
+# Tests that build for minutes: `pip install` in fresh environments, sanitizers, CUDA kernels. Tests that share a build
+# are a group, which one worker takes.
 test-slow: $(VENV)/testable $(VENV)/examples
-	$(BIN)/pytest -m slow -n auto --dist loadfile -v -rs --durations=30
+	$(BIN)/pytest -m slow -n auto --dist loadgroup -v -rs --durations=30
 
 # Trains every system for half a minute, and prints a table of what each reached beside its baseline.
 examples: $(VENV)/examples

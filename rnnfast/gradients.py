@@ -50,8 +50,10 @@ class GradientFlow:
         for name, module in model.named_modules():
             if not isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
                 continue
-            for parameter, weight in module.named_parameters(recurse=False):
-                if parameter.startswith("weight_hh") and not parameter.endswith("reverse"):
+            for parameter, weight in module._parameters.items():  # faster than named_parameters()
+                if weight is None or not parameter.startswith("weight_hh"):
+                    continue
+                if not parameter.endswith("reverse"):
                     layer = parameter.partition("_l")[2]
                     names, _ = self._places.setdefault(weight.data_ptr(), ([], int(layer or 0)))
                     names.append(name)
@@ -61,11 +63,8 @@ class GradientFlow:
         place = self._places.get(inputs.weights[1].data_ptr())
         if place is None:
             return
-        shape = (config.layers, config.directions, -1)
         names, layer = place
-        h, c = norms
-        c = None if c is None else c.view(shape)
-        self.records.append(Record(", ".join(names), layer, h.view(shape), c))
+        self.records.append(Record(", ".join(names), layer, *norms))
 
     def table(self) -> list[Row]:
         """All norms as rows, for example for ``pandas.DataFrame``."""

@@ -86,9 +86,9 @@ struct Gradients {
   Matrix<T> w_ih, w_hh;
   T *b_ih, *b_hh;
   Matrix<T> w_hr;
-  // The squares of dL/dh_t and dL/dc_t, summed over the units of each vector: [T, B, blocks of R] and
-  // [T, B, blocks of H].
-  Sequence<double> h_squares, c_squares;
+  // The squares of dL/dh_t and dL/dc_t, summed over the units of each vector: [T][blocks of R][rows of
+  // the step] and [T][blocks of H][rows of the step], in the order of processing. Null: not wanted.
+  double *h_squares, *c_squares;
 };
 
 }  // namespace rnnfast

@@ -56,7 +56,8 @@ void GradientViews::check(const Call& call) const {
   call.check_states(check, dh0, dc0);
   call.check_weights(check, weights);
   for (const View* norms : {&dh_norms, &dc_norms})
-    if (*norms) require_dense(*norms, Dtype::float64, {call.all_directions, call.steps});
+    if (*norms)
+      require_dense(*norms, Dtype::float64, {call.stack.layers, call.stack.directions, call.steps});
   if (dc_norms && !dh_norms) throw std::invalid_argument("dc_norms needs dh_norms");
   if (dc_norms && !call.info.cell_state)
     throw std::invalid_argument(std::string("the cell ") + call.info.name + " has no cell states");

@@ -28,7 +28,7 @@ struct GradientViews {
   View dx, dh0, dc0;
   AllWeights weights;
   // The norms of dL/dh_t and dL/dc_t over the rows and units of each step: float64
-  // [layers * directions, T]. Absent: not wanted.
+  // [layers, directions, T]. Absent: not wanted.
   View dh_norms{"dh_norms"}, dc_norms{"dc_norms"};
 
   void check(const Call& call) const;

@@ -11,7 +11,8 @@ from .config import Inputs, StackConfig
 
 __all__ = ["RECORDERS", "Norms", "Recorder", "new_norms", "record"]
 
-#: dL/dh_t and dL/dc_t, ``[layers * directions, T]`` each; None for cells without a cell state.
+#: The norms of dL/dh_t and dL/dc_t, ``[layers, directions, T]`` each; None for cells without a cell
+#: state.
 Norms = tuple[Tensor, Tensor | None]
 
 
@@ -32,9 +33,9 @@ def new_norms(config: StackConfig, inputs: Inputs) -> Norms:
         steps = len(inputs.sizes)  # type: ignore[arg-type]
     else:
         steps = 1 if inputs.is_step else inputs.x.size(1 if config.batch_first else 0)
-    shape = (config.layers * config.directions, steps)
-    h, c = (torch.zeros(shape, dtype=torch.float64, device="cpu") for _ in range(2))
-    return h, c if config.has_c else None
+    shape = (config.layers, config.directions, steps)
+    h = torch.empty(shape, dtype=torch.float64, device="cpu")
+    return h, torch.empty_like(h) if config.has_c else None
 
 
 def record(config: StackConfig, inputs: Inputs, norms: Norms) -> None:

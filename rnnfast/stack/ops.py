@@ -165,7 +165,7 @@ def backward(
     """The gradients of the ``inputs.tensors`` that are ``wanted``; None for the other tensors.
 
     ``grads`` are the gradients of y, h_n, c_n and the cell states; None means zeros. ``norms`` are
-    float64 ``[layers * directions, T]`` and receive the norms of dL/dh_t and dL/dc_t at every step, on
+    float64 ``[layers, directions, T]`` and receive the norms of dL/dh_t and dL/dc_t at every step, on
     the CPU; None is not wanted. Returns None instead of a list if no kernel can run backward: on CUDA,
     if settings changed after forward.
     """

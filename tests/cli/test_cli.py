@@ -11,7 +11,7 @@ import torch
 
 from rnnfast import _native, cli
 from rnnfast.cli import info
-from rnnfast.cli.bench import grids, measure, peers
+from rnnfast.cli.bench import floors, grids, measure, peers
 from rnnfast.cli.bench.measure import FORWARD, TRAIN, Case
 from rnnfast.stack import packed_weights
 
@@ -38,6 +38,7 @@ def test_check_agrees_on_this_machine(capsys):
 def test_bench_writes_every_sample_and_a_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(floors, "SECONDS", 0.001)
     samples, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = [
         "--shape",
@@ -74,6 +75,7 @@ def test_every_peer_has_enough_samples(monkeypatch):
     """Also one that is slower than a turn, beside one that runs many times in a turn."""
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(floors, "SECONDS", 0.001)
     jobs = {"fast": lambda: [], "slow": lambda: time.sleep(0.002)}
     monkeypatch.setattr(measure, "BATCH_SECONDS", 1e-5)
     timings = measure.interleave(jobs, 0.001)
@@ -167,6 +169,7 @@ def test_frozen_peer_computes_the_same(mode):
 def test_bench_runs_only_the_peers_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(floors, "SECONDS", 0.001)
     file = tmp_path / "samples.json"
     arguments = ["--shape", "1,1,2,3", "--cell", "GRU", "--frozen", "--beside", "torch.nn"]
     assert cli.main(["bench", *arguments, "--json", str(file)]) == 0

@@ -23,6 +23,8 @@ KERNELS = {
     for cell in CLASSES
     for kernel in ("forward", "backward")
 }
+pytestmark = pytest.mark.xdist_group("cuda_code")
+
 GROWTH = 1.05  # of a number of instructions since it was recorded
 
 

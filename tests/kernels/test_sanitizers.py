@@ -6,6 +6,8 @@ is a matrix unit. So the thread sanitizer sees one build of each. The address sa
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import core_driver
 from core_driver import NUMBERS, build, run
@@ -25,16 +28,23 @@ UNITS = ("amx_emulated", "amx")
 
 @pytest.fixture(scope="session")
 def core(tmp_path_factory) -> Callable[..., list[Path]]:
-    """The objects of the core and the driver, which every instruction set shares: compiled once."""
-    made: dict[tuple[str, ...], list[Path]] = {}
+    """The objects of the core and the driver, which every instruction set shares.
+
+    They are compiled once for all of pytest's workers.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of this run
 
     def objects(compiler: str, *flags: str) -> list[Path]:
-        key = (compiler, *flags)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("core")
-            core_driver.compile_into(folder, core_driver.CORE, compiler, *flags)
-            made[key] = sorted(folder.glob("*.o"))
-        return made[key]
+        name = hashlib.sha256(repr((compiler, *flags)).encode()).hexdigest()[:12]
+        folder = shared / f"core-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                made = folder.with_suffix(".made")
+                core_driver.compile_into(made, core_driver.CORE, compiler, *flags)
+                made.rename(folder)
+        return sorted(folder.glob("*.o"))
 
     return objects
 

@@ -226,9 +226,9 @@ def test_dropout_between_layers():
 @every_cell
 def test_derivatives(cell, isa):
     """The first and, in torch's operators alone, the second, by differences."""
-    module = make(rnnfast, cell, 3, 4, 2, bidirectional=True, dtype=torch.float64)
-    x = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True)
-    state = flatten(states(cell, 4, 3, 4, dtype=torch.float64))
+    module = make(rnnfast, cell, 2, 3, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    state = flatten(states(cell, 4, 3, 3, dtype=torch.float64))
     leaves = (x, *(h.requires_grad_() for h in state))
 
     def function(x, *state):

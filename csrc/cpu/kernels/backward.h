@@ -104,8 +104,8 @@ class Backward {
     grads.c_n = group_part(grads.c_n);
     grads.h0 = group_part(grads.h0);
     grads.c0 = group_part(grads.c0);
-    grads.h_squares = group_part(grads.h_squares);
-    grads.c_squares = group_part(grads.c_squares);
+    if (grads.h_squares) grads.h_squares += rows.begin;
+    if (grads.c_squares) grads.c_squares += rows.begin;
     return {layer, grads, slots_from(rows.begin, {}), panels_, arena};
   }
 

@@ -7,6 +7,7 @@
 // holds the gradients of its outputs in the same way.
 #pragma once
 
+#include "cpu/kernels/squares.h"
 #include "cpu/kernels/weight_gradients.h"
 
 namespace rnnfast::RNNFAST_TARGET {
@@ -161,7 +162,6 @@ class BackwardLoop {
       product({chunk_.p_at(0, step_row), rows_ * L, outputs_, Plain::window}, panels_.projection, t,
               rows, part.blocks, dq_, true);
     }
-    if (grads_.h_squares.data) record(t, step_row, rows, part);
     apply_all<last>(t, step_row, rows, part.blocks);
     if constexpr (last > 0) {
       gate_product<last>(t, step_row, rows, part.blocks, dq_, true);
@@ -200,47 +200,16 @@ class BackwardLoop {
     }
   }
 
-  // Writes the squares of the gradients of the step's h and c, before the formula replaces them.
-  // Inlined into step(), it makes short steps of every training up to 8 percent slower.
-  [[gnu::noinline]] void record(index t, index step_row, Rows rows, Part part) {
-    const auto squares = [](Vector<T> v, index units) {
-      if (units < L) v = first_lanes<T>(v, units);
-      return sum_of_squares<T>(v);
+  // Where the squares of a block of outputs go, and of a block of cell states.
+  Squares squares(index t, index block, bool of_h, bool of_c) const {
+    const auto place = [&](double* squares, index blocks) {
+      return squares + state_.block_of_step(t, block, blocks);
     };
-    const Slots<Cell, T> slots = state_.slots(t);
-    for (index r = 0; r < rows.size(); ++r) {
-      const index b = rows[r];
-      const T* dy = grads_.y.data ? state_.row(grads_.y, t, b) : nullptr;
-      const auto at = [&](const Real<T>* grads, index block) {
-        return load(grads + (block * layer_.batch + b) * L);
-      };
-      // The gradient of the step's output, where h is not projected.
-      const auto output_gradient = [&](index block) {
-        const Vector<T> dh = at(dh_, block);
-        return dy ? dh + load_some(dy + block * L, layer_.outputs - block * L) : dh;
-      };
-      double* const h_squares = state_.row(grads_.h_squares, t, b);
-      for (index block = part.outputs.begin; block < part.outputs.end; ++block) {
-        const Vector<T> dh = is_projected<Cell>(layer_) ? load<T>(chunk_.p_at(block, step_row + b))
-                                                        : output_gradient(block);
-        h_squares[block] = squares(dh, layer_.outputs - block * L);
-      }
-      if constexpr (Cell::cell_state >= 0) {
-        if (!grads_.c_squares.data) continue;
-        double* const c_squares = state_.row(grads_.c_squares, t, b);
-        for (index block = part.blocks.begin; block < part.blocks.end; ++block) {
-          Vector<T> v[Cell::slots];
-          for (int slot = 0; slot < Cell::slots; ++slot)
-            v[slot] = load(static_cast<const Real<T>*>(slots.at(block, b)) + slot * L);
-          const Vector<T> grad = is_projected<Cell>(layer_) ? at(dq_, block) : output_gradient(block);
-          c_squares[block] =
-              squares(Cell::cell_gradient(v, grad, at(dc_, block)), layer_.hidden - block * L);
-        }
-      }
-    }
+    return {of_h && grads_.h_squares ? place(grads_.h_squares, outputs_) : nullptr,
+            of_c && grads_.c_squares ? place(grads_.c_squares, blocks_) : nullptr, state_.memory.deal};
   }
 
-  // Writes the gradients of the step's projected outputs to p.
+  // Writes the gradients of the step's projected outputs, and their squares; to p.
   void output_gradients(index t, index step_row, Rows rows, Range blocks) {
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];
@@ -250,6 +219,8 @@ class BackwardLoop {
         Vector<T> v = load(static_cast<const Real<T>*>(dh_) + (block * layer_.batch + b) * L);
         if (dy) v += load_some(dy + block * L, left);
         store(chunk_.p_at(block, step_row + b), left < L ? first_lanes<T>(v, left) : v);
+        const Squares to = squares(t, block, true, false);
+        if (to) call_write_squares<T>(to, &b, v, v, left);
       }
     }
   }
@@ -272,7 +243,8 @@ class BackwardLoop {
                           block,
                           layer_.hidden - block * L,
                           grads_.y.data != nullptr,
-                          is_projected<Cell>(layer_)};
+                          is_projected<Cell>(layer_),
+                          squares(t, block, s == last && !is_projected<Cell>(layer_), s == last)};
         index row = 0;
         for (; row + 2 <= count; row += 2) apply<s, VectorPair<Vector<T>>>(step, local, row);
         for (; row < count; ++row) apply<s, Vector<T>>(step, local, row);
@@ -288,6 +260,7 @@ class BackwardLoop {
     T *d, *operand;
     index padded, block, units;
     bool has_dy, is_projected;
+    Squares squares;  // of the block
   };
 
   // Applies the cell's formula to one row, or to two rows where V is a VectorPair.
@@ -334,6 +307,8 @@ class BackwardLoop {
     }
     if constexpr (s == last && (last > 0 || Cell::projects))
       if (local.operand) write(local.operand + unit, local.padded, Cell::operand(v, h));
+    V dc1{};
+    if constexpr (Cell::cell_state >= 0) dc1 = Cell::cell_gradient(v, grad, dc);
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);
     if (dh_of_units) write(local.dh, L, dh);
     if constexpr (Cell::cell_state >= 0) write(local.dc, L, dc);
@@ -345,6 +320,12 @@ class BackwardLoop {
         store(local.d + step.b[row + r] * d_size + slot * L,
               local.units < L ? first_lanes<T>(x, local.units) : x);
       });
+    if (s == last && local.squares) {
+      if constexpr (Cell::cell_state < 0)
+        write_squares<T>(local.squares, step.b + row, grad, grad, local.units);
+      else
+        call_write_squares<T>(local.squares, step.b + row, grad, dc1, local.units);
+    }
   }
 
   // Multiplies the gradients of the gates of stage s by its weights.

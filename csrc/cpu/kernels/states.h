@@ -126,6 +126,14 @@ struct States {
             (slots_before(end) - slots_before(begin)) * size, memory.deal};
   }
 
+  // The place of a block of step t in numbers of which each block has one for each row:
+  // [T][blocks][rows]. Like the slots, they have the rows of the whole batch.
+  index block_of_step(index t, index block, index blocks) const {
+    const index* before = memory.rows_before;
+    return before ? before[t] * blocks + block * (before[t + 1] - before[t])
+                  : (t * blocks + block) * memory.batch;
+  }
+
   // Whether row b has a step before t. If not, its state before t is the initial state.
   bool continues(index t, index b) const { return t > 0 && b < count(t - 1); }
 

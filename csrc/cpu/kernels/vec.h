@@ -247,41 +247,20 @@ RNNFAST_INLINE V rotated(V v, std::integer_sequence<int, k...>) {
   return __builtin_shufflevector(v, v, ((k + shift) % n)...);
 }
 
-// The sum of all lanes, in one order.
-template <class T, int half = lanes<T> / 2>
-RNNFAST_INLINE Real<T> sum_of_lanes(Vector<T> v) {
-  if constexpr (half == 0)
-    return v[0];
+// Sums of lanes, in one order: lane k of the result is the sum of lanes k, k + n, k + 2 n and so on.
+template <class T, int n, int half = lanes<T> / 2>
+RNNFAST_INLINE Vector<T> sums_of_every(Vector<T> v) {
+  if constexpr (half < n)
+    return v;
   else
-    return sum_of_lanes<T, half / 2>(v + rotated<half>(v, std::make_integer_sequence<int, lanes<T>>{}));
+    return sums_of_every<T, n, half / 2>(v +
+                                         rotated<half>(v, std::make_integer_sequence<int, lanes<T>>{}));
 }
 
+// The sum of all lanes, in one order.
 template <class T>
-[[gnu::noinline]] double sum_of_squares_in_double(const Vector<T>& v) {
-  double squares[lanes<T>];
-#pragma GCC unroll 16
-  for (int lane = 0; lane < lanes<T>; ++lane) {
-    const double x = v[lane];
-    squares[lane] = x * x;
-  }
-#pragma GCC unroll 16
-  for (int half = lanes<T> / 2; half > 0; half /= 2)
-#pragma GCC unroll 16
-    for (int lane = 0; lane < half; ++lane) squares[lane] += squares[lane + half];
-  return squares[0];
-}
-
-// The sum of the squares of all lanes, in one order. Squares that underflow or overflow in float32 are
-// summed in float64: they are those of numbers below 1e-19 or above 1e19. A smaller square beside a sum
-// of 1e-30 is below the rounding of float32.
-template <class T>
-RNNFAST_INLINE double sum_of_squares(Vector<T> v) {
-  if constexpr (std::is_same_v<Real<T>, float>) {
-    const float sum = sum_of_lanes<T>(v * v);
-    if (sum > 1e-30f && sum < 1e38f) [[likely]]
-      return sum;
-  }
-  return sum_of_squares_in_double<T>(v);
+RNNFAST_INLINE Real<T> sum_of_lanes(Vector<T> v) {
+  return sums_of_every<T, 1>(v)[0];
 }
 
 // Turns v[row][lane] into v[lane][row]: perfect shuffles of q rows within 16 bytes, then of pieces of

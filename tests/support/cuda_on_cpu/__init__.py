@@ -41,7 +41,7 @@ def build(folder: Path, *flags: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     includes = [pybind11.get_include(), sysconfig.get_path("include")]
     common = [
-        *(compiler, "-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-DRNNFAST_EMULATED"),
+        *(compiler, "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-DRNNFAST_EMULATED"),
         *("-Wno-unknown-pragmas", *flags, f"-I{ROOT}/csrc", f"-I{ROOT}/tests/support/cuda_on_cpu"),
         *(f"-isystem{path}" for path in includes),
     ]

@@ -132,7 +132,7 @@ class Problem {
     GradientViews grads{
         dy_.view("dy"), dh_n_.view("dh_n"), dc_n_.view("dc_n"), dcell_states_.view("dcell_states"),
         dx.view("dx"),  dh0.view("dh0"),    dc0.view("dc0"),    all_weights(stack_, dflat)};
-    Tensor<double> h_norms{{call.all_directions, call.steps}, {}}, c_norms = h_norms;
+    Tensor<double> h_norms{{stack_.layers, stack_.directions, call.steps}, {}}, c_norms = h_norms;
     h_norms.numbers.resize(count_of(h_norms.shape));
     c_norms.numbers.resize(count_of(c_norms.shape));
     grads.dh_norms = h_norms.view("dh_norms");
