@@ -11,7 +11,7 @@ import torch
 
 from rnnfast import _native, cli
 from rnnfast.cli import info
-from rnnfast.cli.bench import floors, grids, measure, peers
+from rnnfast.cli.bench import command, floors, grids, measure, peers
 from rnnfast.cli.bench.measure import FORWARD, TRAIN, Case
 from rnnfast.stack import packed_weights
 
@@ -35,10 +35,16 @@ def test_check_agrees_on_this_machine(capsys):
     assert "LSTM" in capsys.readouterr().out
 
 
-def test_bench_writes_every_sample_and_a_picture(tmp_path, capsys, monkeypatch):
+def shorten(monkeypatch):
+    """Make `rnnfast bench` measure so little that its figures mean nothing."""
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(floors, "SECONDS", 0.001)
+    monkeypatch.setattr(command, "SECONDS", 0.1)
+
+
+def test_bench_writes_every_sample_and_a_picture(tmp_path, capsys, monkeypatch):
+    shorten(monkeypatch)
     samples, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = [
         "--shape",
@@ -75,7 +81,6 @@ def test_every_peer_has_enough_samples(monkeypatch):
     """Also one that is slower than a turn, beside one that runs many times in a turn."""
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(floors, "SECONDS", 0.001)
     jobs = {"fast": lambda: [], "slow": lambda: time.sleep(0.002)}
     monkeypatch.setattr(measure, "BATCH_SECONDS", 1e-5)
     timings = measure.interleave(jobs, 0.001)
@@ -167,9 +172,7 @@ def test_frozen_peer_computes_the_same(mode):
 
 
 def test_bench_runs_only_the_peers_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "TURN_SECONDS", 0.01)
-    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(floors, "SECONDS", 0.001)
+    shorten(monkeypatch)
     file = tmp_path / "samples.json"
     arguments = ["--shape", "1,1,2,3", "--cell", "GRU", "--frozen", "--beside", "torch.nn"]
     assert cli.main(["bench", *arguments, "--json", str(file)]) == 0

@@ -209,7 +209,7 @@ class BackwardLoop {
             of_c && grads_.c_squares ? place(grads_.c_squares, blocks_) : nullptr, state_.memory.deal};
   }
 
-  // Writes the gradients of the step's projected outputs, and their squares; to p.
+  // Writes the gradients of the step's projected outputs to p, and their squares.
   void output_gradients(index t, index step_row, Rows rows, Range blocks) {
     for (index r = 0; r < rows.size(); ++r) {
       const index b = rows[r];

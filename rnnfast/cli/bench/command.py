@@ -29,6 +29,9 @@ Shape = tuple[int, int, int, int]
 #: unit.
 SCHEMA = 2
 
+#: The time of a case, in seconds.
+QUICK_SECONDS, SECONDS = 1.0, 1.8
+
 
 def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str, dtype: str) -> list[Case]:
     if shapes:
@@ -102,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     peers = {name: peer for name, peer in PEERS.items() if name in beside}
     if args.frozen:
         peers["rnnfast"] = frozen_peer
-    seconds = 1.0 if args.grid == "quick" else 1.8
+    seconds = QUICK_SECONDS if args.grid == "quick" else SECONDS
     results = [
         measure(case, peers, seconds)
         for case in track(chosen, "measuring", console=console, transient=True)
