@@ -51,10 +51,8 @@ class GradientFlow:
             if not isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
                 continue
             for parameter, weight in module._parameters.items():  # faster than named_parameters()
-                if weight is None or not parameter.startswith("weight_hh"):
-                    continue
-                if not parameter.endswith("reverse"):
-                    layer = parameter.partition("_l")[2]
+                kind, _, layer = parameter.partition("_l")
+                if kind == "weight_hh" and weight is not None and not layer.endswith("reverse"):
                     names, _ = self._places.setdefault(weight.data_ptr(), ([], int(layer or 0)))
                     names.append(name)
 

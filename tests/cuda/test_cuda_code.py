@@ -23,9 +23,9 @@ KERNELS = {
     for cell in CLASSES
     for kernel in ("forward", "backward")
 }
-pytestmark = pytest.mark.xdist_group("cuda_code")
-
 GROWTH = 1.05  # of a number of instructions since it was recorded
+
+pytestmark = pytest.mark.xdist_group("cuda_code")  # one worker compiles the kernels for all tests
 
 
 # A time loop as nvdisasm prints it: a loop over elements, two pairs of HMMA, and a meeting.

@@ -29,7 +29,7 @@ Shape = tuple[int, int, int, int]
 #: unit.
 SCHEMA = 2
 
-#: The time of a case, in seconds.
+#: For how many seconds a case is measured: in the grid `quick`, and otherwise.
 QUICK_SECONDS, SECONDS = 1.0, 1.8
 
 
