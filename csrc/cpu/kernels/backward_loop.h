@@ -307,6 +307,7 @@ class BackwardLoop {
     }
     if constexpr (s == last && (last > 0 || Cell::projects))
       if (local.operand) write(local.operand + unit, local.padded, Cell::operand(v, h));
+    // The formula computes it too. Here, before any store, the compiler computes it once for both.
     V dc1{};
     if constexpr (Cell::cell_state >= 0) dc1 = Cell::cell_gradient(v, grad, dc);
     Cell::template backward<s>(v, h, c, grad, dv, dh, dc);

@@ -30,11 +30,14 @@ RNNFAST_INLINE Vector<T> sums_of_lanes(Several<T>& v) {
   return sums_of_every<T, q>(v[0]);
 }
 
-// Whether float32 holds a sum of squares: none of its larger terms underflowed, and it did not
-// overflow.
-RNNFAST_INLINE bool float32_holds(float sum) { return (sum > 1e-30f) & (sum < 1e38f); }
+// Whether float32 holds a sum of squares, or each of a vector of sums: none of its larger terms
+// underflowed, and it did not overflow.
+template <class Sum>
+RNNFAST_INLINE auto float32_holds(Sum sum) {
+  return (sum > 1e-30f) & (sum < 1e38f);
+}
 
-// Takes those sums again that float32 does not hold.
+// Computes the sums that float32 does not hold again, in float64.
 template <class T>
 [[gnu::noinline]] void sums_of_squares_in_double(double* sums, const Vector<T>* v) {
   for (int i = 0; i < vectors_at_once<T>; ++i) {
@@ -61,7 +64,7 @@ RNNFAST_INLINE void sums_of_squares(double* sums, const Several<T>& v) {
     const Four four = __builtin_shufflevector(all, all, 0, 1, 2, 3);
     const auto numbers = __builtin_convertvector(four, Doubles);
     __builtin_memcpy(sums, &numbers, sizeof numbers);
-    const auto held = (Two)((four > 1e-30f) & (four < 1e38f));
+    const auto held = (Two)float32_holds(four);
     if ((held[0] & held[1]) != -1) [[unlikely]]
       sums_of_squares_in_double<T>(sums, v);
   } else {
@@ -100,8 +103,8 @@ RNNFAST_INLINE void write_squares(const Squares& to, const index* b, V dh, V dc,
   }
 }
 
-// The same as a call. The call takes time, but a formula that fills the registers becomes slower where
-// the code above stands behind it, also where nobody wants squares.
+// write_squares as a function call. Inlined behind the formula of an LSTM, which fills the registers,
+// it makes every training slower, with squares or without.
 template <class T, class V>
 [[gnu::noinline]] void call_write_squares(const Squares& to, const index* b, V dh, V dc, index units) {
   write_squares<T>(to, b, dh, dc, units);
