@@ -256,7 +256,9 @@ class Scores {
     const double seconds = 2.0 * static_cast<double>(head_.rows * head_.depth * head_.classes) / flops;
     const int parts = sharers(seconds, threads_);
     const std::size_t bytes = (static_cast<std::size_t>(kernels_.scratch(head_)) + 63) / 64 * 64;
-    if (!scratch_) scratch_.emplace(std::max<std::size_t>(1, bytes * static_cast<std::size_t>(parts)));
+    const std::size_t all_bytes = std::max<std::size_t>(1, bytes * static_cast<std::size_t>(parts));
+    // A later run may have more threads, since the process may get more processors meanwhile.
+    if (!scratch_ || scratch_->size() < all_bytes) scratch_.emplace(all_bytes);
     const auto part = [&](int rank, int count) {
       kernels_.multiply(head_, rank, count,
                         static_cast<char*>(scratch_->data()) + static_cast<std::size_t>(rank) * bytes);

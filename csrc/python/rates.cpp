@@ -118,8 +118,9 @@ double measure_read_rate(index bytes, int threads, double seconds) {
   if (bytes < 1 || bytes % 64 != 0)
     throw py::value_error("bytes is " + std::to_string(bytes) + "; expected a multiple of 64, >= 64");
   check(threads, seconds);
-  const ReadBuffers buffers(bytes, threads);
-  return measured([&](int rank, long rounds) { return buffers.read(rank, rounds); }, threads, seconds);
+  const int count = usable(threads);  // asked once, since the process may get more processors meanwhile
+  const ReadBuffers buffers(bytes, count);
+  return measured([&](int rank, long rounds) { return buffers.read(rank, rounds); }, count, seconds);
 }
 
 }  // namespace

@@ -497,3 +497,37 @@ def test_ctrl_c_ends_the_loop():
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         rnnfast.generate(*model, prompt_of(8), steps=200_000)
+
+
+MORE_PROCESSORS = """
+import os, threading, time
+import torch, rnnfast
+from rnnfast import _C
+
+classes, hidden, rows = 400, 513, 128
+rnn = rnnfast.RNN(4, hidden).bfloat16()
+modules = torch.nn.Embedding(classes, 4).bfloat16(), rnn, torch.nn.Linear(hidden, classes).bfloat16()
+prompt = torch.zeros(rows, 1, dtype=torch.long)
+
+def tokens():
+    generator = torch.Generator().manual_seed(0)
+    return rnnfast.generate(*modules, prompt, steps=100, generator=generator).tokens
+
+def get_more(seconds):
+    time.sleep(seconds)
+    _C.force_partition("chosen", oversubscribe=True)  # four threads for each processor
+
+torch.set_num_threads(4)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+start = time.perf_counter()
+expected = tokens()
+thread = threading.Thread(target=get_more, args=[(time.perf_counter() - start) / 2])
+thread.start()
+assert torch.equal(tokens(), expected)
+thread.join()
+"""
+
+
+def test_a_process_may_get_more_processors_while_it_generates(python):
+    """The head's scratch memory is that of as many threads as now, not of those of the first token."""
+    python(MORE_PROCESSORS)
