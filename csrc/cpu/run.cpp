@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/contention.h"
+#include "cpu/denormals.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
@@ -161,6 +162,7 @@ void run_columns(const Wavefront& plan, int layer_count, Bytes bytes, F work) {
 // to += from. Both are gradients of x, from one direction of the layer each.
 template <class T>
 void add(const Layer<T>& layer, Sequence<T> to, Sequence<const T> from) {
+  const FlushDenormals guard;  // as in the kernels, which add where the directions take turns
   for (index t = 0; t < layer.steps; ++t)
     for (index b = 0; b < (layer.ragged.count ? layer.ragged.count[t] : layer.batch); ++b) {
       T* const row = layer.ragged.row(to, t, b);

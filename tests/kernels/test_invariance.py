@@ -12,6 +12,7 @@ import problems
 import rnnfast
 from problems import Problem, forward_arrays, same_bits
 from reference import CELLS
+from rnnfast import _C
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
@@ -266,3 +267,22 @@ def test_flush_mode_of_the_caller(cell, dtype, threads):
         results.append([result.y, *(getattr(grads, name) for name in arrays)])
     for a, b in zip(*results, strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_sums_of_directions_flush_denormals(flush):
+    """The gradient of x is a sum over the directions, here of two numbers whose sum is a denormal."""
+    module = rnnfast.RNN(1, 1, nonlinearity="relu", bidirectional=True, bias=False)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.fill_(1 if "ih" in name else 0)
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(flush)
+    for partition in ("one", "directions"):
+        _C.force_partition(partition, oversubscribe=True)
+        x = torch.ones(4, 1, 1, requires_grad=True)
+        y, _ = module(x)
+        y.backward(torch.tensor([1.5e-38, -1.3e-38]).expand(4, 1, 2))
+        assert _C.used_partition() == (partition, 1 if partition == "one" else 2)
+        assert x.grad is not None
+        assert x.grad.tolist() == torch.zeros(4, 1, 1).tolist()

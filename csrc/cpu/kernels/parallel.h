@@ -5,10 +5,7 @@
 #include <sched.h>
 
 #include "core/team.h"
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
+#include "cpu/denormals.h"
 
 namespace rnnfast::RNNFAST_TARGET {
 
@@ -68,28 +65,6 @@ inline void wait_for_source(const Team& team, index steps) {
 inline void have_done(const Team& team, index steps) {
   if (team.progress) __atomic_store_n(&team.progress[team.rank].steps, steps, __ATOMIC_RELEASE);
 }
-
-// Flushes denormals to zero while it lives, and then restores the caller's setting. Denormals of
-// decaying states make some CPUs tens of times slower.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));  // FZ
-  }
-  ~FlushDenormals() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  unsigned long long saved_;
-#endif
-};
 
 // Hands out aligned pieces of one allocation, null for a count of zero. With a null base it only
 // counts.
