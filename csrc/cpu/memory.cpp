@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <vector>
 
 namespace rnnfast {
@@ -79,7 +78,7 @@ void give_back(Block block) {
 Memory::Memory(std::size_t bytes, std::size_t waste) : bytes_(bytes) {
   Block block = take(bytes, waste);
   if (!block.data) {
-    if (bytes > SIZE_MAX - line) throw std::bad_alloc();
+    if (bytes > SIZE_MAX - line) throw OutOfMemory(bytes);
     block.room = (bytes / line + 1) * line;
     // Tried: huge pages (madvise) change nothing.
     block.data = std::aligned_alloc(line, block.room);
@@ -87,7 +86,7 @@ Memory::Memory(std::size_t bytes, std::size_t waste) : bytes_(bytes) {
       release_memory();
       block.data = std::aligned_alloc(line, block.room);
     }
-    if (!block.data) throw std::bad_alloc();
+    if (!block.data) throw OutOfMemory(bytes);
   }
   data_ = block.data;
   room_ = block.room;

@@ -5,12 +5,21 @@
 #pragma once
 
 #include <cstddef>
+#include <stdexcept>
+#include <string>
 
 namespace rnnfast {
 
+// The words are those of torch's own error. Programs look for them, and then try a smaller batch.
+struct OutOfMemory : std::runtime_error {
+  explicit OutOfMemory(std::size_t bytes)
+      : std::runtime_error("DefaultCPUAllocator: can't allocate memory: rnnfast tried to allocate " +
+                           std::to_string(bytes) + " bytes") {}
+};
+
 class Memory {
  public:
-  // Takes a kept block of at most `waste` times the size, or a new one. Throws std::bad_alloc.
+  // Takes a kept block of at most `waste` times the size, or a new one. Throws OutOfMemory.
   explicit Memory(std::size_t bytes, std::size_t waste = 2);
   ~Memory();
   Memory(const Memory&) = delete;

@@ -9,7 +9,7 @@ namespace rnnfast {
 
 // `layers` has the one or two directions of one layer, of the same sizes; they may run side by side,
 // each with half of the threads. The call uses at most `threads` threads. All functions throw
-// std::bad_alloc; the outputs of the first direction may then be written.
+// OutOfMemory or std::bad_alloc; the outputs of the first direction may then be written.
 template <class T>
 void run_forward(int cell, const Layer<T>* layers, int directions, int threads);
 // The gradient of x is the sum over the directions.

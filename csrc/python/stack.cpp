@@ -212,14 +212,7 @@ Stack::Results Stack::results(const py::tuple& types, int threads, const Inputs&
   if (description_.cell_states)
     outputs.cell_states = new_sequence(methods, *call, x, call->stack.directions * call->hidden);
   if (!save.is_none()) {
-    Saved memory;
-    try {
-      memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
-    } catch (const std::bad_alloc&) {  // raised as torch does, since programs then try a smaller batch
-      throw std::runtime_error("can't allocate memory: what backward needs of " +
-                               std::to_string(call->rows) + " rows of " + std::to_string(call->hidden) +
-                               " hidden units");
-    }
+    Saved memory = new_saved(call->x.dtype(), call->rows, call->hidden, call->outputs);
     outputs.saved = save(py::cast(std::move(memory)));
   }
   const WrittenTensors written{outputs.y, outputs.h_n, outputs.c_n, outputs.cell_states, outputs.saved};

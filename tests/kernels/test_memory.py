@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 
 import reference
 import rnnfast
@@ -177,7 +178,7 @@ def test_bad_sizes():
     for rows, hidden in ((-1, 4), (4, -1), (1 << 60, 1 << 20), (4, 1 << 50)):
         with pytest.raises(ValueError, match="out of range"):
             stack("gru").new_saved("float32", rows, hidden, hidden)
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError, match="rnnfast tried to allocate"):
         stack("gru").new_saved("float32", 1 << 50, 16, 16)
 
 
@@ -187,8 +188,31 @@ def test_out_of_memory_is_the_error_that_torch_raises():
     config = StackConfig("lstm", bias=False, projected=True)
     x = torch.zeros(1, 1, 1).expand(steps, 1, 1)
     weights = [torch.zeros(4 * units, 1), torch.zeros(4 * units, 1), torch.zeros(1, units)]
-    with pytest.raises(RuntimeError, match="can't allocate memory: what backward needs"):
+    with pytest.raises(RuntimeError, match="rnnfast tried to allocate") as caught:
         ops.forward(config, Inputs(x, None, None, weights), save=True)
+    assert is_oom_error(caught.value)  # Lightning then tries a smaller batch
+
+
+LITTLE_MEMORY = """
+import resource
+import torch, rnnfast
+module = rnnfast.GRU(1, 256, 2)
+x = torch.zeros(1000, 200, 1)
+with torch.no_grad():
+    module(x[:1, :1])
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + 320 * 2**20  # of outputs of 205 MB each
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        module(x)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_out_of_memory_between_two_layers(python):
+    assert "DefaultCPUAllocator: can't allocate memory: rnnfast tried" in python(LITTLE_MEMORY).stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
