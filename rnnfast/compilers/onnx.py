@@ -97,7 +97,7 @@ def _layer(
     op: Any, config: StackConfig, k: int, x: Any, lengths: Any, inputs: Inputs
 ) -> tuple[Any, Any, Any]:
     """One ONNX node: from ``x [T, B, I]`` to y ``[T, B, D * H]``, h_n and c_n ``[D, B, H]``."""
-    _, h0, c0, weights, _, _ = inputs
+    _, h0, c0, weights, sizes, _ = inputs
     kind, order, activation, linear_before_reset = CELLS[config.cell].onnx
     directions = config.directions
     attributes: dict[str, Any] = {}
@@ -130,6 +130,13 @@ def _layer(
             return states
         return cut(states, k * directions, (k + 1) * directions)
 
+    def final(state: Any, initial: Any) -> Any:
+        """The last state of each row. A row of length 0 has its initial state; in ONNX it has zeros."""
+        if sizes is None or initial is None:
+            return state
+        is_empty = op.Equal(sizes, op.Constant(value_ints=[0]))
+        return op.Where(op.Unsqueeze(is_empty, op.Constant(value_ints=[1])), part(initial), state)
+
     biases = None
     if config.bias:
         biases = joined([op.Concat(in_order(w[2]), in_order(w[3]), axis=1) for w in flat])
@@ -143,4 +150,4 @@ def _layer(
     )
     # [T, D, B, H] to [T, B, D * H]
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
-    return y, states[0], states[1] if config.has_c else None
+    return y, final(states[0], h0), final(states[1], c0) if config.has_c else None

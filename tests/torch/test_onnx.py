@@ -133,6 +133,32 @@ def test_lengths(cell, kind):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
 
 
+class Chunks(torch.nn.Module):
+    """A stream in chunks: the states of the last chunk are those of the next."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, lengths, h0, c0=None):
+        return self.rnn(x, h0 if c0 is None else (h0, c0), lengths=lengths)
+
+
+@every_cell
+def test_lengths_and_states(cell):
+    """A row of length 0 keeps its states. ONNX's nodes return zeros for it."""
+    net = Chunks(make(rnnfast, cell, 5, 7, 2, bidirectional=True)).eval()
+    states = [torch.randn(4, 3, 7) for _ in range(2 if CELLS[cell].has_c else 1)]
+    args = torch.randn(4, 3, 5), torch.tensor([2, 0, 4]), *states
+    exported = torch.onnx.export(net, args, dynamo=True, verbose=False)
+    assert exported is not None
+    got, want = answers(exported.model_proto, args), flatten(net(*args))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+    for a, state in zip(got[1:], states, strict=True):
+        torch.testing.assert_close(a[:, 1], state[:, 1])
+
+
 def test_unbatched_and_by_hand():
     net = Net(make(rnnfast, "gru", 5, 7)).eval()
     x = torch.randn(6, 4)
