@@ -95,6 +95,7 @@ def _in_torch(config: StackConfig, inputs: Inputs, save: bool) -> Outputs:
     use of it would show.
     """
     outputs, x = in_torch.stack(config, inputs), inputs.x
+    outputs = outputs._replace(y=outputs.y.contiguous())  # as the operator promises
     if not save:
         return outputs
     width, hidden = config.widths(inputs.weights)
@@ -163,7 +164,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
     gradients = ops.backward(config, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
     if gradients is None:
         gradients = [*autograd.differentiable(config, inputs, grads, wanted, in_torch.stack)]
-    return [inputs.x.new_empty(0) if g is None else g for g in gradients]
+    return [inputs.x.new_empty(0) if g is None else g.contiguous() for g in gradients]
 
 
 def _backward_fake(*arguments: Any) -> list[Tensor]:

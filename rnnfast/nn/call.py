@@ -29,6 +29,13 @@ def _states_of(hx: Any, has_c: bool) -> Any:
     return hx if plain else None
 
 
+def _gpu_of(input: Any) -> list[torch.device]:
+    """The GPU of an input, if it is on one."""
+    data = getattr(input, "data", None)  # a Tensor's and a PackedSequence's
+    device = getattr(data, "device", None)
+    return [device] if isinstance(device, torch.device) and device.type == "cuda" else []
+
+
 def forward_result(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:
     """What ``forward`` returns; ``h_n`` is None for a cell module, ``c_n`` without a cell state."""
     if h_n is None:
@@ -177,7 +184,7 @@ class Fused(torch.nn.Module):
         is_covered = self._covers(input, hx)
         if not is_covered and (checks.plain_call() or self._fitting(input, hx) is None):
             # torch raises its exception if input or hx is invalid.
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(_gpu_of(input)):
                 self._run_torch(input, hx)
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)

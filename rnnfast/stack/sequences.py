@@ -115,8 +115,9 @@ def positions(
     batch_sizes: Tensor, order: Tensor | None, rows: int, padded: Tensor, batch_first: bool
 ) -> Tensor:
     """For each of the ``rows`` of packed data its index in ``padded.flatten(0, 1)``."""
-    step, row = step_and_row(batch_sizes, rows)
-    row = row if order is None else order[row]
+    # Batch sizes are on the CPU.
+    step, row = (t.to(padded.device) for t in step_and_row(batch_sizes, rows))
+    row = row if order is None else order.index_select(0, row)
     return row * padded.size(1) + step if batch_first else step * padded.size(1) + row
 
 

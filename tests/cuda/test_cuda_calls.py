@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
 from rnnfast.compilers import operator
-from rnnfast.stack import autograd, cuda_plans, cuda_switch, in_torch, ops, reference
+from rnnfast.stack import autograd, cuda_plans, cuda_switch, in_torch, ops, reference, sequences
 from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
 
@@ -164,6 +167,8 @@ def test_a_compiled_program_whose_layer_no_kernel_takes(config, options, monkeyp
         assert (value is None) == (expected is None)
         if expected is not None:
             torch.testing.assert_close(value.as_subclass(torch.Tensor), expected)
+    promised = operator._forward_fake(*inputs, *config, 3 if options.get("packed") else None, True)
+    assert [t.stride() for t in (y, h_n, c_n)] == [t.stride() for t in promised[:3]]
     outputs, hidden = config.widths(inputs.weights)
     row_bytes = ops.saved_bytes_of_a_row(config, inputs.x, hidden, outputs)
     assert saved.numel() == row_bytes * y[..., 0].numel()
@@ -177,6 +182,8 @@ def test_a_compiled_program_whose_layer_no_kernel_takes(config, options, monkeyp
     wanted = [t is not None for t in inputs.tensors]
     with torch.no_grad():
         found = operator._backward(*inputs, *config, y, saved, dy, None, None, None, wanted)
+        promised = operator._backward_fake(*inputs, *config, y, saved, dy, None, None, None, wanted)
+    assert [g.stride() for g in found] == [g.stride() for g in promised]
     found = [g for g, is_wanted in zip(found, wanted, strict=True) if is_wanted]
     for g, e in zip(found, expected, strict=True):
         torch.testing.assert_close(g, e)
@@ -190,3 +197,37 @@ def test_torchs_operator_where_there_is_one(cell, monkeypatch):
     monkeypatch.setattr(reference, "stack", lambda *a: (called.append(a), loop(*a))[1])
     in_torch.stack(config, inputs_of(config))
     assert bool(called) == (cell not in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+
+
+def test_the_question_whether_arguments_are_valid_leaves_no_random_state(off, monkeypatch):
+    """The generators of the CPU and of the input's GPU are restored after torch's own layer has run."""
+    forked = []
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(Pretended, "device", gpu, raising=False)
+
+    def fork(devices):
+        forked.append(devices)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    module = rnnfast.LSTM(3, 4, coupled_gates=True)
+    monkeypatch.setattr(module, "_run_torch", lambda *_: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module(on_gpu(5, 2, 3))
+    module(torch.randn(5, 2, 3, requires_grad=True).expand(5, 2, 3))
+    assert forked == [[gpu]]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("sort", [False, True])
+def test_flags_are_packed_where_they_are(sort, batch_first):
+    """Batch sizes are on the CPU, the flags and the order of the rows on the GPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        order = torch.zeros(2, dtype=torch.int64, device="cuda") if sort else None
+        sizes = torch.tensor([2, 2, 2, 1, 1])
+        packed = PackedSequence(torch.zeros(8, 3, device="cuda"), sizes, order)
+        flags = torch.zeros((2, 5) if batch_first else (5, 2), dtype=torch.bool, device="cuda")
+        taken = sequences.take(flags, packed, batch_first)
+        assert taken.shape == (8,)
+        assert taken.device.type == "cuda"
