@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -74,3 +76,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _define_operator(_: object) -> None:
+    importlib.import_module(".compilers.operator", __name__)
+
+
+# A saved program names the operator rnnfast::stack. torch loads programs with these modules.
+for _loader in ("torch._export.serde.serialize", "torch._inductor.package"):
+    wrapt.when_imported(_loader)(_define_operator)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import wrapt
 from torch import Tensor
 
 from .._native import _cuda
@@ -222,13 +223,16 @@ def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
     return bool(_takes(x.device.index or 0, config, x.dtype, hidden))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _takes(device: int, config: StackConfig, dtype: torch.dtype, hidden: int) -> bool:
     if cuda_switch.mode() == "auto":
         kinds = [kind_of(config, dtype, t, p) for t in (False, True) for p in (False, True)]
         if not any(cuda_measured.may_win(capability(device), kind) for kind in kinds):
             return False
     return all(_plan(device, config, dtype, (hidden, 1), back) is not None for back in (False, True))
+
+
+# At once, this would import torch._dynamo, which takes a second.
+wrapt.when_imported("torch._dynamo")(lambda dynamo: dynamo.assume_constant_result(_takes))
 
 
 def widest_of_each_tier(device: int, cell: str, dtype: torch.dtype, rows: int) -> dict[str, int]:

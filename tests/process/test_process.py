@@ -7,6 +7,7 @@ import json
 import pytest
 
 from reference import CELLS
+from rnnfast.stack import cuda_plans
 
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
 
@@ -221,3 +222,23 @@ print(json.dumps(messages))
 def test_an_unknown_attribute_is_not_an_import_error(python):
     for start in ("", BLOCK_TORCH):
         python(start + "import rnnfast\nassert not hasattr(rnnfast, 'LTSM')")
+
+
+TRAINS = """
+import sys
+import torch, rnnfast
+module = rnnfast.GRU(3, 4)
+module(torch.randn(2, 2, 3))[0].sum().backward()
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_a_training_does_not_wait_for_the_import_of_dynamo(python):
+    """It takes a second."""
+    python(TRAINS)
+
+
+def test_dynamo_knows_what_is_constant_for_it():
+    import torch._dynamo  # noqa: F401
+
+    assert cuda_plans._takes._dynamo_marked_constant

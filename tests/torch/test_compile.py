@@ -300,3 +300,22 @@ def test_gradients_of_what_was_exported_without(cell):
         exported = torch.export.export(module, (x.detach(),)).module()
     got, want = (torch.autograd.grad(run(x)[0].square().sum(), x) for run in (exported, module))
     same(got, want)
+
+
+LOADS = """
+import sys, torch, rnnfast
+assert "torch._dynamo" not in sys.modules
+program, x, y = sys.argv[1:]
+assert torch.equal(torch.export.load(program).module()(torch.load(x))[0], torch.load(y))
+"""
+
+
+@pytest.mark.parametrize("first", ["torch", "rnnfast"])
+def test_a_saved_program_needs_only_the_import_of_rnnfast(first, python, tmp_path):
+    """Its operator is defined when torch loads the program."""
+    module, x = rnnfast.LSTM(5, 17), torch.randn(4, 3, 5)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(module, (x,)), tmp_path / "program.pt2")
+        torch.save(x, tmp_path / "x")
+        torch.save(module(x)[0], tmp_path / "y")
+    python(["-c", f"import {first}; {LOADS}", *(tmp_path / name for name in ("program.pt2", "x", "y"))])
