@@ -168,6 +168,8 @@ class Recurrent(Fused, torch.nn.RNNBase):
         batch_sizes = None
         if isinstance(input, PackedSequence):
             data, is_batched, batch_sizes = input.data, True, input.batch_sizes
+            if not isinstance(data, Tensor):
+                return None
             batch = sequences.known_batch(input, hx)
             has_valid_shape = data.dim() == 2 and checks.packs(input.batch_sizes, data.size(0))
         elif isinstance(input, Tensor):

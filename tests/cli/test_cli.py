@@ -99,7 +99,7 @@ def test_bench_refuses(arguments, capsys):
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_bench_does_not_time_peers_that_differ(monkeypatch, capsys):
+def test_bench_does_not_time_peers_that_differ(tmp_path, monkeypatch, capsys):
     def wrong(case, given):
         job = peers.PEERS["torch.nn"](case, given)
         return lambda: [value + 1 for value in job()]
@@ -108,6 +108,12 @@ def test_bench_does_not_time_peers_that_differ(monkeypatch, capsys):
     result = measure.measure(Case("GRU", 2, 2, 3, 4, FORWARD), given, 0.01)
     assert not result.same
     assert not result.timings
+    shorten(monkeypatch)
+    monkeypatch.setattr(command, "PEERS", given)
+    picture = tmp_path / "bench.png"
+    assert cli.main(["bench", "--shape", "2,2,3,4", "--cell", "GRU", "--picture", str(picture)]) == 1
+    assert "results differ" in capsys.readouterr().out
+    assert not picture.exists()
 
 
 @pytest.mark.parametrize("grid", list(grids.GRIDS))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import problems
 import rnnfast
@@ -130,6 +131,8 @@ LAYER_CALLS = {
     "list of two": (r(5, 2, 3), [r(1, 2, 4), r(1, 2, 4)]),
     "hidden list": (r(5, 2, 3), [[0.0]]),
     "hidden number": (r(5, 2, 3), 0),
+    "packed None": (PackedSequence(None, torch.tensor([1])), None),
+    "packed list": (PackedSequence([[1.0, 2.0, 3.0]], torch.tensor([1])), None),
 }
 
 

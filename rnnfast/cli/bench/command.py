@@ -124,9 +124,10 @@ def run(args: argparse.Namespace) -> int:
         with writing(args.json):
             args.json.write_text(json.dumps(measured, indent=1) + "\n")
         console.print(f"samples: {args.json}", soft_wrap=True)
-    if args.picture:
+    timed = [result for result in results if result.timings]
+    if args.picture and timed:
         with writing(args.picture):
-            draw(results, threads, args.picture)
+            draw(timed, threads, args.picture)
         console.print(f"picture: {args.picture}", soft_wrap=True)
     different = [result for result in results if not result.same]
     for result in different:
@@ -159,10 +160,9 @@ def record(rows: Sequence[Row], rates: Rates) -> dict[str, Any]:
     }
 
 
-def draw(results: Sequence[Result], threads: int, path: Path) -> None:
+def draw(timed: Sequence[Result], threads: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    timed = [result for result in results if result.timings]
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(timed)), layout="constrained")
     axes = figure.add_subplot()
     ratios = [result.ratio() for result in timed]

@@ -82,9 +82,11 @@ def onnxruntime_peer(case: Case, problem: Problem) -> Job | None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own parts
         logging.disable(logging.WARNING)
-        model = _WithStates(case, problem).eval()
-        program = torch.onnx.export(model, (problem.x,), dynamo=True, verbose=False)
-        logging.disable(logging.NOTSET)
+        try:
+            model = _WithStates(case, problem).eval()
+            program = torch.onnx.export(model, (problem.x,), dynamo=True, verbose=False)
+        finally:
+            logging.disable(logging.NOTSET)
     assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
