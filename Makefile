@@ -43,7 +43,7 @@ examples: $(VENV)/examples
 	done
 	$(BIN)/python examples/report.py $(SYSTEMS:%=build/examples/%.json) --write examples/results.json
 
-# The long trainings: up to 40 minutes for one system. An interrupted one goes on from its checkpoint.
+# The long trainings: up to 80 minutes for one system. An interrupted one goes on from its checkpoint.
 LONG := $(SYSTEMS) classify--vowels language_model--characters
 examples-full: $(LONG:%=build/examples-full/%.json)
 	$(BIN)/python examples/report.py $^ --write examples/results-full.json

@@ -28,8 +28,8 @@ least time that the machine could need. Its name is that of the part that needs 
 formula of the cell, and `weights` the reading of the weights. A number without a name is that of the
 products. [benchmarks/README.md](../README.md) says how a floor is measured. A file of schema 1 has no
 floors; there the number is rnnfast's share of the measured peak of multiply-adds, although with few
-rows the limit is the reading of the weights. T is the number of steps, B the batch size, I the input
-size and H the hidden size.
+rows the limit is the reading of the weights. B is the batch size, I the input size and H the hidden
+size. T is the number of steps: 50, or 20 where B * H is larger than 32768 or H is 1024; in `steps` 1.
 """
 
 SCHEMAS = (1, 2)  # of `rnnfast bench --json`

@@ -14,8 +14,9 @@ __all__ = ["enable", "mode"]
 def enable(mode: bool | str = True, /) -> None:
     """Choose which layers on a GPU run on the CUDA kernels, in the whole process.
 
-    The environment variable ``RNNFAST_CUDA`` (``1``, ``0`` or ``auto``) sets the mode at the start of a
-    process. The kernels have not run on a device yet: compare results before you trust them.
+    The environment variable ``RNNFAST_CUDA`` (``1``, ``0`` or ``auto``) sets the mode of a process. It
+    is read when the process first uses a GPU. The kernels have not run on a device yet: compare results
+    before you trust them.
 
     Args:
         mode (bool | str): True: every layer that fits the device, unless a cost model expects cuDNN to

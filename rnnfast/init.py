@@ -1,4 +1,4 @@
-"""What the field starts recurrent weights with.
+"""Common initialisations of recurrent weights.
 
 Each function changes the weights of a module in place and returns the module. The module is an RNN,
 LSTM or GRU, or one of their cells, of rnnfast or of torch.nn. Every layer and direction is treated

@@ -30,10 +30,10 @@ def table() -> str:
 INTRODUCTION = """\
 # What a drop-in does
 
-Each line is a test (`tests/support/drop_in/`) of LSTM, GRU and RNN, and of their cells where they have
-it, with the classes of torch.nn and with ours, on PyTorch {version}, CPU. `python -m drop_in`, in
-`tests/support/`, writes this page; `make test` demands every line of rnnfast and compares what the page
-says of torch.nn.
+Each line is a test of LSTM, GRU and RNN, and of the cells that have the feature. It runs with
+torch.nn's classes and with rnnfast's, on PyTorch {version}, CPU. The tests are in
+`tests/support/drop_in/`. `make test` runs every line with rnnfast. `make test-slow` compares the column
+of torch.nn. `python -m drop_in`, in `tests/support/`, writes this page.
 """
 
 if __name__ == "__main__":

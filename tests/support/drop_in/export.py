@@ -27,7 +27,7 @@ COMPILE = "Compile and export"
 @item(
     COMPILE,
     "`torch.compile(fullgraph=True)`, training",
-    note="whatever `torch._dynamo.config.allow_rnn` says, which goes for torch.nn's as ever",
+    note="rnnfast ignores `torch._dynamo.config.allow_rnn`; torch.nn's classes still obey it",
 )
 def compiles_training(package, kind):
     module, x = build(package, kind), example(kind)
@@ -62,7 +62,7 @@ def batches_of_rows():
     COMPILE,
     "... packed sequences, any batch and lengths in two compilations, training",
     LAYERS,
-    "packed before: no graph holds torch's helpers, but `lengths=` needs no packing",
+    "the batch is packed outside of the graph; `lengths=` needs no packing",
 )
 def compiles_packed(package, kind):
     from torch._dynamo.testing import CompileCounterWithBackend

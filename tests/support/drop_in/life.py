@@ -146,7 +146,8 @@ def there_and_back(package, kind):
 @item(
     LIFE,
     "`quantize_dynamic`: quantized or left, never wrong",
-    note="left: it knows torch.nn's very classes only; quantizes after `rnnfast.restore(model)`",
+    note="left: `quantize_dynamic` knows only torch.nn's exact classes; "
+    "it quantizes after `rnnfast.restore(model)`",
 )
 def quantized(package, kind):
     net, x = nn.Sequential(build(package, kind)), example(kind)
