@@ -2,8 +2,9 @@
 //
 // A caller makes a Call, checks the Call and its outputs, and only then runs it: every size is checked
 // before any address is used, and nothing is written when a check fails. The functions throw only
-// std::invalid_argument for sizes, WrongType for dtypes, and OutOfMemory or std::bad_alloc. After the last
-// two some outputs may be written: a later layer takes its memory when the layers before it have run.
+// std::invalid_argument for sizes, WrongType for dtypes, and OutOfMemory or std::bad_alloc. After the
+// last two some outputs may be written: a later layer takes its memory when the layers before it have
+// run.
 #pragma once
 
 #include <memory>

@@ -14,7 +14,9 @@ namespace rnnfast {
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
-  RNNFAST_INLINE FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
+  RNNFAST_INLINE FlushDenormals() : saved_(_mm_getcsr()) {
+    _mm_setcsr(saved_ | 0x8040);
+  }  // FTZ and DAZ
   RNNFAST_INLINE ~FlushDenormals() { _mm_setcsr(saved_); }
 
  private:

@@ -37,8 +37,7 @@ double rate(const std::function<double(int rank, long rounds)>& run, int threads
 }
 
 ReadBuffers::ReadBuffers(index bytes, int threads)
-    : bytes_(bytes),
-      memory_(static_cast<std::size_t>(bytes) * static_cast<std::size_t>(threads)) {
+    : bytes_(bytes), memory_(static_cast<std::size_t>(bytes) * static_cast<std::size_t>(threads)) {
   std::memset(memory_.data(), 1, memory_.size());  // memory without a page of its own reads as zeros
 }
 
