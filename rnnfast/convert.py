@@ -105,6 +105,8 @@ def accelerate(model: Model, report: Callable[[Report], object] | None = print) 
 def restore(model: Model) -> Model:
     """Undo ``accelerate``: convert rnnfast's modules back to torch.nn's classes, in place.
 
+    Instances of subclasses of rnnfast's classes stay as they are.
+
     torch.nn has no counterpart of a ``GRU`` or ``GRUCell`` with ``reset_after=False``, and none of an
     ``LSTM`` or ``LSTMCell`` with ``coupled_gates=True``.
 
@@ -115,8 +117,9 @@ def restore(model: Model) -> Model:
         ``model`` itself.
 
     Raises:
-        ValueError: the model has a module without a counterpart, or a module of rnnfast with a
-            parametrization (``torch.nn.utils.parametrize``). Then no module changes.
+        ValueError: the model has a module without a counterpart, a module of rnnfast with a
+            parametrization (``torch.nn.utils.parametrize``), or one whose ``forward`` was replaced on
+            the instance. Then no module changes.
 
     """
     for name, module in model.named_modules():
@@ -127,6 +130,11 @@ def restore(model: Model) -> Model:
             )
     modules = [(name, m) for name, m in model.named_modules() if type(m) in nn.ORIGINALS]
     for name, module in modules:
+        if "forward" in module.__dict__:
+            raise ValueError(
+                f"the forward of {name or 'the model'} was replaced on the instance, and may call that "
+                f"of rnnfast.{type(module).__name__}; undo that first"
+            )
         option: str | None = module._beyond_torch()
         if option is not None:
             raise ValueError(

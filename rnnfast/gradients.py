@@ -46,19 +46,28 @@ class GradientFlow:
     def __init__(self, model: torch.nn.Module) -> None:
         #: The backward calls, in the order in which they ran.
         self.records: list[Record] = []
-        self._places: dict[int, tuple[list[str], int]] = {}  # names and layer, by the address of W_hh
+        # Names and layer by the addresses of W_ih and W_hh. The weights are kept, so that nothing else
+        # gets their addresses.
+        self._places: dict[tuple[int, int], tuple[list[str], int]] = {}
+        self._weights: list[torch.Tensor] = []
         for name, module in model.named_modules():
             if not isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
                 continue
-            for parameter, weight in module._parameters.items():  # faster than named_parameters()
+            parameters = module._parameters  # faster than named_parameters()
+            for parameter, w_hh in parameters.items():
                 kind, _, layer = parameter.partition("_l")
-                if kind == "weight_hh" and weight is not None and not layer.endswith("reverse"):
-                    names, _ = self._places.setdefault(weight.data_ptr(), ([], int(layer or 0)))
-                    names.append(name)
+                w_ih = parameters.get(parameter.replace("_hh", "_ih"))
+                if kind != "weight_hh" or layer.endswith("reverse") or w_hh is None or w_ih is None:
+                    continue
+                self._weights += (w_ih, w_hh)
+                place = w_ih.data_ptr(), w_hh.data_ptr()
+                names, _ = self._places.setdefault(place, ([], int(layer or 0)))
+                names.append(name)
 
     def add(self, config: StackConfig, inputs: Inputs, norms: flow.Norms) -> None:
         """Take the norms of one backward call; calls with other weights are left out."""
-        place = self._places.get(inputs.weights[1].data_ptr())
+        w_ih, w_hh = inputs.weights[:2]
+        place = self._places.get((w_ih.data_ptr(), w_hh.data_ptr()))
         if place is None:
             return
         names, layer = place

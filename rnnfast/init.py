@@ -41,7 +41,7 @@ def identity_(module: Module, scale: float = 1.0) -> Module:
         )
     with torch.no_grad():
         for w_hh, biases in _recurrent_weights(module):
-            nn.init.eye_(w_hh).mul_(scale)
+            w_hh.zero_().fill_diagonal_(scale)
             for bias in biases:
                 bias.zero_()
     return module
@@ -111,7 +111,7 @@ def chrono_(module: Module, longest: float, generator: torch.Generator | None = 
 
     Raises:
         ValueError: the cell has no gate that keeps its state, the module has no biases, or ``longest``
-            is below 2 or infinite.
+            is below 2, infinite or too large for the biases' dtype.
 
     """
     cell = _cell_of(module)
@@ -123,8 +123,12 @@ def chrono_(module: Module, longest: float, generator: torch.Generator | None = 
         )
     if not 2 <= longest < math.inf:
         raise ValueError(f"longest is {longest}; expected a number of at least 2")
+    biases = [*_biases(module, "chrono_")]
+    for b_ih, _ in biases:
+        if longest > torch.finfo(b_ih.dtype).max:
+            raise ValueError(f"longest is {longest}, more than the largest number of {b_ih.dtype}")
     with torch.no_grad():
-        for b_ih, b_hh in _biases(module, "chrono_"):
+        for b_ih, b_hh in biases:
             b_ih.zero_()
             b_hh.zero_()
             bias = _block(b_ih, cell, keep).uniform_(1, longest - 1, generator=generator).log_()

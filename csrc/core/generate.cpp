@@ -1,5 +1,6 @@
 #include "core/generate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -7,30 +8,48 @@
 namespace rnnfast {
 namespace {
 
-// The smallest weight that stays where only the likeliest do.
+// Of the `kept` largest weights, how many it takes until their sum reaches top_p of that of all `kept`.
 template <class R>
-R least_weight(const R* weights, index classes, index top_k, double top_p) {
+index nucleus(const R* weights, index classes, index kept, double top_p) {
   static thread_local std::vector<R> sorted;
   sorted.assign(weights, weights + classes);
-  auto begin = sorted.begin(), end = sorted.end();
-  R least = 0;
-  if (top_k > 0 && top_k < classes) {
-    std::nth_element(begin, begin + (top_k - 1), end, std::greater<>());
-    least = begin[top_k - 1];
-    end = std::partition(begin, end, [&](R weight) { return weight >= least; });
-  }
-  if (top_p >= 1) return least;
+  const auto end = sorted.begin() + kept;
+  if (kept < classes) std::nth_element(sorted.begin(), end, sorted.end(), std::greater<>());
   double total = 0, sum = 0;
-  for (auto weight = begin; weight != end; ++weight) total += static_cast<double>(*weight);
+  for (auto weight = sorted.begin(); weight != end; ++weight) total += static_cast<double>(*weight);
+  auto begin = sorted.begin();
   // Sorts only as many as are needed: 64, then four times as many.
-  for (index count = 64;; count *= 4) {
+  for (index count = 64; begin != end; count *= 4) {
     const auto middle = end - begin > count ? begin + count : end;
     if (middle != end) std::nth_element(begin, middle, end, std::greater<>());
     std::sort(begin, middle, std::greater<>());
     for (; begin != middle; ++begin)
-      if ((sum += static_cast<double>(*begin)) >= top_p * total) return *begin;
-    if (begin == end) return least;
+      if ((sum += static_cast<double>(*begin)) >= top_p * total) return begin - sorted.begin() + 1;
   }
+  return kept;
+}
+
+// The n-th highest score.
+template <class R>
+R nth_score(const R* scores, index classes, index n) {
+  static thread_local std::vector<R> sorted;
+  sorted.assign(scores, scores + classes);
+  std::nth_element(sorted.begin(), sorted.begin() + (n - 1), sorted.end(), std::greater<>());
+  return sorted[static_cast<std::size_t>(n - 1)];
+}
+
+// The lowest score of the tokens that stay. The scores decide and not the weights, since at a high
+// temperature different scores have the same weight.
+template <class R>
+R least_score(const R* scores, const R* weights, index classes, const Sampling& sampling) {
+  R least = -std::numeric_limits<R>::infinity();
+  index kept = classes;
+  if (sampling.top_k > 0 && sampling.top_k < classes) {
+    least = nth_score(scores, classes, sampling.top_k);
+    kept = std::count_if(scores, scores + classes, [&](R score) { return score >= least; });
+  }
+  if (sampling.top_p >= 1) return least;
+  return nth_score(scores, classes, nucleus(weights, classes, kept, sampling.top_p));
 }
 
 struct Draw {
@@ -42,6 +61,7 @@ template <class T>
 Draw draw(const Scores<T>& scores, index row, index classes, const Sampling& sampling, double uniform) {
   using R = Real<T>;
   const auto [highest, log_sum] = scores.normalizer(row);
+  if (std::isnan(log_sum)) return {0, log_sum};
   const R* const score = scores.row(row);
   index token = 0;
   const auto scale = static_cast<R>(1 / sampling.temperature);
@@ -50,17 +70,17 @@ Draw draw(const Scores<T>& scores, index row, index classes, const Sampling& sam
   } else {
     R* const weights = scores.weights(row);
     // At a scale of 0, the score -infinity of an impossible token would become NaN.
-    R sum = scores.kernel().weigh(score, scores.width(), highest,
-                                  std::max(scale, std::numeric_limits<R>::min()), weights);
+    auto sum = static_cast<double>(scores.kernel().weigh(
+        score, scores.width(), highest, std::max(scale, std::numeric_limits<R>::min()), weights));
     if (sampling.top_k > 0 || sampling.top_p < 1) {
-      const R least = least_weight(weights, classes, sampling.top_k, sampling.top_p);
+      const R least = least_score(score, weights, classes, sampling);
       sum = 0;
       for (index k = 0; k < classes; ++k) {
-        if (weights[k] < least) weights[k] = 0;
-        sum += weights[k];
+        if (score[k] < least) weights[k] = 0;
+        sum += static_cast<double>(weights[k]);
       }
     }
-    const auto target = static_cast<R>(uniform * static_cast<double>(sum));
+    const auto target = static_cast<R>(uniform * sum);
     token = scores.kernel().find(weights, scores.width(), target);
   }
   return {token, static_cast<double>(score[token]) - static_cast<double>(highest) - log_sum};

@@ -63,7 +63,7 @@ def beam_search(
         steps: the most tokens of a hypothesis.
         beams: how many continuations each step keeps, and how many hypotheses are returned.
         stop: the token that ends a hypothesis.
-        length_penalty: 0 compares log-probabilities, 1 log-probabilities per token; -100 to 100.
+        length_penalty: 0 compares log-probabilities, 1 log-probabilities per token; -10 to 10.
         state: as for :func:`generate`; for an encoder-decoder the final state of the encoder.
 
     Raises:
@@ -77,8 +77,8 @@ def beam_search(
     model.check(prompt, steps, stop)
     if operator.index(beams) < 1:
         raise ValueError(f"beams is {beams}; expected at least 1")
-    if not abs(length_penalty) <= 100:
-        raise ValueError(f"length_penalty is {length_penalty}; expected a number from -100 to 100")
+    if not abs(length_penalty) <= 10:  # with a larger one, the power of a length may overflow
+        raise ValueError(f"length_penalty is {length_penalty}; expected a number from -10 to 10")
     search = _Search(beams, stop, float(length_penalty))
     with torch.no_grad():
         y, state = model.read(prompt, state)
@@ -114,7 +114,7 @@ def _search_in_python(
         return len(ended[b]) >= beams or not live[b]
 
     for t in range(steps):
-        scores = model.scores(y, log_probs.flatten() > -math.inf, t).view(batch, beams, -1)
+        scores = model.scores(y, log_probs.flatten() > -math.inf, t).view(batch, beams, model.classes)
         continued = log_probs[:, :, None] + scores.log_softmax(-1)
         classes = scores.size(-1)
         # Stable: of equal continuations the earlier beam and the smaller token come first.

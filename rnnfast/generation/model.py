@@ -34,7 +34,7 @@ class LanguageModel(NamedTuple):
             ("embedding", self.embedding, "torch.nn.Embedding", "num_embeddings"),
             ("rnn", self.rnn, "RNN, LSTM or GRU", "bidirectional"),
             ("head", self.head, "torch.nn.Linear", "out_features"),
-            ("prompt", prompt, "tensor", "dtype"),
+            ("prompt", prompt, "torch.Tensor", "requires_grad"),
         ):
             if not hasattr(part, attribute) and (part is not None or name != "embedding"):
                 raise TypeError(f"{name} is a {type(part).__name__}; expected a {expected}")

@@ -139,9 +139,11 @@ def _generate_in_python(
     lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
     log_probs = torch.zeros(batch, dtype=torch.float64, device="cpu")
     runs = torch.ones(batch, dtype=torch.bool, device="cpu")
+    # Of the native loop, which computes float16 and bfloat16 in float32.
+    number = torch.finfo(torch.promote_types(y.dtype, torch.float32))
     for t in range(steps):
         scores = model.scores(y, runs, t)
-        chosen = _draw(scores, sampling, uniforms[t])
+        chosen = _draw(scores, sampling, uniforms[t], number)
         tokens[runs, t] = chosen[runs]
         log_prob = scores.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         log_probs += torch.where(runs, log_prob, 0)
@@ -155,20 +157,23 @@ def _generate_in_python(
     return Generated(tokens.to(device), lengths.to(device), log_probs.to(device), state)
 
 
-def _draw(scores: Tensor, sampling: _Sampling, uniform: Tensor) -> Tensor:
+def _draw(scores: Tensor, sampling: _Sampling, uniform: Tensor, number: torch.finfo) -> Tensor:
     """A token for each row of ``scores`` [B, V]."""
-    if sampling.temperature == 0:
+    scale = math.inf if sampling.temperature == 0 else 1 / sampling.temperature
+    if scale > number.max:
         return scores.argmax(-1)
-    weights = ((scores - scores.amax(-1, keepdim=True)) / sampling.temperature).exp()
+    # At a scale of 0, the score -infinity of an impossible token would become NaN.
+    weights = ((scores - scores.amax(-1, keepdim=True)) * max(scale, number.tiny)).exp()
+    # The scores decide: at a high temperature different scores have the same weight.
     if 0 < sampling.top_k < scores.size(-1):
-        least = weights.topk(sampling.top_k).values[:, -1:]
-        weights = torch.where(weights >= least, weights, 0)
+        least = scores.topk(sampling.top_k).values[:, -1:]
+        weights = torch.where(scores >= least, weights, 0)
     if sampling.top_p < 1:
-        ordered = weights.sort(descending=True).values
-        running = ordered.cumsum(-1)
+        running = weights.sort(descending=True).values.cumsum(-1)
         reaches = running >= sampling.top_p * running[:, -1:]
-        least = ordered.gather(-1, reaches.to(torch.int8).argmax(-1, keepdim=True))
-        weights = torch.where(weights >= least, weights, 0)
+        last = reaches.to(torch.int8).argmax(-1, keepdim=True)
+        least = scores.sort(descending=True).values.gather(-1, last)
+        weights = torch.where(scores >= least, weights, 0)
     running = weights.cumsum(-1)
     return (running > uniform[:, None] * running[:, -1:]).to(torch.int8).argmax(-1)
 

@@ -285,6 +285,17 @@ def test_restore_leaves_what_torch_cannot_compute():
     assert torch.equal(model(x)[0], want)
 
 
+def test_restore_refuses_a_forward_that_calls_rnnfasts():
+    model = quietly(nn.Sequential(nn.GRU(5, 7), nn.LSTM(7, 7)))
+    forward = model[1].forward
+    model[1].forward = lambda *arguments: forward(*arguments)
+    with pytest.raises(ValueError, match="the forward of 1 was replaced on the instance"):
+        rnnfast.restore(model)
+    assert type(model[0]) is rnnfast.GRU
+    del model[1].forward
+    assert type(rnnfast.restore(model)[1]) is nn.LSTM
+
+
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_an_accelerated_model_copies_and_saves(kind, tmp_path):
     model = quietly(nn.Sequential(getattr(nn, kind)(5, 7)))

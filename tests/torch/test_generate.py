@@ -6,7 +6,9 @@ import math
 import signal
 import threading
 import warnings
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -203,12 +205,14 @@ def test_layouts_and_a_given_state(batch_first, monkeypatch):
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, 4), (3, 0), (0, 0)])
-def test_nothing_to_do(batch, steps):
+def test_nothing_to_do(batch, steps, monkeypatch):
     found = natively(rnnfast.generate, *model_of(), prompt_of(batch), steps=steps)
     assert found.tokens.shape == (batch, steps)
     assert found.state[0].shape == (2, batch, 19)
     search = natively(rnnfast.beam_search, *model_of(), prompt_of(batch), steps=steps, beams=3, stop=0)
     assert search.tokens.shape == (batch, 3, steps)
+    options = {"steps": steps, "beams": 3, "stop": 0}
+    same(search, in_python(monkeypatch, rnnfast.beam_search, *model_of(), prompt_of(batch), **options))
 
 
 def test_weights_and_states_stay():
@@ -261,6 +265,59 @@ def test_extreme_temperatures(temperature, dtype):
         assert found.tokens.equal(greedy.tokens)
     else:
         assert len(found.tokens.unique()) > 15  # nearly uniform over 23
+
+
+@pytest.mark.parametrize("loop", ["native", "python"])
+@pytest.mark.parametrize("temperature", [1e9, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_high_temperature_does_not_mix_the_likeliest_with_others(
+    temperature, dtype, loop, monkeypatch
+):
+    """All tokens have the same weight then, and still only the likeliest stay."""
+    embedding, rnn, head = model_of("gru", classes=1000, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.normal_(head.bias, std=3)
+    best = head.bias.argsort(descending=True)
+    prompt = torch.zeros(300, 1, dtype=torch.int64)
+    run = natively if loop == "native" else partial(in_python, monkeypatch)
+    for options, count in (({"top_k": 1}, 1), ({"top_k": 7}, 7), ({"top_k": 70, "top_p": 0.1}, 7)):
+        found = run(
+            *(rnnfast.generate, embedding, rnn, head, prompt),
+            **options,
+            steps=1,
+            temperature=temperature,
+        )
+        assert found.tokens.unique().tolist() == sorted(best[:count].tolist())
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-320, 1e-310, 1e-39])
+def test_the_first_of_equal_tokens(temperature, monkeypatch):
+    embedding, rnn, head = model_of("gru", dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.bias[[5, 9, 11]] = 2
+    options = {"steps": 1, "temperature": temperature}
+    found = natively(rnnfast.generate, embedding, rnn, head, prompt_of(50), **options)
+    assert (found.tokens == 5).all()
+    found = in_python(monkeypatch, rnnfast.generate, embedding, rnn, head, prompt_of(50), **options)
+    assert (found.tokens == 5).all()
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1 - 1e-7])
+def test_the_whole_distribution_of_many_equal_tokens_is_drawn(top_p):
+    """A sum of a quarter of a million float32 numbers, one by one, is too small by half a percent."""
+    count = 1 << 18
+    embedding, rnn, head = model_of("gru", classes=count, hidden=2, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.uniform_(head.bias, 0, 1e-3)
+    head.bias.data = head.bias.data.sort(descending=True).values
+    model = LanguageModel(embedding, rnn, head)
+    y, state = model.read(torch.zeros(1, 1, dtype=torch.int64), None)
+    uniforms = torch.tensor([[1 - 1e-6]], dtype=torch.float64)
+    found = sampling._generate_natively(model, y, state, sampling._Sampling(1, 0, top_p, -1), uniforms)
+    sums = head.bias.double().exp().cumsum(0)
+    assert found.tokens.item() == pytest.approx(int((sums < top_p * sums[-1]).sum()), rel=1e-4)
 
 
 def test_ties_have_an_order(monkeypatch):
@@ -439,8 +496,9 @@ def test_bad_modules_and_prompts():
     for bad in ((embedding, rnnfast.LSTMCell(11, 19), head), (embedding, rnn, nn.Identity())):
         with pytest.raises(TypeError, match=r"(rnn is a LSTMCell|head is a Identity); expected a"):
             rnnfast.generate(*bad, prompt_of(), steps=1)
-    with pytest.raises(TypeError, match="prompt is a list"):
-        rnnfast.generate(embedding, rnn, head, [[1]], steps=1)
+    for bad, kind in (([[1]], "list"), (np.ones((1, 1), np.int64), "ndarray")):
+        with pytest.raises(TypeError, match=f"prompt is a {kind}"):
+            rnnfast.generate(embedding, rnn, head, bad, steps=1)
     with pytest.raises(ValueError, match="length_penalty is 1000"):
         rnnfast.beam_search(
             embedding, rnn, head, prompt_of(), steps=1, beams=2, stop=1, length_penalty=1e3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import matplotlib as mpl
 import pytest
 import torch
@@ -237,14 +239,39 @@ def test_the_plot_of_a_cell_is_one_line():
     mpl.pyplot.close("all")
 
 
-def test_shared_weights_have_both_names():
+@pytest.mark.parametrize(
+    ("shared", "names"),
+    [(["weight_hh_l0"], ["a", "b"]), (["weight_hh_l0", "weight_ih_l0"], ["a, b", "a, b"])],
+)
+def test_modules_that_share_all_weights_have_both_names(shared, names):
     model = nn.ModuleDict({"a": module_of("gru"), "b": module_of("gru", hidden=21)})
-    model["b"].weight_hh_l0 = model["a"].weight_hh_l0
+    for name in shared:
+        setattr(model["b"], name, getattr(model["a"], name))
     x = torch.randn(3, 2, 4, dtype=torch.float64)
     loss = model["a"](x)[0].sum() + model["b"](x)[0].sum()
     with rnnfast.gradient_flow(model) as flow:
         loss.backward()
-    assert [record.module for record in flow.records] == ["a, b", "a, b"]
+    assert sorted(record.module for record in flow.records) == names
+
+
+def test_layers_that_share_a_weight():
+    """With dropout each layer is a call of its own."""
+    module = rnnfast.LSTM(4, 4, 2, dropout=0.1)
+    module.weight_hh_l1 = module.weight_hh_l0
+    with rnnfast.gradient_flow(module) as flow:
+        module(torch.randn(3, 2, 4))[0].sum().backward()
+    assert [(record.module, record.first_layer) for record in flow.records] == [("", 1), ("", 0)]
+
+
+def test_no_other_module_gets_the_address_of_a_weight():
+    model = nn.ModuleList([rnnfast.GRU(64, 64)])
+    with rnnfast.gradient_flow(model) as flow:
+        model[0](torch.randn(3, 2, 64))[0].sum().backward()
+        del model[0]
+        gc.collect()
+        for other in [rnnfast.GRU(64, 64) for _ in range(5)]:
+            other(torch.randn(3, 2, 64))[0].sum().backward()
+    assert len(flow.records) == 1
 
 
 def test_nothing_recorded():

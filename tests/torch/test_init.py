@@ -147,6 +147,18 @@ def test_bad_arguments():
         init.chrono_(rnnfast.LSTM(2, 3), 1.5)
     with pytest.raises(ValueError, match="longest is inf"):
         init.chrono_(rnnfast.LSTM(2, 3), float("inf"))
+    half = rnnfast.LSTM(2, 3, dtype=torch.float16)
+    before = [p.clone() for p in half.parameters()]
+    with pytest.raises(ValueError, match=r"longest is 100000, more than .* torch\.float16"):
+        init.chrono_(half, 100_000)
+    assert all(map(torch.equal, before, half.parameters()))
     for function, arguments in ((init.forget_bias_, ()), (init.chrono_, (10,))):
         with pytest.raises(ValueError, match="needs biases; LSTM has bias=False"):
             function(rnnfast.LSTM(2, 3, bias=False), *arguments)
+
+
+def test_identity_under_another_default_device():
+    module = MODULES["relu"]()
+    with torch.device("meta"):
+        init.identity_(module, 2.0)
+    assert torch.equal(module.weight_hh_l0, 2 * torch.eye(8))
