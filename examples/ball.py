@@ -112,7 +112,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         model = Model(package, settings.hidden)
         optimizer = torch.optim.Adam(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps) + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps))
         for _ in steps.resume(model, optimizer, schedule, generator):
             batch = balls[:, torch.randint(settings.balls, [settings.batch], generator=generator)]
             loss = distance(model(batch), batch).mean()

@@ -63,11 +63,11 @@ SETTINGS = {  # of (vowels, quick)
 
 
 class Classifier(torch.nn.Module):
-    def __init__(self, nn: ModuleType, task: Task, s: Settings) -> None:
+    def __init__(self, package: ModuleType, task: Task, s: Settings) -> None:
         super().__init__()
         _, _, *channels = task.rows.x.shape
         self.inputs = torch.nn.Linear(*channels, 64) if channels else torch.nn.Embedding(CODES, 64)
-        self.gru = nn.GRU(64, s.hidden, bidirectional=True, batch_first=True)
+        self.gru = package.GRU(64, s.hidden, bidirectional=True, batch_first=True)
         self.dropout = torch.nn.Dropout(s.dropout)
         self.head = torch.nn.Linear(2 * s.hidden, len(task.classes))
 
@@ -82,10 +82,10 @@ def last_states(gru: torch.nn.GRU, x: Tensor, lengths: Tensor) -> Tensor:
     return gru(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1]
 
 
-def training(nn: ModuleType, steps: report.Steps, task: Task, s: Settings) -> Iterator[float]:
+def training(package: ModuleType, steps: report.Steps, task: Task, s: Settings) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = Classifier(nn, task, s)
+    model = Classifier(package, task, s)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
     for _ in steps.resume(model, optimizer, schedule, generator):
@@ -108,8 +108,7 @@ def names() -> Task:
             owners[text.casefold()].add(code)
     # A name that several languages share has no single answer.
     unique = {name: code for name, (code, *others) in owners.items() if not others}
-    counts = Counter(unique.values())
-    codes = sorted(code for code in counts if counts[code] > 300)
+    codes = sorted(code for code, count in Counter(unique.values()).items() if count > 300)
     labelled = sorted((name, codes.index(code)) for name, code in unique.items() if code in codes)
     number = {c: i for i, c in enumerate(sorted({c for name, _ in labelled for c in name}), 1)}
     rows = padded([[number[c] for c in name] for name, _ in labelled], [y for _, y in labelled])
@@ -119,8 +118,7 @@ def names() -> Task:
 
 
 def vowels() -> Task:
-    (package,) = find_spec("aeon").submodule_search_locations
-    folder = Path(package) / "datasets/data/JapaneseVowels"
+    folder = Path(find_spec("aeon").submodule_search_locations[0], "datasets/data/JapaneseVowels")
     texts = [(folder / f"JapaneseVowels_{part}.ts").read_text() for part in ("TRAIN", "TEST")]
     train, test = ([line.split(":") for line in text.partition("@data\n")[2].split()] for text in texts)
     utterances = [[[float(v) for v in c.split(",")] for c in channels] for *channels, _ in train + test]
@@ -155,13 +153,14 @@ def nearest_neighbour(task: Task) -> Tensor:
     return task.rows.y[task.train[torch.cdist(features[task.test], features[task.train]).argmin(-1)]]
 
 
-def draw(predicted: Tensor, task: Task) -> plt.Figure:
-    n = len(task.classes)
+def draw(predicted: Tensor, task: Task, kind: str) -> plt.Figure:
+    n, shown = len(task.classes), []
     counts = torch.bincount(task.rows.y[task.test] * n + predicted, minlength=n * n).view(n, n)
     shares = 100 * counts / counts.sum(1, keepdim=True)
     pairs = (shares + shares.T).triu(1).flatten().argsort(descending=True)
-    # dict.fromkeys keeps the order of the pairs, so confused classes are neighbours.
-    shown = list(dict.fromkeys(k for pair in pairs.tolist() for k in divmod(pair, n)))[:25]
+    for pair in pairs.tolist():
+        if len(shown) < 24:  # Whole pairs: what a class is confused with is in the figure too.
+            shown += [k for k in dict.fromkeys(divmod(pair, n)) if k not in shown]
     figure, axes = plt.subplots(figsize=(11, 9))
     grid = shares[shown][:, shown].round().int()
     axes.imshow(grid, cmap="Blues", vmax=150)  # 150 keeps the text legible
@@ -170,7 +169,8 @@ def draw(predicted: Tensor, task: Task) -> plt.Figure:
     labels = {"ticks": range(len(shown)), "labels": [task.classes[k] for k in shown]}
     axes.set_xticks(**labels, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(**labels)
-    axes.set(xlabel="prediction, percent", ylabel="true class", title=f"The most confused of {n}")
+    title = f"The {len(shown)} of {n} {kind} confused most\npercent of the row; the rest is not shown"
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--vowels", action="store_true", help="tell speakers apart by their vowels")
     arguments = parser.parse_args()
     settings = SETTINGS[arguments.vowels, arguments.quick]
-    task = vowels() if arguments.vowels else names()
+    task, kind = (vowels(), "speakers") if arguments.vowels else (names(), "languages")
     if arguments.vowels:
         name, baseline = "nearest neighbour", nearest_neighbour(task)
     else:
@@ -187,13 +187,13 @@ def main() -> None:
         baseline = naive_bayes(task, longest=1 if arguments.quick else 3)
     trained = report.train(partial(training, task=task, s=settings), settings.steps, arguments)
     with torch.inference_mode():
-        parts = (task.rows.select(part) for part in task.test.split(500))
-        predicted = torch.cat([trained.model(part).argmax(-1) for part in parts])
+        logits = [trained.model(task.rows.select(part)) for part in task.test.split(500)]
+    predicted = torch.cat(logits).argmax(-1)
     right = torch.stack([predicted, baseline]) == task.rows.y[task.test]
     value, other = (100 * right.double().mean(1)).tolist()
-    numbers = "accuracy, percent", value, other, name, "higher"
-    result = report.Result("classify" + " --vowels" * arguments.vowels, *numbers)
-    report.finish(result, trained, draw(predicted, task), arguments)
+    system, metric = "classify" + " --vowels" * arguments.vowels, "accuracy, percent"
+    result = report.Result(system, metric, value, other, name, "higher")
+    report.finish(result, trained, draw(predicted, task, kind), arguments)
 
 
 if __name__ == "__main__":

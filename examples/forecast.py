@@ -45,9 +45,9 @@ QUICK = Settings(steps=400, rate=3e-3, paths=100, every=4)
 
 
 class DeepAR(torch.nn.Module):
-    def __init__(self, nn: ModuleType, inputs: int, s: Settings) -> None:
+    def __init__(self, package: ModuleType, inputs: int, s: Settings) -> None:
         super().__init__()
-        self.gru = nn.GRU(inputs, s.hidden)
+        self.gru = package.GRU(inputs, s.hidden)
         self.head = torch.nn.Linear(s.hidden, 3)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[StudentT, Tensor]:
@@ -94,17 +94,17 @@ def windows(series: Series, starts: Tensor, length: int) -> tuple[Tensor, Tensor
     return torch.cat([series.difference[t - 1, None], series.known[t]], dim=-1), series.difference[t]
 
 
-def training(nn: ModuleType, steps: report.Steps, series: Series, s: Settings) -> Iterator[float]:
+def training(package: ModuleType, steps: report.Steps, series: Series, s: Settings) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = DeepAR(nn, 1 + series.known.shape[1], s)
+    model = DeepAR(package, 1 + series.known.shape[1], s)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
     last = len(series.load) - TEST - CONTEXT - DAY
     for _ in steps.resume(model, optimizer, schedule, generator):
         starts = torch.randint(1, last + 1, (s.batch,), generator=generator)
         x, target = windows(series, starts, CONTEXT + DAY)
-        # A difference is as likely as its negative, so both signs are examples.
+        # Both signs are examples, as if a difference were as likely as its negative.
         sign = 2.0 * torch.randint(2, (s.batch,), generator=generator) - 1
         x[..., :2] *= sign[:, None]
         loss = -model(x)[0].log_prob(sign * target).mean()
@@ -158,13 +158,14 @@ def draw(quantiles: Tensor, series: Series, origins: Tensor) -> plt.Figure:
     above.plot(days, load, color="black", linewidth=1, label="load")
     above.set(title="Seven forecasts of one day each", xlabel="day of the last week")
     above.set_ylabel("load minus load one week before, GW")
-    above.legend(ncols=4)
+    above.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     hours = torch.arange(1, DAY + 1) / 2
     steps = deviation(quantiles[..., 1], series.load[t], dim=1)
     below.plot(hours, steps, color="tab:blue", label="median of the paths")
     steps = deviation(before, series.load[t], dim=1)
     below.plot(hours, steps, "--", color="tab:orange", label="one week before")
     below.set(xlabel="hours ahead", ylabel="normalised deviation, percent", ylim=(0, None))
+    below.set_xticks(range(0, 25, 6))
     below.legend()
     return figure
 

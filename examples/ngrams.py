@@ -1,14 +1,13 @@
-"""n-gram models with interpolated smoothing, the baselines of language_model.py and melody.py.
+"""n-gram models with modified Kneser-Ney smoothing: the baselines of language_model.py and melody.py.
 
 A text is an array of symbols 0, 1, ..., V - 1. Each level n of a model gives
 p_n(w | context) = weight(context, w) + share(context) * p_{n-1}(w | shorter context), and p_0 = 1 / V.
+This is the interpolated form of Chen and Goodman (1999).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-
-WITTEN_BELL, KNESER_NEY = "witten-bell", "kneser-ney"
 
 
 class Level(NamedTuple):
@@ -35,7 +34,7 @@ def grams_of(text: np.ndarray, n: int, vocabulary: int) -> np.ndarray:
     return grams
 
 
-def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
+def discounts_of(counts: np.ndarray) -> np.ndarray:
     """The discount of each count: D1, D2 or D3+ of Chen and Goodman (1999), eq. 26."""
     n = [np.count_nonzero(counts == k) for k in range(5)]
     discounts = np.array([0, 0.5, 1, 1.5])  # for a level with too few counts to estimate them
@@ -47,26 +46,19 @@ def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
     return discounts[np.minimum(counts, 3)]
 
 
-def fit(text: np.ndarray, order: int, vocabulary: int, smoothing: str) -> Model:
+def fit(text: np.ndarray, order: int, vocabulary: int) -> Model:
     """Count the n-grams of `text` up to `order`."""
     levels = []
     for n in range(1, order + 1):
-        if smoothing == KNESER_NEY and n < order:
+        if n < order:
             # The count of a lower order is the number of symbols seen before the gram.
             longer = np.unique(grams_of(text, n + 1, vocabulary))
             grams, counts = np.unique(longer % vocabulary**n, return_counts=True)
         else:
             grams, counts = np.unique(grams_of(text, n, vocabulary), return_counts=True)
         contexts, which = np.unique(grams // vocabulary, return_inverse=True)
-        totals, kinds = np.bincount(which, counts), np.bincount(which)
-        if smoothing == KNESER_NEY:
-            discounts = kneser_ney_discounts(counts)
-            weights, shares = (
-                (counts - discounts) / totals[which],
-                np.bincount(which, discounts) / totals,
-            )
-        else:
-            weights, shares = counts / (totals + kinds)[which], kinds / (totals + kinds)
+        totals, discounts = np.bincount(which, counts), discounts_of(counts)
+        weights, shares = (counts - discounts) / totals[which], np.bincount(which, discounts) / totals
         levels.append(Level(grams, weights, contexts, shares))
     return Model(vocabulary, levels)
 

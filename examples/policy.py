@@ -177,7 +177,7 @@ def figure_of(curves: dict[str, list[float]]) -> plt.Figure:
 def main() -> None:
     arguments = report.parser(__doc__.partition("\n")[0], "policy", checkpoint=False).parse_args()
     iterations = QUICK if arguments.quick else FULL
-    trained = report.train(lambda nn, steps: training(nn.GRU, steps), iterations, arguments)
+    trained = report.train(lambda package, steps: training(package.GRU, steps), iterations, arguments)
     print("the same training without memory:")
     plain = report.train(lambda _, steps: training(None, steps), iterations, arguments, share=0)
     (agent, curve), (plain_agent, plain_curve) = trained.model, plain.model

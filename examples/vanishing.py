@@ -1,18 +1,19 @@
 """Which recurrent networks remember two numbers over a long sequence, and why?
 
-In the adding problem (Hochreiter and Schmidhuber 1997), a sequence has T random numbers from 0 to 1.
-Two of them are marked, and the answer is their sum. Four networks learn it at several lengths: an RNN
-with tanh, an RNN with ReLU whose recurrent weights start as the identity (Le et al. 2015), a GRU and an
-LSTM. The gates of the last two start so that they keep a number for up to T steps (Tallec and Ollivier
-2018). The number is the mean squared error of the GRU at the largest T. It must be lower than the
-variance of the answer, about 1/6, which is the error of the best constant. The figure shows who learns
-at which T, and the norm of the gradient with respect to the state of each step. Where it vanishes, an
-early number cannot change the weights.
+In the adding problem (Le et al. 2015, after Hochreiter and Schmidhuber 1997), a sequence has T random
+numbers from 0 to 1. Two of them are marked, and the answer is their sum. Four networks learn it at
+several lengths: an RNN with tanh, an RNN with ReLU whose recurrent weights start as the identity (Le et
+al. 2015), a GRU and an LSTM. The gates of the last two start so that they keep a number for up to T
+steps (Tallec and Ollivier 2018). The number is the mean squared error of the GRU at the largest T. It
+must be lower than the variance of the answer, about 1/6, which is the error of the best constant. The
+figure shows who learns at which T, and the norm of the gradient with respect to the state of each step.
+Where it vanishes, an early number cannot change the weights.
 """
 
 import copy
 import math
 from collections.abc import Generator
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -42,12 +43,12 @@ FULL = Settings(lengths=(50, 150, 400, 750), steps=3000)
 class Adder(torch.nn.Module):
     """A recurrent layer that reads the sequence, and a linear layer that reads its last state."""
 
-    def __init__(self, nn: ModuleType, cell: str, length: int, hidden: int):
+    def __init__(self, package: ModuleType, cell: str, length: int, hidden: int):
         super().__init__()
         if cell in ("RNN tanh", "RNN ReLU"):
-            self.rnn = nn.RNN(2, hidden, nonlinearity=cell.removeprefix("RNN ").lower())
+            self.rnn = package.RNN(2, hidden, nonlinearity=cell.removeprefix("RNN ").lower())
         else:
-            self.rnn = getattr(nn, cell)(2, hidden)
+            self.rnn = getattr(package, cell)(2, hidden)
         self.head = torch.nn.Linear(hidden, 1)
         if cell == "RNN ReLU":
             rnnfast.init.identity_(self.rnn)
@@ -96,12 +97,12 @@ class Study(NamedTuple):
     largest: dict[tuple[str, int], float]  # the largest norm of a gradient, before it was clipped
 
 
-def training(nn: ModuleType, steps: report.Steps, settings: Settings) -> Generator[float, None, Study]:
-    """Train all cells at all lengths side by side; a loss is the mean over them."""
+def training(settings: Settings, package: ModuleType, steps: report.Steps) -> Generator:
+    """Train all cells at all lengths side by side; a loss is the mean over them. Return the study."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     keys = [(cell, length) for cell in CELLS for length in settings.lengths]
-    models = {key: Adder(nn, *key, settings.hidden) for key in keys}
+    models = {key: Adder(package, *key, settings.hidden) for key in keys}
     untrained = copy.deepcopy(models)
     groups = [{"params": model.parameters(), "lr": rate(*key)} for key, model in models.items()]
     optimizer = torch.optim.Adam(groups)
@@ -130,12 +131,15 @@ def figure_of(study: Study, errors: dict[tuple[str, int], float], chance: float)
     """Left: the error of each cell at each length. Right: its gradients at the largest length."""
     lengths = sorted({length for _, length in errors})
     x, y = adding_problem(lengths[-1], 100, torch.Generator().manual_seed(3))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
     for cell, colour in CELLS.items():
-        left.plot(lengths, [errors[cell, length] for length in lengths], "o-", color=colour, label=cell)
         key = (cell, lengths[-1])
         right.plot(gradient_norms(study.untrained[key], x, y), "--", color=colour, lw=1)
-        right.plot(gradient_norms(study.models[key], x, y), color=colour, label=cell)
+        curves = [errors[cell, T] for T in lengths], gradient_norms(study.models[key], x, y)
+        # A value that is not finite has no place in the figure.
+        labels = [cell + " (not finite)" * (not all(map(math.isfinite, curve))) for curve in curves]
+        left.plot(lengths, curves[0], "o-", color=colour, label=labels[0])
+        right.plot(curves[1], color=colour, label=labels[1])
     # A step backwards multiplies the gradient by the recurrent weights: a factor above 1 explodes.
     factor = 1 + 10 / lengths[-1]
     explosive = copy.deepcopy(study.untrained["RNN ReLU", lengths[-1]])
@@ -150,23 +154,24 @@ def figure_of(study: Study, errors: dict[tuple[str, int], float], chance: float)
     left.set_title("Who learns the adding problem")
     right.set(yscale="log", ylim=(1e-10, 1e7), xlabel="step t", ylabel=r"norm of $dL/dh_t$")
     right.set_title(f"Gradients of each step, T={lengths[-1]} (dashed: untrained)")
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     return figure
 
 
 def main() -> None:
     arguments = report.parser(__doc__.partition("\n")[0], "vanishing").parse_args()
     settings = QUICK if arguments.quick else FULL
-    trained = report.train(lambda nn, steps: training(nn, steps, settings), settings.steps, arguments)
+    trained = report.train(partial(training, settings), settings.steps, arguments)
     study: Study = trained.model
 
     generator = torch.Generator().manual_seed(2)
-    errors, chance = {}, math.nan
+    errors, constant = {}, {}  # `constant` has the error of the best constant answer
     for length in settings.lengths:
         x, y = adding_problem(length, 1000, generator)
-        chance = y.var(correction=0).item()
+        constant[length] = y.var(correction=0).item()
         with torch.no_grad():
             errors |= {(cell, length): error(study.models[cell, length], x, y).item() for cell in CELLS}
 
@@ -177,15 +182,16 @@ def main() -> None:
     Console().print(table)
     print(f"The last column is the largest norm before clipping. Clipping limits it to {CLIP:g}.")
 
+    longest = settings.lengths[-1]
     result = report.Result(
         system="vanishing",
-        metric=f"mean squared error of the GRU at T={length}",
-        value=errors["GRU", length],
-        baseline=chance,
+        metric=f"mean squared error of the GRU at T={longest}",
+        value=errors["GRU", longest],
+        baseline=constant[longest],
         baseline_name="constant answer",
         better="lower",
     )
-    report.finish(result, trained, figure_of(study, errors, chance), arguments)
+    report.finish(result, trained, figure_of(study, errors, constant[longest]), arguments)
 
 
 if __name__ == "__main__":

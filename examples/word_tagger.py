@@ -25,11 +25,11 @@ UNITS, STEPS, BATCH = 64, 200, 20
 
 
 class WordTagger(torch.nn.Module):
-    def __init__(self, nn: ModuleType, vectors: torch.Tensor, fixed: bool):
+    def __init__(self, package: ModuleType, vectors: torch.Tensor, fixed: bool):
         super().__init__()
         self.embedding = torch.nn.Embedding.from_pretrained(vectors.clone(), freeze=fixed)
         self.dropout = torch.nn.Dropout(0.3)
-        self.gru = nn.GRU(vectors.size(1), UNITS, bidirectional=True, batch_first=True)
+        self.gru = package.GRU(vectors.size(1), UNITS, bidirectional=True, batch_first=True)
         self.head = torch.nn.Linear(2 * UNITS, 1)
 
     def forward(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -54,11 +54,11 @@ def padded(pairs: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def training(
-    nn: ModuleType, steps: report.Steps, pairs: list, vectors: torch.Tensor, fixed: bool
+    package: ModuleType, steps: report.Steps, pairs: list, vectors: torch.Tensor, fixed: bool
 ) -> Generator[float, None, WordTagger]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = WordTagger(nn, vectors, fixed)
+    model = WordTagger(package, vectors, fixed)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     for _ in steps.resume(model, optimizer, generator):
         chosen = torch.randint(len(pairs), (BATCH,), generator=generator).tolist()

@@ -94,7 +94,7 @@ def draw(data: Verses, vectors: torch.Tensor, scores: dict[str, list[float]]) ->
     words = [word for group in GROUPS.values() for word in group.split()]
     points = planes(vectors[[data.symbols.index(word) for word in words]])
     rows = [list(points), ["tagger"] * len(points)]
-    figure = plt.figure(figsize=(10, 9) if len(points) == 1 else (13, 8.5), layout="constrained")
+    figure = plt.figure(figsize=(10, 11) if len(points) == 1 else (13, 10), layout="constrained")
     axes = figure.subplot_mosaic(rows, height_ratios=(4, 1))
     for method, places in points.items():
         plane = axes[method]
@@ -103,8 +103,9 @@ def draw(data: Verses, vectors: torch.Tensor, scores: dict[str, list[float]]) ->
             dots = plane.scatter(*part.T, label=name)
             for word, place in zip(group.split(), part.tolist(), strict=True):
                 color = dots.get_facecolor()[0]
-                plane.annotate(word, place, (4, 3), textcoords="offset points", color=color)
+                plane.annotate(word, place, (4, 3), textcoords="offset points", color=color, size=8)
         plane.set(title=f"Word vectors of the GRU: {method}", xticks=[], yticks=[])
+        plane.margins(0.12)
     axes["principal components"].legend()
     bars = axes["tagger"]
     for k, (start, numbers) in enumerate(scores.items()):
@@ -126,8 +127,8 @@ def main() -> None:
     def build_window(_: ModuleType) -> LanguageModel:
         return LanguageModel(Window, frequencies, settings)
 
-    def build_recurrent(nn: ModuleType) -> LanguageModel:
-        return LanguageModel(nn.GRU, frequencies, settings)
+    def build_recurrent(package: ModuleType) -> LanguageModel:
+        return LanguageModel(package.GRU, frequencies, settings)
 
     train = partial(verses.training, data, settings)
     print("the window:")
