@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -141,6 +142,19 @@ def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
     }
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    facts = {
+        "device": torch.cuda.get_device_name(),
+        "capability": cuda_plans.capability(torch.cuda.current_device()),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "rows": rows,
+    }
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    whole.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only some of the shapes")
@@ -149,7 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--tier", choices=tiers, help="use only this tier; otherwise the first that fits"
     )
-    parser.add_argument("--json", help="write the rows to this file as well")
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
@@ -162,6 +176,8 @@ def main() -> None:
     for shape in shapes(arguments.quick):
         row = compare(shape, arguments.forward)
         rows.append(row)
+        if arguments.json:  # after each row, since a later one may fail
+            write(arguments.json, rows)
         ours, theirs = (
             f"{m:.2f} ({low:.2f} to {high:.2f})"
             for m, (low, high) in zip(row["us"], row["quartiles"], strict=True)
@@ -176,16 +192,6 @@ def main() -> None:
         ratios = [row["ratio"] for row in rows if row["shape"][:2] == [cell, dtype]]
         mean, least = statistics.geometric_mean(ratios), min(ratios)
         console.print(f"{cell} {dtype}: geometric mean {mean:.2f}, least {least:.2f}")
-    if arguments.json:
-        facts = {
-            "device": torch.cuda.get_device_name(),
-            "capability": cuda_plans.capability(torch.cuda.current_device()),
-            "torch": torch.__version__,
-            "cudnn": torch.backends.cudnn.version(),
-            "rows": rows,
-        }
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class Record(NamedTuple):
     #: The module's name in the model; "" for the model itself. Modules that share weights have all
     #: their names, with commas.
     module: str
-    #: The first layer; 0, but where each layer runs alone, as with dropout.
+    #: The first layer; 0, but where each layer runs alone, as with dropout. Layers that share W_ih and
+    #: W_hh have the number of the first of them.
     first_layer: int
     #: float64 ``[layers, directions, T]``: the norm of dL/dh_t over the batch and the units.
     h: torch.Tensor
@@ -59,10 +60,11 @@ class GradientFlow:
                 w_ih = parameters.get(parameter.replace("_hh", "_ih"))
                 if kind != "weight_hh" or layer.endswith("reverse") or w_hh is None or w_ih is None:
                     continue
-                self._weights += (w_ih, w_hh)
+                self._weights += (w_ih.detach(), w_hh.detach())  # keeps the memory
                 place = w_ih.data_ptr(), w_hh.data_ptr()
                 names, _ = self._places.setdefault(place, ([], int(layer or 0)))
-                names.append(name)
+                if name not in names:
+                    names.append(name)
 
     def add(self, config: StackConfig, inputs: Inputs, norms: flow.Norms) -> None:
         """Take the norms of one backward call; calls with other weights are left out."""

@@ -201,7 +201,12 @@ def main() -> int:
     for case in cases(arguments.seed, bool(arguments.emulated)):
         if time.time() > end:
             break
-        found = error_of(case, device)
+        try:
+            found = error_of(case, device)
+        except RuntimeError as error:  # after an error of the device, no later case can run
+            print(f"{error}\nin {case}")
+            failures += 1
+            break
         if found is None:
             without_plan += 1
             continue
@@ -213,6 +218,8 @@ def main() -> int:
         if error >= LIMITS[case.dtype] or not is_same:
             failures += 1
             print("not the same bits" if error < LIMITS[case.dtype] else f"error {error:.2e}", case)
+        elif count % 20 == 0:
+            print(f"{count} cases, the last one {case}")
     errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in sorted(worst.items()))
     print(f"{count} cases, {failures} wrong, {without_plan} without a plan; worst errors: {errors}")
     return int(failures > 0)

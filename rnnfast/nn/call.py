@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ..stack import autograd, checks, cuda_plans, ops, packed_weights, sequences
 from ..stack.config import CELLS, Inputs, StackConfig, stack_config
@@ -30,10 +31,14 @@ def _states_of(hx: Any, has_c: bool) -> Any:
 
 
 def _gpu_of(input: Any) -> list[torch.device]:
-    """The GPU of an input, if it is on one."""
-    data = getattr(input, "data", None)  # a Tensor's and a PackedSequence's
-    device = getattr(data, "device", None)
-    return [device] if isinstance(device, torch.device) and device.type == "cuda" else []
+    """The GPU of an input, if it is on one and its random state can be read.
+
+    The state cannot be read while a CUDA graph is captured.
+    """
+    device = getattr(input.data if isinstance(input, PackedSequence) else input, "device", None)
+    if not isinstance(device, torch.device) or device.type != "cuda":
+        return []
+    return [] if torch.cuda.is_current_stream_capturing() else [device]
 
 
 def forward_result(y: Any, h_n: Any, c_n: Any, cell_states: Any) -> Any:

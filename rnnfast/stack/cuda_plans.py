@@ -180,9 +180,9 @@ def plans(config: StackConfig, x: Tensor, sizes: tuple[int, int], **call: bool) 
     if forward is None or (training and backward is None):
         return None
     pair = Pair(forward, backward)
-    is_forced = cuda_switch.forced_tier() is not None
+    is_estimated = cuda_switch.mode() != "auto" and cuda_switch.forced_tier() is None
     has_rival = config.is_in_torch and not call["alone"]
-    if has_rival and not is_forced and _loses(config, x.dtype, sizes, pair):
+    if has_rival and is_estimated and _loses(config, x.dtype, sizes, pair):
         return None
     return pair
 

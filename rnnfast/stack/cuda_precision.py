@@ -73,7 +73,13 @@ class _Products:
             with self._lock:
                 self._users -= 1
                 if self._users == 0:
-                    _set(self._before)
+                    self._restore()
+
+    def _restore(self) -> None:
+        if _HAS_OWN_SETTING:
+            _set("none")  # follows torch.backends.fp32_precision again, as it may have done before
+        if not _HAS_OWN_SETTING or _setting() != self._before:
+            _set(self._before)
 
 
 #: The context for products of a layer of a dtype.

@@ -92,7 +92,7 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
 
     - through ``weight.data`` (``weight.data.mul_``), or through a tensor that was assigned to
       ``weight.data``, as ``torch.nn.utils.vector_to_parameters`` assigns views of its vector;
-    - by another Parameter with the memory of the old one, in the place of the old one;
+    - by a new Parameter that replaces the old one and has the same memory;
     - through NumPy, DLPack or the weight's storage, or by another process in shared memory;
     - by an operator that raises no version: ``apply_`` and ``map_``, torch's fused operators outside of
       an optimizer (``torch._fused_adam_``), collective operators of torch.distributed (``all_reduce``,

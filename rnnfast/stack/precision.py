@@ -20,6 +20,7 @@ may_autocast = _is_any_autocast_enabled
 
 
 _FLOAT32 = {"highest": 0, "high": 1, "medium": 2}
+_OF_BACKEND = {"tf32": 1, "bf16": 2}
 #: Whether there are kernels that a lower precision of float32 makes faster.
 _HAS_FASTER_FLOAT32 = any(isa.startswith("amx") for isa in _C.supported_isas())
 
@@ -30,8 +31,16 @@ def float32_setting() -> int:
     0, "highest": as exact as float32 multiply-adds. 1, "high": numbers are split into two bfloat16
     parts (an rms error of 4.5e-6 of a sum). 2, "medium": they are rounded to bfloat16 (2.4e-3). Sums
     are in float32. Only a matrix unit is faster with less; without one this is always 0.
+
+    torch refuses to tell the setting where its newer one, ``fp32_precision`` of a backend, differs from
+    it, for example of CUDA. Then that of the CPU's products counts.
     """
-    return _FLOAT32[_get_float32_matmul_precision()] if _HAS_FASTER_FLOAT32 else 0
+    if not _HAS_FASTER_FLOAT32:
+        return 0
+    try:
+        return _FLOAT32[_get_float32_matmul_precision()]
+    except RuntimeError:
+        return _OF_BACKEND.get(torch.backends.mkldnn.matmul.fp32_precision, 0)  # type: ignore[attr-defined]
 
 
 def of_float32(*, may_trace: bool) -> int:

@@ -199,7 +199,8 @@ def test_torchs_operator_where_there_is_one(cell, monkeypatch):
     assert bool(called) == (cell not in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
-def test_the_question_whether_arguments_are_valid_leaves_no_random_state(off, monkeypatch):
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_question_whether_arguments_are_valid_leaves_no_random_state(captured, off, monkeypatch):
     """The generators of the CPU and of the input's GPU are restored after torch's own layer has run."""
     forked = []
     gpu = torch.device("cuda", 1)
@@ -210,13 +211,14 @@ def test_the_question_whether_arguments_are_valid_leaves_no_random_state(off, mo
         return nullcontext()
 
     monkeypatch.setattr(torch.random, "fork_rng", fork)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
     module = rnnfast.LSTM(3, 4, coupled_gates=True)
     monkeypatch.setattr(module, "_run_torch", lambda *_: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module(on_gpu(5, 2, 3))
     module(torch.randn(5, 2, 3, requires_grad=True).expand(5, 2, 3))
-    assert forked == [[gpu]]
+    assert forked == [[] if captured else [gpu]]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

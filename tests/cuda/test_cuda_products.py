@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cuda_on_cpu
-from rnnfast.stack import cuda, cuda_precision, cuda_products
+from rnnfast.stack import cuda, cuda_precision, cuda_products, precision
 from rnnfast.stack.config import CELLS, Inputs, StackConfig
 
 LSTM = StackConfig("lstm")
@@ -220,3 +220,34 @@ def test_biases_share_one_sum_and_no_memory(cell):
         *_, b_ih, b_hh = train(config, layers(config))
     assert mode.names.count("sum") == 1
     assert b_ih.untyped_storage().data_ptr() != b_hh.untyped_storage().data_ptr()
+
+
+def test_a_setting_that_follows_another_one_still_does(settings):
+    """torch.backends.fp32_precision is the setting of all backends that have none of their own."""
+    if not cuda_precision._HAS_OWN_SETTING:
+        pytest.skip("torch before 2.9 has no such setting")
+    matmul = torch.backends.cuda.matmul
+    try:
+        matmul.fp32_precision = "none"
+        torch.backends.fp32_precision = "tf32"
+        train(LSTM, layers(LSTM))
+        assert matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(("own", "setting"), [("none", 0), ("ieee", 0), ("tf32", 1), ("bf16", 2)])
+def test_a_setting_of_cuda_alone_is_no_error_on_a_cpu_with_a_matrix_unit(own, setting, monkeypatch):
+    """Then torch does not tell the setting of both."""
+    if not cuda_precision._HAS_OWN_SETTING:
+        pytest.skip("torch before 2.9 has no setting for CUDA alone")
+    monkeypatch.setattr(precision, "_HAS_FASTER_FLOAT32", True)
+    cpu = torch.backends.mkldnn.matmul
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        cpu.fp32_precision = own
+        assert precision.float32_setting() == setting
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = cpu.fp32_precision = "none"

@@ -126,6 +126,16 @@ def test_auto_takes_what_was_measured_to_win(extension, monkeypatch):
     assert not cuda_plans.takes(StackConfig("lstm"), x, 128)
 
 
+@pytest.mark.parametrize(("sizes", "training"), [((448, 64), True), ((128, 8), False)])
+def test_auto_believes_the_measurement_and_no_estimate(sizes, training, extension, monkeypatch):
+    """For these layers the cost model expects cuDNN to be faster."""
+    rnnfast.cuda.enable(True)
+    assert plans(*sizes, training=training) is None
+    rnnfast.cuda.enable("auto")
+    table(monkeypatch, "9.0", {sizes: 2.0}, TRAINING._replace(training=training))
+    assert plans(*sizes, training=training) is not None
+
+
 def test_auto_takes_nothing_that_another_architecture_measured(extension, monkeypatch):
     table(monkeypatch, "8.0", {(128, 8): 1.5})
     assert plans(128, 8) is None

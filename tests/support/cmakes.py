@@ -33,7 +33,7 @@ def configure(
     import pybind11
 
     assert cmake is not None
-    cleared = {"CUDACXX": "", "CUDA_PATH": ""}
+    cleared = dict.fromkeys(("CUDACXX", "CUDA_PATH", "CMAKE_CXX_COMPILER_LAUNCHER"), "")
     return subprocess.run(
         [
             *(cmake, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"),

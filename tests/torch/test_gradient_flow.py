@@ -243,7 +243,7 @@ def test_the_plot_of_a_cell_is_one_line():
     ("shared", "names"),
     [(["weight_hh_l0"], ["a", "b"]), (["weight_hh_l0", "weight_ih_l0"], ["a, b", "a, b"])],
 )
-def test_modules_that_share_all_weights_have_both_names(shared, names):
+def test_names_of_modules_that_share_weights(shared, names):
     model = nn.ModuleDict({"a": module_of("gru"), "b": module_of("gru", hidden=21)})
     for name in shared:
         setattr(model["b"], name, getattr(model["a"], name))
@@ -261,12 +261,19 @@ def test_layers_that_share_a_weight():
     with rnnfast.gradient_flow(module) as flow:
         module(torch.randn(3, 2, 4))[0].sum().backward()
     assert [(record.module, record.first_layer) for record in flow.records] == [("", 1), ("", 0)]
+    model = nn.ModuleDict({"a": module})
+    module.weight_ih_l1 = module.weight_ih_l0
+    with rnnfast.gradient_flow(model) as flow:
+        module(torch.randn(3, 2, 4))[0].sum().backward()
+    assert [(record.module, record.first_layer) for record in flow.records] == [("a", 0), ("a", 0)]
 
 
 def test_no_other_module_gets_the_address_of_a_weight():
     model = nn.ModuleList([rnnfast.GRU(64, 64)])
     with rnnfast.gradient_flow(model) as flow:
         model[0](torch.randn(3, 2, 64))[0].sum().backward()
+        kept = model[0].weight_hh_l0
+        kept.data = torch.zeros(1)
         del model[0]
         gc.collect()
         for other in [rnnfast.GRU(64, 64) for _ in range(5)]:
