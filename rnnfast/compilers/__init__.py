@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import wrapt
@@ -29,6 +30,7 @@ def install(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) ->
 
     """
     if os.environ.get("RNNFAST_COMPILERS") == "off":
+        wrapt.when_imported("torch._dynamo")(partial(dynamo.leave_out, kinds=tuple(originals)))
         return
     fx.admit(originals)
     torchscript.admit(originals)

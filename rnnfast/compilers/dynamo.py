@@ -31,3 +31,13 @@ def admit(builder: Any, kinds: tuple[type, ...]) -> None:
             return wrap(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_module
+
+
+def leave_out(dynamo: Any, kinds: tuple[type, ...]) -> None:
+    """Make Dynamo run ``forward`` of ``kinds`` as it is, with all functions that it calls.
+
+    Dynamo breaks the graph at the modules. Without this it would compile the functions inside of them
+    one by one, and those that ask whether they are compiled would choose another way than eager calls.
+    """
+    for kind in kinds:
+        kind.forward = dynamo.disable(kind.forward)  # type: ignore[attr-defined]

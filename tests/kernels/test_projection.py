@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -205,6 +207,28 @@ def test_an_infinite_input_stays_in_its_row():
     others = np.arange(9) != 4
     assert got.y[:, others].tobytes() == want.y[:, others].tobytes()
     assert got.backward(dy).x[:, others].tobytes() == want_dx[:, others].tobytes()
+
+
+@pytest.mark.numerics(dtype="bfloat16")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: rnnfast.LSTM(3, 5, proj_size=3, **o),
+        lambda **o: rnnfast.LSTM(3, 5, proj_size=3, coupled_gates=True, **o),
+        lambda **o: rnnfast.GRU(3, 5, reset_after=False, **o),
+    ],
+    ids=["projected", "coupled", "original"],
+)
+def test_an_infinite_input_is_no_nan_in_the_padding_of_an_odd_width(make):
+    """A word of a product in bfloat16 has two numbers, and the last one may be padding."""
+    module = make()
+    x = torch.randn(4, 2, 3)
+    x[0, 0, 1] = math.inf
+    with torch.no_grad():
+        want = module(x)[0]
+        got = module.bfloat16()(x.bfloat16())[0]
+    assert want[:, 1].isfinite().all()
+    assert torch.equal(got.isfinite(), want.isfinite())
 
 
 BAD = {

@@ -185,6 +185,33 @@ def test_one_switch_leaves_torchs_compilers_alone(python, setting):
     assert python(PATCHED, RNNFAST_COMPILERS=setting).stdout.split() == [str(not setting)] * 4
 
 
+AS_EAGER = """
+import torch, rnnfast
+torch.manual_seed(0)
+x, lengths = torch.randn(3, 4, 5), torch.tensor([4, 0, 2])
+reset = torch.rand(3, 4) < 0.3
+for module, options in (
+    (rnnfast.LSTM(5, 17, batch_first=True), {}),
+    (rnnfast.LSTM(5, 17, batch_first=True), {"return_cell_states": True}),
+    (rnnfast.GRU(5, 17, batch_first=True, bidirectional=True), {}),
+    (rnnfast.GRU(5, 17, batch_first=True, reset_after=False), {}),
+    (rnnfast.RNN(5, 17, batch_first=True), {"reset": reset}),
+    (rnnfast.GRU(5, 17, batch_first=True), {"lengths": lengths}),
+):
+    compiled = torch.compile(lambda x: module(x, **options)[0] * 2, backend="eager")
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            got, want = compiled(x), module(x, **options)[0] * 2
+        assert torch.equal(got, want) and got.stride() == want.stride()
+    assert "_StackBackward" in str(compiled(x).grad_fn.next_functions)
+"""
+
+
+def test_a_graph_breaks_at_modules_and_the_kernels_run(python):
+    """Also where torch's compilers are left alone."""
+    python(AS_EAGER, RNNFAST_COMPILERS="off")
+
+
 def test_bad_input_is_refused():
     compiled = torch.compile(rnnfast.GRU(5, 17), backend="eager")
     with pytest.raises(RuntimeError, match="Expected 5, got 6"):

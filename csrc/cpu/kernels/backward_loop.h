@@ -39,6 +39,7 @@ class BackwardLoop {
         outputs_(blocks_of<T>(layer.outputs)),
         rows_(most_rows(layer)),
         weights_(layer, grads, rows_, arena) {
+    if (layer.batch == 0) layer_.resets = {};  // an array without rows may have no memory
     const index padded = blocks_ * L, state = layer.batch * padded;
     chunk_ = {&layer_, blocks_, outputs_, rows_};
     chunk_.d = arena.template take<T>(rows_ * padded * Cell::gates);

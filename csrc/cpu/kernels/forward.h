@@ -398,9 +398,10 @@ class Forward {
     for (int slot = 0; slot < Cell::slots; ++slot)
       scatter(v[slot], [&](int r, Vector<T> x) { store(step.slots[row + r] + offset + slot * L, x); });
     scatter(out, [&](int r, Vector<T> x) {
+      // A word of the next product may end with padding, which an infinite input makes NaN.
       if ((s + 1 < Cell::stages || Cell::projects) && operand)
         store_operand<T>(operand + (row + r) * width, unit,
-                         on_matrix_unit<T> && units < L ? first_lanes<T>(x, units) : x);
+                         per_word<T> > 1 && units < L ? first_lanes<T>(x, units) : x);
       else
         store_some(step.y[row + r] + unit, x, units);
     });
