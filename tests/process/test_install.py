@@ -102,7 +102,7 @@ def built_once(checkout, outside, tmp_path_factory):
     """An environment into which the README's command has installed the checkout."""
     folder = tmp_path_factory.mktemp("readme")
     run(sys.executable, "-m", "venv", folder / "env", cwd=folder, **outside)
-    cache = {"CCACHE_BASEDIR": str(checkout)}  # .ci/run's ccache has the kernels of another folder
+    cache = {"CCACHE_BASEDIR": str(checkout)}  # the folder has another name in every run of .ci/run
     run(folder / "env" / "bin" / "pip", "install", ".", cwd=checkout, **outside, **cache)
     return folder / "env" / "bin"
 
