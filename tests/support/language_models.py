@@ -8,19 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import rnnfast
+from cell_modules import CELLS
 from rnnfast.generation.model import LanguageModel
-
-CELLS = {
-    "rnn_tanh": (rnnfast.RNN, {}),
-    "rnn_relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
-    "lstm": (rnnfast.LSTM, {}),
-    "lstm_projected": (rnnfast.LSTM, {"proj_size": 7}),
-    "lstm_coupled": (rnnfast.LSTM, {"coupled_gates": True}),
-    "gru": (rnnfast.GRU, {}),
-    "gru_original": (rnnfast.GRU, {"reset_after": False}),
-}
-every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 def model_of(

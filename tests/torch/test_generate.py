@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import rnnfast
-from language_models import every_cell, in_python, model_of, natively, prompt_of, same
+from cell_modules import every_cell
+from language_models import in_python, model_of, natively, prompt_of, same
 from rnnfast import _C
 from rnnfast.generation import sampling
 from rnnfast.generation.model import LanguageModel

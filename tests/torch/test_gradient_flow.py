@@ -10,19 +10,9 @@ import torch
 from torch import nn
 
 import rnnfast
+from cell_modules import CELLS, every_cell
 from rnnfast.stack import flow as recorders
 from rnnfast.stack.formulas import FORMULAS
-
-CELLS = {
-    "rnn_tanh": (rnnfast.RNN, {}),
-    "rnn_relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
-    "lstm": (rnnfast.LSTM, {}),
-    "lstm_projected": (rnnfast.LSTM, {"proj_size": 5}),
-    "lstm_coupled": (rnnfast.LSTM, {"coupled_gates": True}),
-    "gru": (rnnfast.GRU, {}),
-    "gru_original": (rnnfast.GRU, {"reset_after": False}),
-}
-every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 def module_of(cell, inputs=4, hidden=21, **options):
