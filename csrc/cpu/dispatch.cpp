@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,6 +30,13 @@ struct Isa {
 };
 
 #if defined(__x86_64__)
+// Whether the processor has AMX for bfloat16. Clang before 18 knows no name for it.
+bool has_amx() {
+  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & amx_bf16) && (edx & amx_tile);
+}
+
 // Asks the kernel, once a process, whether threads may use AMX. Old kernels and sandboxes refuse.
 bool amx_is_permitted() {
 #if defined(__linux__)
@@ -52,9 +62,7 @@ bool supports(const std::string& name) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (name == "avx512bf16") return supports("avx512") && __builtin_cpu_supports("avx512bf16");
-  if (name == "amx")
-    return supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
-           __builtin_cpu_supports("amx-bf16") && amx_is_permitted();
+  if (name == "amx") return supports("avx512bf16") && has_amx() && amx_is_permitted();
 #endif
   return name == "baseline";
 }
@@ -152,11 +160,11 @@ std::atomic<int> forced_parts{-1};
 // the same sums, so the border is to be measured with these kernels before any layer is above it.
 int float32_parts(Precision precision, index hidden) {
   constexpr index least_hidden_in_three_parts = index{1} << 40;
-  if (!kernels().in_parts[0].cells) return 0;
-  if (const int parts = forced_parts.load(std::memory_order_relaxed); parts >= 0) return parts;
-  if (precision == Precision::medium) return 1;
-  if (precision == Precision::high) return 2;
-  return hidden >= least_hidden_in_three_parts ? 3 : 0;
+  int parts = forced_parts.load(std::memory_order_relaxed);
+  if (parts < 0 && precision == Precision::medium) parts = 1;
+  if (parts < 0 && precision == Precision::high) parts = 2;
+  if (parts < 0) parts = hidden >= least_hidden_in_three_parts ? 3 : 0;
+  return parts > 0 && kernels().in_parts[parts - 1].cells ? parts : 0;
 }
 
 void force_float32_parts(int parts) {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rnnfast
-from cmakes import CMAKE, configure
+from cmakes import CMAKE, compile_commands, configure
 from rnnfast import _C
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,8 @@ def isa_of(path):
     return match and match[1]
 
 
-def output(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def output(*command, **options):
+    return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
 
 
 def test_no_stray_weak_symbols():
@@ -67,6 +67,55 @@ def test_a_native_build_has_the_instruction_sets_of_this_machine(tmp_path):
     unusable = {"amx"} - set(_C.supported_isas())  # its use may not be permitted
     of_this_machine = [isa for isa in built["OFF"] if isa in _C.supported_isas()]
     assert [isa for isa in built["ON"] if isa not in unusable] == of_this_machine
+
+
+@pytest.mark.skipif(CMAKE is None, reason="no CMake")
+@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the tests run outside the source tree")
+class TestConfigure:
+    """What CMake makes of a machine. `project()` includes a file that pretends to be on another one."""
+
+    def ask(self, tmp_path, pretended="", **environment):
+        (tmp_path / "pretended.cmake").write_text(pretended)
+        include = f"-DCMAKE_PROJECT_rnnfast_INCLUDE={tmp_path / 'pretended.cmake'}"
+        return configure(tmp_path / "build", include, **environment)
+
+    def test_64_bit_arm_has_the_baseline_alone(self, tmp_path):
+        ran = self.ask(tmp_path, "set(CMAKE_SYSTEM_PROCESSOR aarch64)")
+        assert ran.returncode == 0, ran.stderr
+        assert (tmp_path / "build/generated/isas.inc").read_text() == "ISA(baseline)\n"
+        (command,) = (c for c in compile_commands(tmp_path / "build") if "kernels/isa.cpp" in c)
+        assert "-DRNNFAST_VECTOR_BYTES=16 -DRNNFAST_VECTOR_REGISTERS=32" in command
+        assert "-ffp-contract=off" in command
+        assert not re.search(r" (16|32) ", command)
+
+    @pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
+    def test_options_that_change_numbers_are_refused(self, flag, tmp_path):
+        ran = self.ask(tmp_path, CXXFLAGS=f"-g {flag}")
+        assert ran.returncode != 0
+        assert f"the compiler options have {flag}" in " ".join(ran.stderr.split())
+
+    def test_an_old_gcc_is_refused(self, tmp_path):
+        old = "set(CMAKE_CXX_COMPILER_ID GNU)\nset(CMAKE_CXX_COMPILER_VERSION 11.4.0)"
+        ran = self.ask(tmp_path, old)
+        assert ran.returncode != 0
+        assert "this is GCC 11.4.0; rnnfast needs GCC 12 or later" in " ".join(ran.stderr.split())
+
+    @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not x86-64")
+    def test_an_architecture_in_cxxflags_does_not_reach_the_kernels(self, tmp_path):
+        assert self.ask(tmp_path, CXXFLAGS="-march=native").returncode == 0
+        kernels = [c for c in compile_commands(tmp_path / "build") if "kernels/isa.cpp" in c]
+        assert len(kernels) >= 5
+        for command in kernels:
+            assert re.findall(r"-march=\S+", command) == ["-march=native", "-march=x86-64"]
+            assert command.index("-march=x86-64") < command.find("-mavx2") % len(command)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="the tests run outside the source tree")
+def test_programs_of_the_environment_come_first_in_make():
+    """An editable installation calls `cmake` at import, which the machine may have only there."""
+    show = ["make", "--silent", "--eval", "show:\n\t@echo $$PATH", "show", "VENV=.venv-other"]
+    assert output(*show, cwd=ROOT).startswith(f"{ROOT}/.venv-other/bin:")
 
 
 def test_wide_instructions_only_where_they_were_chosen():

@@ -2,8 +2,7 @@
 // and the operating system permits its use.
 #pragma once
 
-#include <cstring>
-
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,5 +12,12 @@ long permitted_syscall(long number, Arguments... arguments) {
 }
 
 #define syscall permitted_syscall
-#define __builtin_cpu_supports(feature) \
-  (std::strncmp(feature, "amx-", 4) == 0 || __builtin_cpu_supports(feature))
+
+inline int cpuid_with_amx(unsigned leaf, unsigned part, unsigned* eax, unsigned* ebx, unsigned* ecx,
+                          unsigned* edx) {
+  const int found = __get_cpuid_count(leaf, part, eax, ebx, ecx, edx);
+  if (leaf == 7 && part == 0) *edx |= 1u << 22 | 1u << 24;  // AMX-BF16 and AMX-TILE
+  return found;
+}
+
+#define __get_cpuid_count cpuid_with_amx
