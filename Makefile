@@ -11,6 +11,11 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV ?= $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch-$(TORCH))
 BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+# An installation elsewhere, such as `pip install .`, does not touch this folder.
+BUILD := build/$(patsubst .%,%,$(notdir $(VENV)))
+EDITABLE := --no-build-isolation --no-deps --editable . --config-settings=build-dir=$(BUILD) \
+  --config-settings=editable.rebuild=true --config-settings=editable.verbose=false
 
 # The systems in examples/, in the order of docs and tables.
 SYSTEMS := ball language_model word_vectors classify melody tagger pronounce forecast vanishing policy
@@ -90,7 +95,7 @@ docs: $(SITE)/installed
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict
 
 $(SITE)/installed: pyproject.toml
-	test -d $(SITE) || $(PYTHON) -m venv $(SITE)
+	test -x $(SITE)/bin/pip || $(PYTHON) -m venv --clear $(SITE)
 	$(SITE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(SITE)/bin/python -m pip install --quiet --group docs
 	touch $@
@@ -98,17 +103,16 @@ $(SITE)/installed: pyproject.toml
 # The build tools are in the environment, so that the editable install can rebuild the extension on import. RNNFAST_NATIVE
 # leaves out the instruction sets that this processor lacks. Without AMX that saves a quarter of the build.
 $(VENV)/installed: pyproject.toml
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)' --group build --group demo
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
-	  --config-settings=cmake.define.RNNFAST_NATIVE=ON
-	for file in build/*/compile_commands.json; do ln -sf $$file .; done  # where editors look for it
+	$(BIN)/python -m pip install --quiet $(EDITABLE) --config-settings=cmake.define.RNNFAST_NATIVE=ON
+	ln -sf $(BUILD)/compile_commands.json .  # where editors look for it
 	touch $@
 
 $(VENV)/testable: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group test
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
+	$(BIN)/python -m pip install --quiet $(EDITABLE) \
 	  --config-settings=cmake.define.RNNFAST_EMULATED=ON --config-settings=cmake.define.RNNFAST_NATIVE=OFF
 	touch $@
 
