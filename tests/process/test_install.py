@@ -1,11 +1,13 @@
 """`pip install` in fresh environments, where nvcc works, fails or is too old.
 
-Each case is a whole build, so these run only when asked for, as .ci/run does: `pytest -m slow -s`.
+Each case is a build, so these run only when asked for, as .ci/run does: `pytest -m slow -s`. The
+kernels need minutes to compile. Objects that the build of this checkout has are copied.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,33 +100,11 @@ def checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built_once(checkout, outside, tmp_path_factory):
-    """An environment into which the README's command has installed the checkout."""
-    folder = tmp_path_factory.mktemp("readme")
-    run(sys.executable, "-m", "venv", folder / "env", cwd=folder, **outside)
-    cache = {"CCACHE_BASEDIR": str(checkout)}  # the folder has another name in every run of .ci/run
-    run(folder / "env" / "bin" / "pip", "install", ".", cwd=checkout, **outside, **cache)
-    return folder / "env" / "bin"
-
-
-@pytest.fixture(scope="session")
-def launcher(built_once, checkout, tmp_path_factory):
-    """A program before the C++ compiler that copies the kernels' objects from the README's build.
-
-    They take minutes to compile. test_cuda_build.py compares all command lines with and without CUDA.
-    """
-    (objects,) = checkout.glob("build/*/CMakeFiles")
+def launcher(tmp_path_factory):
+    """Puts copied_objects.py before the C++ compiler."""
     path = tmp_path_factory.mktemp("launcher") / "launcher"
-    path.write_text(
-        f"""#!/bin/sh
-for argument; do
-  case "$argument" in
-    CMakeFiles/isa_*.o) exec cp "{objects.parent}/$argument" "$argument" ;;
-  esac
-done
-exec "$@"
-"""
-    )
+    program = shlex.join([sys.executable, str(ROOT / "tests/support/copied_objects.py"), str(ROOT)])
+    path.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
     path.chmod(0o755)
     return {"CMAKE_CXX_COMPILER_LAUNCHER": str(path)}
 
@@ -153,9 +133,10 @@ def install(sdist: Path, programs: Path, nvcc: str | None, *settings: str, **env
     return run(programs / "pip", "install", "-v", own, *options, cwd=programs, **environment)
 
 
-def test_readme(built_once, tmp_path, outside):
+def test_readme(checkout, fresh, launcher, tmp_path, outside):
     """`pip install .` with this machine's nvcc on PATH, where there is one: CUDA is off."""
-    assert "CUDA                    not built" in check_use(built_once, tmp_path, outside)
+    run(fresh / "pip", "install", ".", cwd=checkout, **outside, **launcher)
+    assert "CUDA                    not built" in check_use(fresh, tmp_path, outside)
 
 
 OLD = """case "$*" in

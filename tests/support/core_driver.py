@@ -17,19 +17,19 @@ CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "process"
 AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
 AMX = [f"-m{f}" for f in ["avx512bf16", "amx-tile", "amx-bf16"]]
 AMX_ON_CPU = ROOT / "tests/support/amx_on_cpu"
-Target = tuple[int, int, list[str]]
-# As CMakeLists.txt builds them: vector bytes, vector registers, flags.
+Target = tuple[int, int, int, list[str]]
+# As CMakeLists.txt builds them: vector bytes, vector registers, RNNFAST_NUMBERS, flags.
 TARGETS: dict[str, Target] = {
-    "baseline": (16, 16, []),
-    "avx2": (32, 16, ["-mavx2", "-mfma"]),
-    "avx512": (64, 32, AVX512),
-    "avx512bf16": (64, 32, [*AVX512, "-mavx512bf16"]),
-    "amx_emulated": (64, 32, [*AVX512, "-DRNNFAST_MATRIX_UNIT=EMULATED"]),
-    "amx": (64, 32, [*AVX512, *AMX, "-DRNNFAST_MATRIX_UNIT=AMX"]),
+    "baseline": (16, 16, 63, []),
+    "avx2": (32, 16, 63, ["-mavx2", "-mfma"]),
+    "avx512": (64, 32, 63, AVX512),
+    "avx512bf16": (64, 32, 4, [*AVX512, "-mavx512bf16"]),
+    "amx_emulated": (64, 32, 61, [*AVX512, "-DRNNFAST_MATRIX_UNIT=EMULATED"]),
+    "amx": (64, 32, 60, [*AVX512, *AMX, "-DRNNFAST_MATRIX_UNIT=AMX"]),
 }
-AARCH64 = (16, 32, [])  # its baseline, with NEON
-# RNNFAST_NUMBERS in isa.cpp; float32 with the kernels for its parts, where there is a matrix unit
-NUMBERS = {"float32": 1 + 8, "float64": 2, "bfloat16": 4}
+AARCH64 = (16, 32, 63, [])  # its baseline, with NEON
+# Bits of RNNFAST_NUMBERS in isa.cpp. On a matrix unit the driver computes float32 in three parts.
+NUMBERS = {"float32": 1 + 32, "float64": 2, "bfloat16": 4}
 
 
 def compile_into(folder: Path, sources: Sequence[str | Path], compiler: str, *flags: str) -> None:
@@ -45,17 +45,17 @@ def build(
     folder: Path,
     core: list[Path],
     flags: list[str],
-    numbers: int = 15,
+    numbers: int = 63,
 ) -> Path:
     """The driver, with the kernels for the types that RNNFAST_NUMBERS names."""
     (folder / "isas.inc").write_text("".join(f"ISA({isa})\n" for isa in targets))
-    for isa, (size, registers, own_flags) in targets.items():
+    for isa, (size, registers, own_numbers, own_flags) in targets.items():
         defined = {
             "TARGET": f"isa_{isa}",
             "ISA_NAME": f'"{isa}"',
             "VECTOR_BYTES": size,
             "VECTOR_REGISTERS": registers,
-            "NUMBERS": numbers,
+            "NUMBERS": numbers & own_numbers,
         }
         own_flags = own_flags + [f"-DRNNFAST_{name}={value}" for name, value in defined.items()]
         compile_into(folder / isa, ["csrc/cpu/kernels/isa.cpp"], compiler, *flags, *own_flags)

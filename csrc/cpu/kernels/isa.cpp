@@ -125,9 +125,9 @@ bool unit_works() {
 // RNNFAST_NUMBERS is the sum of the NumberBits of the types that are built. The other types have the
 // kernels of an earlier instruction set.
 #if !defined(RNNFAST_NUMBERS)
-#define RNNFAST_NUMBERS 15
+#define RNNFAST_NUMBERS 63
 #endif
-enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4, in_parts_bit = 8 };
+enum NumberBit { float32_bit = 1, float64_bit = 2, bfloat16_bit = 4, first_part_bit = 8 };
 
 template <class T, NumberBit bit>
 constexpr NumberKernels<T> numbers() {
@@ -138,9 +138,10 @@ constexpr NumberKernels<T> numbers() {
     return {};
 }
 
+// float32 in 1, 2 and 3 parts has the bits 8, 16 and 32.
 template <int parts>
 constexpr NumberKernels<float> in_parts() {
-  if constexpr (matrix_unit != Unit::NONE && (RNNFAST_NUMBERS & in_parts_bit))
+  if constexpr (matrix_unit != Unit::NONE && (RNNFAST_NUMBERS & (first_part_bit << (parts - 1))))
     return {kernels_of<InParts<parts>>(Cells{}), nullptr, matrix_rows, {}};
   else
     return {};
