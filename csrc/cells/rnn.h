@@ -2,6 +2,8 @@
 //   h' = f(W_ih x + b_ih + W_hh h + b_hh),   f = tanh or ReLU
 #pragma once
 
+#include <limits>
+
 #include "cells/contract.h"
 
 namespace rnnfast::RNNFAST_TARGET {
@@ -46,7 +48,9 @@ struct Relu {
   }
   template <class V>
   static RNNFAST_INLINE V derivative(V y, V grad) {
-    return where_less(splat<V>(0), y, grad, splat<V>(0));
+    // As in torch, the gradient also passes where y is NaN. No positive y is below the smallest normal
+    // number, unless a device has denormals.
+    return where_less(y, splat<V>(std::numeric_limits<scalar_of<V>>::min()), splat<V>(0), grad);
   }
 };
 
