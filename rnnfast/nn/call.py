@@ -122,20 +122,27 @@ class Fused(torch.nn.Module):
         outputs = autograd.stack(config, Inputs(input, h0, c0, weights, lengths, reset))
         return None if outputs is None else forward_result(*outputs[:4])
 
-    def _refresh(self) -> None:
-        """Update the list of weights before a call outside of the fast path."""
+    def _weights(self) -> list[Any]:
+        """The weights in torch's order, for a call outside of the fast path.
+
+        A call reads them once: a parametrization computes a weight at each access.
+        """
+        raise NotImplementedError
 
     def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         """The data, the states and the batch sizes, or None if a shape does not fit."""
         raise NotImplementedError
 
-    def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
+    def _precision(
+        self, data: Tensor, states: Any, batch_sizes: Tensor | None, weights: list[Any]
+    ) -> Precision | None:
         raise NotImplementedError
 
     def _run(
         self,
         input: Any,
         hx: State,
+        weights: list[Any],
         *,
         fused: bool,
         lengths: Tensor | None = None,
@@ -145,11 +152,11 @@ class Fused(torch.nn.Module):
         """Run a call that :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
         raise NotImplementedError
 
-    def _covers(self, input: Any, hx: Any) -> bool:
+    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> bool:
         if not (checks.traced() or checks.plain_call()):
             return False
         tensors = self._fitting(input, hx)
-        if tensors is None or self._precision(*tensors) is None:
+        if tensors is None or self._precision(*tensors, weights) is None:
             return False
         return ops.takes(self._config(), tensors.data, self.hidden_size)
 
@@ -167,11 +174,12 @@ class Fused(torch.nn.Module):
 
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:
         """A call with torch.nn's own arguments alone."""
-        self._refresh()
-        outputs = self._run(input, hx, fused=True) if self._covers(input, hx) else None
-        return self._uncovered(input, hx) if outputs is None else outputs
+        weights, outputs = self._weights(), None
+        if self._covers(input, hx, weights):
+            outputs = self._run(input, hx, weights, fused=True)
+        return self._uncovered(input, hx, weights) if outputs is None else outputs
 
-    def _uncovered(self, input: Any, hx: Any) -> Any:
+    def _uncovered(self, input: Any, hx: Any, weights: list[Any]) -> Any:
         """A call that no kernel covers, also with invalid input: torch's own result or exception.
 
         Under a transform the reference computes the call, since torch's recurrent operators do not
@@ -180,13 +188,13 @@ class Fused(torch.nn.Module):
         if self._beyond_torch() is not None:
             return self._forward_further(input, hx, None, False)
         if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, fused=False)
+            return self._run(input, hx, weights, fused=False)
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cell_states: bool) -> Any:
         """A call with arguments that torch.nn lacks; in torch's operators if no kernel covers it."""
-        self._refresh()
-        is_covered = self._covers(input, hx)
+        weights = self._weights()
+        is_covered = self._covers(input, hx, weights)
         if not is_covered and (checks.plain_call() or self._fitting(input, hx) is None):
             # torch raises its exception if input or hx is invalid.
             with torch.no_grad(), torch.random.fork_rng(_gpu_of(input)):
@@ -195,10 +203,10 @@ class Fused(torch.nn.Module):
             reset = sequences.reset_rows(input, reset, self.batch_first)
         outputs = None
         if is_covered:
-            outputs = self._run(input, hx, fused=True, reset=reset, cell_states=cell_states)
+            outputs = self._run(input, hx, weights, fused=True, reset=reset, cell_states=cell_states)
         if outputs is None:
             if self._dims == 3 and input.is_cuda and checks.plain_call():
                 extra = "reset=" if reset is not None else self._beyond_torch()
                 cuda_plans.warn_of_loop(extra or "return_cell_states=True", input.data.device)
-            outputs = self._run(input, hx, fused=False, reset=reset, cell_states=cell_states)
+            outputs = self._run(input, hx, weights, fused=False, reset=reset, cell_states=cell_states)
         return outputs

@@ -52,8 +52,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             return super().forward(input, hx)
         return self._forward_as_torch(input, hx)
 
-    def _covers(self, input: Any, hx: Any) -> bool:
-        return not getattr(input, "is_cuda", False) and super()._covers(input, hx)
+    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> bool:
+        return not getattr(input, "is_cuda", False) and super()._covers(input, hx, weights)
 
     def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
@@ -70,9 +70,11 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             return None
         return Fitting(input, (*states,), None)
 
-    def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
+    def _precision(
+        self, data: Tensor, states: Any, batch_sizes: Tensor | None, weights: list[Any]
+    ) -> Precision | None:
         is_lowered = self._is_lowered
-        return precision.choose(data, (*states,), self._weights(), is_lowered, is_lowered)
+        return precision.choose(data, (*states,), weights, is_lowered, is_lowered)
 
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
@@ -87,15 +89,14 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _weights(self) -> list[Any]:
         return [getattr(self, name) for name in self._names()]
 
-    def _run(self, input: Tensor, hx: State, *, fused: bool, **_: Any) -> Any:
+    def _run(self, input: Tensor, hx: State, weights: list[Any], *, fused: bool, **_: Any) -> Any:
         is_batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or is_batched else t[None] for t in (input, *states))
-        inputs = Inputs(x, h0, c0, self._weights())
+        inputs = Inputs(x, h0, c0, weights)
         inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
-        outputs = recurrent_in(
-            self._precision(input, states, None), self._config(), inputs, fused=fused
-        )
+        chosen = self._precision(input, states, None, weights)
+        outputs = recurrent_in(chosen, self._config(), inputs, fused=fused)
         if outputs is None:
             return None
         h1, c1 = (t if t is None or is_batched else t[0] for t in (outputs.y, outputs.c_n))

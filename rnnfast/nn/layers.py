@@ -115,14 +115,16 @@ class Recurrent(Fused, torch.nn.RNNBase):
             return self._forward_further(input, hx, reset, return_cell_states)
         return self._forward_as_torch(input, hx)
 
-    def _refresh(self) -> None:
-        if not checks.traced():
-            self._update_flat_weights()
-
     def _weights(self) -> list[Any]:
         if checks.traced():
             return [getattr(self, name) for name in self._flat_weights_names]
-        return self._flat_weights
+        # The accesses of torch's _update_flat_weights: a random parametrization draws torch's numbers.
+        # The list is not kept: it may have the graph of a functional_call.
+        if not self._weights_have_changed():  # type: ignore[no-untyped-call]
+            return self._flat_weights
+        return [
+            getattr(self, name) if hasattr(self, name) else None for name in self._flat_weights_names
+        ]
 
     def _config(
         self, cell_states: bool = False, make: Callable[..., StackConfig] = StackConfig
@@ -144,17 +146,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
         """A padded batch with lengths; packed if torch's own layers have to compute it."""
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
-        self._refresh()
-        if not input.is_cuda and self._covers(input, hx):
-            outputs = self._run(
-                input, hx, fused=True, lengths=lengths, reset=reset, cell_states=cell_states
-            )
+        weights, options = self._weights(), {"reset": reset, "cell_states": cell_states}
+        if not input.is_cuda and self._covers(input, hx, weights):
+            outputs = self._run(input, hx, weights, fused=True, lengths=lengths, **options)
             if outputs is not None:
                 return outputs
         if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(
-                input, hx, fused=False, lengths=lengths, reset=reset, cell_states=cell_states
-            )
+            return self._run(input, hx, weights, fused=False, lengths=lengths, **options)
 
         def run(packed: PackedSequence, hx: Any, reset: PackedSequence | None) -> Any:
             if reset is not None or cell_states:
@@ -194,18 +192,21 @@ class Recurrent(Fused, torch.nn.RNNBase):
                     return None
         return Fitting(data, (*states,), batch_sizes)
 
-    def _precision(self, data: Tensor, states: Any, batch_sizes: Tensor | None) -> Precision | None:
+    def _precision(
+        self, data: Tensor, states: Any, batch_sizes: Tensor | None, weights: list[Any]
+    ) -> Precision | None:
         # Autocast lowers a layer that torch computes with products alone or with oneDNN.
         one_dnn = self.proj_size == 0 and data.dtype != torch.float16
         # Batch sizes are read only if they decide: in a graph they are data-dependent.
         if precision.autocasts() and self._is_lowered(True) != self._is_lowered(False):
             one_dnn = one_dnn and (batch_sizes is None or not _is_uneven(batch_sizes))
-        return precision.choose(data, states, self._weights(), self._is_lowered(one_dnn), one_dnn)
+        return precision.choose(data, states, weights, self._is_lowered(one_dnn), one_dnn)
 
     def _run(
         self,
         input: Any,
         hx: State,
+        weights: list[Any],
         *,
         fused: bool,
         lengths: Tensor | None = None,
@@ -223,7 +224,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             data, is_batched = input.unsqueeze(batch_dim), False
             reset = reset if reset is None else reset.unsqueeze(batch_dim)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        call_precision = self._precision(data, (h0, c0), batch_sizes)
+        call_precision = self._precision(data, (h0, c0), batch_sizes, weights)
         if not is_batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if sorted_indices is not None:
@@ -233,7 +234,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
             batch = sequences.known_batch(input, hx)
             batch = batch_sizes[0].item() if batch is None else batch
         sizes = batch_sizes if lengths is None else lengths
-        inputs = Inputs(data, h0, c0, self._weights(), sizes, reset)
+        inputs = Inputs(data, h0, c0, weights, sizes, reset)
         outputs = recurrent_in(
             call_precision,
             self._config(cell_states),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -85,6 +87,31 @@ class _Stack(torch.autograd.Function):
         if grad_inputs is None:
             return (*no_grads, *differentiable(config, inputs, grads, wanted, in_torch.stack))
         return (*no_grads, *grad_inputs)
+
+
+class _Hooks(OrderedDict[int, Callable[[Tensor], Any]]):
+    """The hooks of an output, which are not called without a gradient.
+
+    The engine calls the hooks of all outputs of a node. It passes None for an output without gradient.
+    """
+
+    def __setitem__(self, number: int, hook: Callable[[Tensor], Any]) -> None:
+        @wraps(hook)
+        def call(grad: Tensor | None) -> Any:
+            return None if grad is None else hook(grad)
+
+        super().__setitem__(number, call)
+
+
+def _register_hooks(node: Any, output: Any) -> None:
+    """What ``output.register_hook`` calls the first time."""
+    output._backward_hooks = _Hooks()
+    super(_node_type, node)._register_hook_dict(output)
+
+
+# An alias of each output would do the same, but torch refuses `h.detach_()` of an alias.
+_node_type: Any = _Stack._backward_cls
+_node_type._register_hook_dict = _register_hooks
 
 
 def differentiable(

@@ -83,7 +83,7 @@ def forward(
     """
     try:
         stack = _STACKS[config]
-    except KeyError:  # no such cell
+    except (KeyError, ValueError):  # no such cell, or not with these options
         return None
     threads, new_saved = torch.get_num_threads(), _as_tensor if save else None
     try:
@@ -128,7 +128,7 @@ def call_module(
     """
     try:
         stack = _STACKS[config]
-    except KeyError:
+    except (KeyError, ValueError):
         return None
     threads = torch.get_num_threads()
     try:

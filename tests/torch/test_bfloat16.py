@@ -68,7 +68,7 @@ class OnOperators(torch.nn.Module):
         self.module = module
 
     def forward(self, x, hx):
-        return self.module._run(x, hx, fused=False)
+        return self.module._run(x, hx, self.module._weights(), fused=False)
 
 
 def copy(hx, dtype):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 import rnnfast
 from rnnfast import _C
@@ -205,6 +207,71 @@ def test_hooks_registered_later(cell, suffix):
     assert same(found, run(make(rnnfast, cell, 3, 4, suffix=suffix), 2 * x, h))
     assert not same(found, want)
     assert len(seen) == 1
+
+
+@every_cell
+@every_kind
+def test_hooks_of_outputs_without_a_gradient_are_not_called(cell, suffix):
+    module, x, h = problem(cell, suffix)
+    outputs = list(flatten(module(x, h)))
+    for used in range(len(outputs)):
+        called = []
+        outputs = list(flatten(module(x, h)))
+        for k, output in enumerate(outputs):
+            output.register_hook(lambda g, k=k, called=called: called.append((k, g.shape)))
+        outputs[used].sum().backward()
+        assert called == [(used, outputs[used].shape)]
+
+
+class Halves(torch.nn.Module):
+    """A parametrization with a state and random numbers."""
+
+    calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return torch.nn.functional.dropout(weight, 0.5)
+
+
+@every_cell
+@every_kind
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_a_parametrization_is_evaluated_as_often_as_in_torch(cell, suffix, mode):
+    found = []
+    for package in (rnnfast, torch.nn):
+        torch.manual_seed(0)
+        module, x, h = problem(cell, suffix, package)
+        name = "weight_hh" if suffix else "weight_hh_l0"
+        halves = Halves()
+        parametrize.register_parametrization(module, name, halves)
+        halves.calls = 0
+        with mode():
+            found.append([*flatten(module(x, h)), torch.rand(1)])
+        found[-1].append(torch.tensor(halves.calls))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_cell
+def test_a_functional_call_keeps_no_weights(cell):
+    module, x, h = problem(cell, "")
+    weights = {name: w * 1.0 for name, w in module.named_parameters()}
+    kept = weakref.ref(weights["weight_hh_l0"])
+    packed = torch.nn.utils.rnn.pack_sequence([x[0]])
+    torch.func.functional_call(module, weights, (packed,))
+    del weights
+    module(x, h)
+    assert kept() is None
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn_tanh"])
+def test_options_that_a_cell_does_not_have(cell):
+    """As torch.nn's modules, which notice attributes that were changed."""
+    module, x, _ = problem(cell, "")
+    module.proj_size = 2
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode(), pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 2, 2\)"):
+            module(x)
 
 
 @every_mode
