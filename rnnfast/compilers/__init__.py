@@ -35,5 +35,6 @@ def install(originals: Mapping[type[torch.nn.Module], type[torch.nn.Module]]) ->
     fx.admit(originals)
     torchscript.admit(originals)
     kinds = tuple(originals)
+    wrapt.when_imported(fx.QUANTIZATION)(partial(fx.admit_in_quantization, kinds=originals))
     wrapt.when_imported(dynamo.BUILDER)(lambda builder: dynamo.admit(builder, kinds))
     wrapt.when_imported(onnx.REGISTRATION)(onnx.add_to)

@@ -59,6 +59,7 @@ def _stack(*arguments: Any, **attributes: Any) -> tuple[Any, ...]:
         (reset is not None, "reset="),
         (sizes is not None and len(x.shape) == 2, "packed sequences"),
         (config.cell_states, "return_cell_states="),
+        (getattr(x.dtype, "name", None) == "BFLOAT16", "bfloat16"),
     ):
         if is_used:
             raise ValueError(f"ONNX's {CELLS[config.cell].onnx.op} has no counterpart of {feature}")

@@ -24,6 +24,7 @@ _TYPES: dict[Any, str] = {
     int: "int",
     bool: "bool",
 }
+_WIDEST_VECTOR = 64  # bytes; of all instruction sets for which the kernels are compiled
 #: The first arguments of both operators, and their types.
 FIELDS: dict[str, Any] = {**get_type_hints(Inputs), **get_type_hints(StackConfig)}
 
@@ -59,7 +60,11 @@ def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outp
     """As :func:`autograd.stack`, as one node of a graph; ``batch`` is the batch size if x is packed."""
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
     inputs = inputs._replace(weights=list(inputs.weights))
-    tensors = STACK(*inputs, *config, batch, save)
+    # Backward reads the lengths and y, which the caller may change in place after the call.
+    if save and inputs.sizes is not None and not inputs.is_packed:
+        inputs = inputs._replace(sizes=inputs.sizes.clone())
+    y, *others = STACK(*inputs, *config, batch, save)
+    tensors = (y.clone() if save else y, *others)
     presence = _presence(config, inputs)
     outputs: list[Any] = [
         t if is_there else None for t, is_there in zip(tensors, presence, strict=False)
@@ -85,7 +90,33 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
         raise RuntimeError(
             f"batch_sizes begins with {outputs.h_n.size(1)}; expected {batch}, the rows of the batch"
         )
-    return _without_none(inputs.x, outputs)
+    y, *others, saved = _without_none(inputs.x, outputs)
+    if save and inputs.x.is_cpu:
+        missing = _saved_size(config, inputs, _in_widest_vectors(config, inputs)) - saved.numel()
+        saved = torch.nn.functional.pad(saved, (0, missing)) if missing else saved
+    return y, *others, saved
+
+
+def _saved_size(config: StackConfig, inputs: Inputs, hidden: int | None = None) -> Any:
+    """The bytes of ``Outputs.saved``; ``hidden`` replaces H if it is given."""
+    x = inputs.x
+    outputs, width = config.widths(inputs.weights)
+    width = int(width) if hidden is None else hidden
+    return prod(x.shape[:-1]) * ops.saved_bytes_of_a_row(config, x, width, int(outputs))
+
+
+def _in_widest_vectors(config: StackConfig, inputs: Inputs) -> int:
+    """H, on a CPU rounded up to whole vectors of the widest instruction set.
+
+    The kernels round H up to whole vectors of their own instruction set. A graph contains the size of
+    ``saved``, and a cache may give the graph to a process with another instruction set. So in the
+    operator ``saved`` has the size of the widest one, with unused bytes at its end.
+    """
+    _, hidden = config.widths(inputs.weights)
+    if inputs.x.is_cuda:
+        return int(hidden)
+    lanes = _WIDEST_VECTOR // max(inputs.x.dtype.itemsize, torch.float32.itemsize)
+    return -(-int(hidden) // lanes) * lanes
 
 
 def _in_torch(config: StackConfig, inputs: Inputs, save: bool) -> Outputs:
@@ -94,13 +125,12 @@ def _in_torch(config: StackConfig, inputs: Inputs, save: bool) -> Outputs:
     Backward computes the layer again, and does not read ``saved``. ``saved`` has NaNs, so that a wrong
     use of it would show.
     """
-    outputs, x = in_torch.stack(config, inputs), inputs.x
+    outputs = in_torch.stack(config, inputs)
     outputs = outputs._replace(y=outputs.y.contiguous())  # as the operator promises
     if not save:
         return outputs
-    width, hidden = config.widths(inputs.weights)
-    count = prod(x.shape[:-1]) * ops.saved_bytes_of_a_row(config, x, hidden, width)
-    return outputs._replace(saved=x.new_full((count,), 255, dtype=torch.uint8))
+    size = (_saved_size(config, inputs),)
+    return outputs._replace(saved=inputs.x.new_full(size, 255, dtype=torch.uint8))
 
 
 def _without_none(x: Tensor, outputs: Outputs) -> tuple[Tensor, ...]:
@@ -116,10 +146,8 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     shapes = output_shapes(config, inputs, batch)
     saved = None
     if save:
-        outputs, hidden = config.widths(inputs.weights)
-        resolved = _resolved(config)
-        row_bytes = ops.saved_bytes_of_a_row(resolved, x, int(hidden), int(outputs))
-        saved = x.new_empty(prod(x.shape[:-1]) * row_bytes, dtype=torch.uint8)
+        size = _saved_size(_resolved(config), inputs, _in_widest_vectors(config, inputs))
+        saved = x.new_empty(size, dtype=torch.uint8)
     tensors: list[Any] = [None if shape is None else x.new_empty(shape) for shape in shapes]
     y, h_n, c_n, cell_states = tensors
     return _without_none(x, Outputs(y, h_n, c_n, cell_states, saved))
@@ -128,6 +156,9 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call_inputs, config, options = call_of(inputs)
     y, *_, saved = output
+    _, save = options
+    if not save:  # backward computes y again, and the caller may change this one in place
+        y = y.new_empty(0)
     ctx.config = config
     ctx.presence = _presence(config, call_inputs)
     ctx.no_grads = (None,) * (len(config) + len(options))
@@ -155,12 +186,14 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 def _backward(*arguments: Any) -> list[Tensor]:
     inputs, config, (y, saved, *grads, wanted) = call_of(arguments)
     inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
-    if all(g is None for g in grads):
-        grads[0] = torch.zeros_like(y)
-    if not saved.numel() and y.numel():  # the program was exported without gradients
+    if not saved.numel():  # the program was exported without gradients
         outputs = ops.forward(config, inputs, save=True)
         if outputs is not None and outputs.saved is not None:
             y, saved = outputs.y, outputs.saved
+    elif inputs.x.is_cpu:
+        saved = saved[: _saved_size(config, inputs)]
+    if all(g is None for g in grads):
+        grads[0] = torch.zeros_like(y)
     gradients = ops.backward(config, inputs, ops.rows(y), saved, grads, wanted)  # type: ignore[arg-type]
     if gradients is None:
         gradients = [*autograd.differentiable(config, inputs, grads, wanted, in_torch.stack)]
@@ -193,6 +226,13 @@ def _eager(*arguments: Any) -> tuple[Tensor, ...]:
     return _without_none(inputs.x, reference.stack(config, inputs))
 
 
+def _eager_backward(*arguments: Any) -> list[Tensor]:
+    """``rnnfast::stack_backward`` in torch's operators."""
+    inputs, config, (_, _, *grads, wanted) = call_of(arguments)
+    gradients = autograd.differentiable(config, inputs, grads, wanted)
+    return [inputs.x.new_empty(0) if g is None else g for g in gradients]
+
+
 _PLAIN_ARGUMENTS = checks.PLAIN | {type(None), list, str, int, bool}
 
 
@@ -206,20 +246,30 @@ def _is_listened_to() -> bool:
     )
 
 
+def _has_batched_gradients(arguments: Sequence[Any]) -> bool:
+    """Whether a gradient of ``stack_backward`` is a batch of them, as with ``is_grads_batched``."""
+    grads = arguments[_CONFIG + 2 : _CONFIG + 6]
+    return any(type(g) is Tensor and not torch._C._has_storage(g) for g in grads)
+
+
 def _shorten(
-    overload: Any, kernel: Callable[..., Any], eager: Callable[..., Any] | None = None
+    overload: Any,
+    kernel: Callable[..., Any],
+    eager: Callable[..., Any],
+    needs_eager: Callable[[Sequence[Any]], bool],
 ) -> None:
     """Make calls of compiled programs run ``kernel`` without the dispatcher, if nothing needs it.
 
-    The dispatcher takes at least as long as the kernel of a small layer. Under forward-mode
-    differentiation it silently treats a Python operator as constant, so ``eager`` computes the call.
+    The dispatcher takes at least as long as the kernel of a small layer. ``eager`` computes a call if
+    ``needs_eager`` of its arguments: the dispatcher does not know how to batch a Python operator, and
+    under forward-mode differentiation silently treats it as constant.
     """
     dispatch = getattr(overload, "_op", None)
     if dispatch is None:
         return
 
     def call(*args: Any, **options: Any) -> Any:
-        if eager is not None and not options and checks.transformed():
+        if not options and needs_eager(args):
             return eager(*args)
         is_plain = len(args) > 3 and not options and _PLAIN_ARGUMENTS.issuperset(map(type, args))
         if is_plain and not _is_listened_to() and checks.PLAIN.issuperset(map(type, args[3])):
@@ -234,5 +284,5 @@ def _shorten(
 
 STACK: Any = torch.ops.rnnfast.stack.default
 STACK_BACKWARD: Any = torch.ops.rnnfast.stack_backward.default
-_shorten(STACK, _forward, _eager)
-_shorten(STACK_BACKWARD, _backward)
+_shorten(STACK, _forward, _eager, lambda _: checks.transformed())
+_shorten(STACK_BACKWARD, _backward, _eager_backward, _has_batched_gradients)

@@ -88,7 +88,8 @@ def by_packing(
     steps = x.size(1 if batch_first else 0)
     check_lengths(lengths, steps)
     empty = (lengths == 0).to(x.device)
-    has_empty = bool((lengths == 0).any())
+    # A trace of torch.jit must also be right for later lengths.
+    has_empty = torch._C._get_tracing_state() is not None or bool((lengths == 0).any())
     if has_empty:
         x = x.masked_fill(empty[:, None, None] if batch_first else empty[:, None], 0)
     packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first, enforce_sorted=False)

@@ -250,6 +250,19 @@ def test_bad_lengths_are_refused_when_it_runs(bad, backend):
         compiled(x, lengths=torch.tensor(lengths))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_lengths_may_change_after_the_call(backend):
+    """As in eager calls. Inductor removes the copy, and torch refuses the change."""
+    module, x = rnnfast.GRU(5, 7), torch.randn(4, 3, 5, requires_grad=True)
+    grads = []
+    for run in (torch.compile(module, backend=backend), module):
+        lengths = torch.tensor([4, 2, 0])
+        y, _ = run(x, lengths=lengths)
+        lengths.fill_(3)
+        grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+    same(*grads)
+
+
 def test_lengths_of_another_shape_are_refused():
     """Before they become an index."""
     compiled = torch.compile(rnnfast.GRU(5, 17), backend="eager", fullgraph=True)

@@ -169,6 +169,15 @@ def test_unbatched_and_by_hand():
         torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
 
 
+def all_words(error: BaseException | None) -> str:
+    """Of an error and its causes."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    return "".join(said)
+
+
 @pytest.mark.parametrize(
     ("options", "what", "extra"),
     [
@@ -185,12 +194,16 @@ def test_what_onnx_lacks_is_said(options, what, extra):
     given = {"input": torch.randn(4, 3, 5), **extra}
     with pytest.raises(torch.onnx.OnnxExporterError) as caught:
         torch.onnx.export(module, kwargs=given, dynamo=True, verbose=False)
-    error: BaseException | None = caught.value
-    said = []
-    while error is not None:
-        said.append(str(error))
-        error = error.__cause__
-    assert f"ONNX's LSTM has no counterpart of {what}" in "".join(said)
+    assert f"ONNX's LSTM has no counterpart of {what}" in all_words(caught.value)
+
+
+@every_cell
+def test_bfloat16_is_refused(cell):
+    """torch.nn's own export without a word, and the file is not valid."""
+    module, x = make(rnnfast, cell, 5, 7, dtype=torch.bfloat16), torch.randn(4, 3, 5).bfloat16()
+    with pytest.raises(torch.onnx.OnnxExporterError) as caught:
+        torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    assert f"ONNX's {CELLS[cell].layer} has no counterpart of bfloat16" in all_words(caught.value)
 
 
 @pytest.mark.parametrize("cell", LAYERS)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
 from reference import CELLS
-from twins import LAYERS, flatten, make
+from twins import LAYERS, flatten, make, states
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -124,6 +124,23 @@ def test_runs_without_rnnfast(cell, tmp_path):
         "torch.testing.assert_close(y, case['y'], rtol=1e-5, atol=2e-6)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+@every_layer
+@pytest.mark.parametrize("hx", [False, True], ids=["", "hx"])
+def test_lengths_that_were_not_traced(cell, hx):
+    """A trace of rows that all have steps is right for rows of length 0."""
+    module, x = make(rnnfast, cell, 5, 17, bidirectional=True), torch.randn(4, 3, 5)
+    given = states(cell, 2, 3, 17) if hx else None
+
+    class Padded(Net):
+        def forward(self, x, lengths):
+            return self.rnn(x, given, lengths=lengths)
+
+    net = Padded(module)
+    program = torch.jit.trace(net, (x, torch.tensor([4, 2, 1])))
+    for lengths in ([4, 0, 1], [0, 0, 4], [3, 4, 4]):
+        close(program(x, torch.tensor(lengths)), net(x, torch.tensor(lengths)))
 
 
 def test_torchs_own_modules_script_as_ever():

@@ -290,3 +290,33 @@ def test_expanded_weights(cell):
     call(x)[0].square().sum().backward()
     for k, p in enumerate(module.parameters()):
         torch.testing.assert_close(p.grad_sample, torch.stack([grads[k] for grads in want]))
+
+
+@every_layer
+@every_suffix
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_quantized_by_torch_fx(cell, suffix):
+    """The module is left as it is, and the modules around it are quantized."""
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    is_single = suffix == "Cell" and not CELLS[cell].has_c
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = make(rnnfast, cell, 5, 7, suffix=suffix)
+            self.head = torch.nn.Linear(7, 3)
+
+        def forward(self, x):
+            out = self.rnn(x)
+            return self.head(out if is_single else out[0])
+
+    net, x = Net().eval(), input_for(suffix)
+    prepared = quantize_fx.prepare_fx(net, get_default_qconfig_mapping(), (x,))
+    prepared(x)
+    quantized = quantize_fx.convert_fx(prepared)
+    assert type(quantized.rnn) is type(net.rnn)
+    assert type(quantized.head) is not torch.nn.Linear
+    torch.testing.assert_close(quantized(x), net(x), atol=0.05, rtol=0)
