@@ -8,6 +8,7 @@ machine's byte order.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,8 @@ from .stack import cell_table
 __all__ = ["CELLS", "Forward", "Gradients", "Weights", "forward"]
 
 Array = npt.NDArray[np.floating]
+
+_MOST_THREADS = 2**31 - 1
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -137,6 +140,13 @@ def _readable(name: str, array: Array | None, dtype: np.dtype[Any]) -> Array | N
     return np.array(a, dtype, order="C")
 
 
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+
+
 def forward(
     cell: str,
     x: Array,
@@ -167,16 +177,16 @@ def forward(
         threads: the maximal number of threads; None means OpenMP's setting.
 
     Raises:
-        ValueError: the cell is unknown, a shape does not match, or ``threads`` is less than 1.
+        ValueError: the cell is unknown, a shape does not match, or ``threads`` is less than 1
+            or above 2**31 - 1.
         TypeError: ``x`` is not float32 or float64, the dtype of another array differs from that of
             ``x``, ``reset`` is not bool, a required array is None, ``weights`` has a wrong number of
-            items, or ``hx`` is not a tuple for an LSTM.
+            items, ``hx`` is not a tuple for an LSTM, or ``threads`` is not an integer.
 
     """
     if cell not in CELLS:
         raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
-    if threads is None:
-        threads = _C.max_threads()
+    threads = _C.max_threads() if threads is None else _integer("threads", threads)
     kind = cell_table.CELLS[cell]
     if not 2 <= len(weights) <= len(Weights._fields):
         raise TypeError(f"weights has {len(weights)} items; expected {', '.join(Weights._fields)}")
@@ -186,6 +196,8 @@ def forward(
     h0, c0 = hx if isinstance(hx, tuple) and len(hx) == 2 else (hx, None)
     if threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
+    if threads > _MOST_THREADS:
+        raise ValueError(f"threads is {threads}; expected at most {_MOST_THREADS}")
     for name, required in (("x", x), ("w_ih", w_ih), ("w_hh", w_hh)):
         if required is None:
             raise TypeError(f"{name} must be an array, not None")
@@ -212,7 +224,7 @@ def forward(
         raise ValueError(f"w_hr has shape {np.shape(w_hr)}; expected (R, H)")
     (steps, batch, _), outputs = x.shape, w_hh.shape[1]
     hidden = outputs if w_hr is None else np.shape(w_hr)[1]
-    stack = _C.Stack(cell=kind.number, single=True, reverse=reverse, projected=w_hr is not None)
+    stack = _C.Stack(cell=kind.number, single=True, reverse=bool(reverse), projected=w_hr is not None)
     y = np.empty((steps, batch, outputs), dtype)
     h_n = np.empty((batch, outputs), dtype)
     c_n = np.empty((batch, hidden), dtype) if kind.has_c else None

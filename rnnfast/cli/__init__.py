@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,19 +38,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen not in COMMANDS:
         parser.parse_args(argv)  # --help or an error: exits
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack characters of a text or a path
+        sys.stdout.reconfigure(errors="replace")
     try:
         command = importlib.import_module(f"rnnfast.cli.{chosen}")
         command.add_arguments(parsers[chosen])
-        return int(command.run(parser.parse_args(argv)))
+        status = int(command.run(parser.parse_args(argv)))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
         return complain(chosen, f'needs {missing}: pip install "rnnfast[demo]"')
-    except CommandError as error:
+    except BrokenPipeError:  # nobody reads on, as in `rnnfast info | head -1`
+        drop_output()
+        return 1
+    except OSError as error:  # such as a full disk
+        drop_output()
+        return complain(chosen, str(error))
+    except (CommandError, ImportError) as error:
         return complain(chosen, str(error))
     except KeyboardInterrupt:
         return complain(chosen, "interrupted", status=130)
+
+
+def drop_output() -> None:
+    """Drop what standard output cannot write, which the interpreter would write again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(command: str, text: str, status: int = 2) -> int:

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rnnfast
-from rnnfast.cli.common import seed
+from rnnfast.cli.common import print_table, seed
 from rnnfast.cli.inputs import random_inputs
 from rnnfast.cli.reference import CoupledLSTM, CoupledLSTMCell, OriginalGRU, OriginalGRUCell
 
@@ -134,6 +134,14 @@ class Row:
     torch: Errors
     passed: bool
 
+    @property
+    def name(self) -> str:
+        return f"{self.label.removesuffix(' *')} {self.dtype_name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, help="seed of the random inputs (default: a new one)")
@@ -144,8 +152,10 @@ def run(args: argparse.Namespace) -> int:
     number = secrets.randbelow(2**31) if args.seed is None else args.seed
     console = Console(highlight=False)
     rows = compare(QUICK if args.quick else FULL, number)
-    console.print(table(rows, number))
-    return 0 if all(row.passed for row in rows) else 1
+    print_table(console, table(rows, number))
+    failed = ", ".join(row.name for row in rows if not row.passed)
+    console.print(f"[bold red]Wrong results:[/] {failed}" if failed else "All results are right.")
+    return 1 if failed else 0
 
 
 def compare(sizes: Sequence[Sizes], seed: int) -> list[Row]:
@@ -254,7 +264,7 @@ def table(rows: Sequence[Row], seed: int) -> Table:
             theirs = (f"{row.torch.outputs:.1e}", f"{row.torch.gradients:.1e}")
         result.add_row(
             row.label,
-            str(row.dtype).removeprefix("torch."),
+            row.dtype_name,
             f"{row.rnnfast.outputs:.1e}",
             theirs[0],
             f"{row.rnnfast.gradients:.1e}",

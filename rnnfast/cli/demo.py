@@ -18,7 +18,16 @@ from rich.rule import Rule
 from rich.table import Table
 
 from rnnfast.cli import check, language
-from rnnfast.cli.common import duration, picture_file, positive, seed, threads, writing
+from rnnfast.cli.common import (
+    duration,
+    picture_file,
+    positive,
+    print_table,
+    seed,
+    thread_count,
+    threads,
+    writing,
+)
 from rnnfast.cli.language import Text, Training
 from rnnfast.cli.neighbours import Neighbours
 
@@ -69,11 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text")
     parser.add_argument("--steps", type=positive, default=120, help="training steps (default: 120)")
     parser.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
-    parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
+    parser.add_argument("--threads", type=thread_count, help="number of threads (default: torch's)")
     parser.add_argument(
         "--out",
         type=picture_file,
-        default=Path("rnnfast-demo.png"),
+        default="rnnfast-demo.png",  # as text, which argparse gives to picture_file
         metavar="FILE",
         help="file of the picture (default: rnnfast-demo.png)",
     )
@@ -87,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     console.print(Rule("1. Are the results right on this machine?"))
     rows = check.compare(check.QUICK, args.seed)
-    console.print(check.table(rows, args.seed))
+    print_table(console, check.table(rows, args.seed))
 
     console.print(Rule("2. The same training twice"))
     console.print(
@@ -100,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     neighbours = Neighbours()
     pairs = {cell: train(cell, text, args.steps, args.seed, console) for cell in ("GRU", "LSTM")}
     warning = neighbours.warning()
-    console.print(table(pairs))
+    print_table(console, table(pairs))
     if warning:
         console.print(f"[yellow]{warning}[/]")
 

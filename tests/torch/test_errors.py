@@ -322,6 +322,8 @@ ARRAYS_CALLS = {
     "None for w_ih": ({"w_ih": None}, TypeError, ["w_ih"]),
     "no threads": ({"threads": 0}, ValueError, ["threads", "0"]),
     "negative threads": ({"threads": -1}, ValueError, ["threads", "-1"]),
+    "many threads": ({"threads": 2**31}, ValueError, ["threads", "2147483648", "at most 2147483647"]),
+    "float threads": ({"threads": 2.0}, TypeError, ["threads is 2.0; expected an integer"]),
 }
 
 
@@ -347,6 +349,12 @@ def test_states_and_weights_of_arrays():
     for hx in (h0, [h0, h0], (h0,), (h0, h0, h0)):
         with pytest.raises(TypeError, match=r"hx must be a tuple \(h0, c0\) for lstm"):
             rnnfast.arrays.forward("lstm", x, weights, hx)
+
+
+def test_reverse_is_what_is_true():
+    for true in (1, "x", np.True_):
+        want, got = (forward_arrays(**arrays_of(), reverse=reverse) for reverse in (True, true))
+        np.testing.assert_array_equal(got.y, want.y)
 
 
 def test_absurd_threads_are_survived():

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from rnnfast.cli import common
 from rnnfast.cli.bench.floors import Rates, floor, rates_for, unit
@@ -19,7 +19,15 @@ from rnnfast.cli.bench.grids import GRIDS
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.bench.peers import PEERS, frozen_peer
 from rnnfast.cli.bench.table import Row, fitted, name, products_alone, summary
-from rnnfast.cli.common import CommandError, output_file, picture_file, positive, writing
+from rnnfast.cli.common import (
+    CommandError,
+    output_file,
+    picture_file,
+    positive,
+    print_table,
+    thread_count,
+    writing,
+)
 from rnnfast.cli.info import facts
 from rnnfast.cli.neighbours import Neighbours
 
@@ -43,7 +51,7 @@ def cases(cells: Sequence[str], shapes: Sequence[Shape] | None, grid: str, dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
+    parser.add_argument("--threads", type=thread_count, help="number of threads (default: torch's)")
     parser.add_argument(
         "--cell", choices=list(GATES), action="append", help="only this cell; repeatable"
     )
@@ -106,15 +114,16 @@ def run(args: argparse.Namespace) -> int:
     if args.frozen:
         peers["rnnfast"] = frozen_peer
     seconds = QUICK_SECONDS if args.grid == "quick" else SECONDS
-    results = [
-        measure(case, peers, seconds)
-        for case in track(chosen, "measuring", console=console, transient=True)
-    ]
+    # `with` puts the console back before an interrupt is reported; rich.progress.track does not.
+    with Progress(console=console, transient=True) as progress:
+        results = [
+            measure(case, peers, seconds) for case in progress.track(chosen, description="measuring")
+        ]
     others = neighbours.cores()
     warning = neighbours.warning()
     rates.measure_again()
     rows = [Row(result, floor(result.case, rates)) for result in results]
-    console.print(fitted(rows, rates.peaks, threads, console))
+    print_table(console, fitted(rows, rates.peaks, threads, console))
     console.print(summary(results), highlight=False)
     console.print(products_alone(chosen, rates), highlight=False)
     if warning:

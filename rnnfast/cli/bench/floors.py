@@ -20,6 +20,7 @@ from rnnfast.stack.cell_table import CELLS
 FORMULAS = {"RNN": "rnn_tanh", "LSTM": "lstm", "GRU": "gru"}
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 LINE = 64  # bytes of a line of the caches
+MOST_OF_PRODUCTS = 2**20  # the largest B and H whose products csrc/python/rates.cpp measures
 REPEATS, SECONDS = 5, 0.02  # of each measurement
 
 
@@ -126,13 +127,19 @@ def rates_for(cases: Sequence[Case], threads: int) -> Rates:
             rates.peak(name)
     for case in cases:
         floor(case, rates)
-        rates.products(case)
+        if has_products(case):
+            rates.products(case)
     return rates
 
 
 def unit(case: Case) -> tuple[str, int, int]:
     """The unit that multiplies, its products for each of the case, and the bytes of a packed weight."""
     return _C.product_unit(case.dtype, precision.float32_setting(), case.H)
+
+
+def has_products(case: Case) -> bool:
+    """Whether the recurrent products of the case can be measured alone."""
+    return max(case.B, case.H) <= MOST_OF_PRODUCTS
 
 
 def share_of_peak(case: Case, rates: Rates) -> float:

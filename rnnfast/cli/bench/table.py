@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rnnfast.cli import common
-from rnnfast.cli.bench.floors import Floor, Rates, share_of_peak
+from rnnfast.cli.bench.floors import MOST_OF_PRODUCTS, Floor, Rates, has_products, share_of_peak
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result
 from rnnfast.cli.bench.peers import PEERS
 
@@ -69,11 +69,14 @@ def summary(results: Sequence[Result]) -> str:
 def products_alone(cases: Sequence[Case], rates: Rates) -> str:
     """The speed of the products of a step without its formula, as text."""
     lines = []
+    measured = [case for case in cases if has_products(case)]
     for cell in GATES:
-        shares = {(c.B, c.H): share_of_peak(c, rates) for c in cases if c.cell == cell}
+        shares = {(c.B, c.H): share_of_peak(c, rates) for c in measured if c.cell == cell}
         if shares:
             (batch, hidden), least = min(shares.items(), key=lambda item: item[1])
             lines.append(f"{cell} {least:.0%} (B={batch} H={hidden}) to {max(shares.values()):.0%}")
+    if len(measured) < len(cases):
+        lines.append(f"not measured where B or H is above {MOST_OF_PRODUCTS}")
     return f"recurrent products alone, of the peak: {', '.join(lines)}"
 
 
