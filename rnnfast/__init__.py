@@ -55,21 +55,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name], __name__)
     if name == "_C":
         return importlib.import_module("._native", __name__)._C
-    module = _FROM_TORCH_MODULES.get(name)
-    if module is None:
+    if name not in _MODULES and name not in _FROM_TORCH_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name], __name__)
         import torch  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise ImportError(
             f'rnnfast.{name} needs PyTorch, which is not installed: pip install "rnnfast[torch]". '
             "rnnfast.arrays works without it."
         ) from error
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    value = getattr(importlib.import_module(f".{_FROM_TORCH_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -6,10 +6,10 @@ first.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
 
-if importlib.util.find_spec("torch") is not None:
+with contextlib.suppress(ModuleNotFoundError):
     importlib.import_module("torch")
 
 _C = importlib.import_module("._C", __package__)

@@ -201,6 +201,7 @@ print(hashlib.sha256(lstm(2).tobytes()).hexdigest())
     alone = python(BLOCK_TORCH + code)
     assert alone.stdout == python("import torch\n" + code).stdout
     names = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell", "accelerate", "restore"]
+    names += ["init", "onnx"]
     code = f"""
 {BLOCK_TORCH}
 import json, rnnfast
@@ -219,9 +220,27 @@ print(json.dumps(messages))
         assert 'pip install "rnnfast[torch]"' in message
 
 
+def test_a_broken_torch_is_not_a_missing_one(python, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudnn.so.9: cannot open')")
+    said = python(
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport rnnfast\nrnnfast.LSTM", check=False
+    ).stderr
+    assert said.rstrip().endswith("ImportError: libcudnn.so.9: cannot open")
+
+
 def test_an_unknown_attribute_is_not_an_import_error(python):
     for start in ("", BLOCK_TORCH):
         python(start + "import rnnfast\nassert not hasattr(rnnfast, 'LTSM')")
+
+
+def test_public_names(python):
+    """They are listed before they are loaded, at the first use."""
+    python(
+        "import rnnfast\n"
+        "assert set(rnnfast.__all__) <= set(dir(rnnfast))\n"
+        "for name in rnnfast.__all__:\n"
+        "    getattr(rnnfast, name)\n"
+    )
 
 
 TRAINS = """
