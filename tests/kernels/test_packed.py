@@ -206,3 +206,14 @@ def test_threads_do_not_matter_in_inference(cell, dtype):
             torch.set_num_threads(threads)
             for _ in range(60):
                 assert torch.equal(module(x)[0].data, want)
+
+
+@every_layer
+def test_dropout_between_layers_draws_torchs_masks(cell):
+    modules = twins(cell, 5, 17, num_layers=3, dropout=0.5)
+    x, state = problem(cell, modules[0], LENGTHS[0])
+    outputs = []
+    for module in modules:
+        torch.manual_seed(1)
+        outputs.append(module(packed(x, LENGTHS[0]), state)[0].data)
+    torch.testing.assert_close(*outputs, **CLOSE[torch.float32])

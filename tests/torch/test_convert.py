@@ -147,6 +147,7 @@ def test_the_root_itself(cell, suffix):
     assert rnnfast.accelerate(ours, report=reports.append) is ours
     assert type(ours) is getattr(rnnfast, type(theirs).__name__)
     assert [entry[1:3] for entry in reports[0].entries] == [(type(theirs).__name__, True)]
+    assert f"(the model): {type(theirs).__name__}," in str(reports[0])
     assert_twins_agree(ours, theirs, torch.randn(*(() if suffix else (4,)), 3, 5))
 
 
@@ -187,6 +188,10 @@ def test_what_is_left_and_why(build):
     assert entries["odd"][0] is False
     assert entries["odd"][1]
     assert entries["odd"][1] in str(reports[0])
+    first, *lines = str(reports[0]).splitlines()
+    assert "replaced 1 of 2 recurrent modules" in first
+    assert [line.split()[:2] for line in lines[:2]] == [["left", "odd:"], ["replaced", "plain:"]]
+    assert lines[2] == "isinstance(m, torch.nn.GRU) is still true."
 
 
 def test_reasons_differ():
@@ -294,6 +299,24 @@ def test_restore_refuses_a_forward_that_calls_rnnfasts():
     assert type(model[0]) is rnnfast.GRU
     del model[1].forward
     assert type(rnnfast.restore(model)[1]) is nn.LSTM
+
+
+def test_restore_refuses_a_parametrized_module():
+    model = quietly(nn.Sequential(nn.GRU(5, 7), nn.LSTM(7, 7)))
+    with_weight_norm(model[1])
+    with pytest.raises(ValueError, match=r"1 is a .*LSTM, parametrized since"):
+        rnnfast.restore(model)
+    assert type(model[0]) is rnnfast.GRU
+    nn.utils.parametrize.remove_parametrizations(model[1], "weight_hh_l0")
+    assert type(rnnfast.restore(model)[1]) is nn.LSTM
+
+
+def test_restore_leaves_subclasses():
+    class Mine(rnnfast.LSTM):
+        pass
+
+    model = rnnfast.restore(nn.Sequential(Mine(5, 7), rnnfast.GRU(7, 7)))
+    assert [type(module) for module in model] == [Mine, nn.GRU]
 
 
 @pytest.mark.parametrize("kind", RECURRENT)

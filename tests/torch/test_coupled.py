@@ -79,6 +79,7 @@ def test_construction(suffix):
     assert {p.dtype for p in module.parameters()} == {torch.float64}
     bound = 4**-0.5
     assert all(p.abs().max() <= bound and p.std() > bound / 4 for p in module.parameters())
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in module.parameters())
     assert all(p.is_meta for p in kind(3, 4, coupled_gates=True, device="meta").parameters())
 
 
@@ -144,3 +145,20 @@ def test_what_no_kernel_covers_runs_on_torchs_operators(suffix):
     torch.testing.assert_close(mapped[1], flatten(module(x))[0], rtol=1e-5, atol=2e-6)
     shapes = [t.shape for t in flatten(module(x))]
     assert [t.shape for t in flatten(module.to("meta")(x.to("meta")))] == shapes
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_states_of_a_call_that_no_kernel_covers(options):
+    """A layer of torch with the same options checks their shapes and dtypes."""
+
+    class Mine(torch.Tensor):
+        pass
+
+    module = make(rnnfast, "lstm_coupled", 5, 17, dtype=torch.float64, **options)
+    numbers = module.num_layers * (2 if module.bidirectional else 1)
+    batch = 4 if module.batch_first else 3
+    widths = (module.proj_size or 17, 17)
+    hx = tuple(torch.randn(numbers, batch, width, dtype=torch.float64) for width in widths)
+    x = problem(module).double()
+    for a, b in zip(flatten(module(x.as_subclass(Mine), hx)), flatten(module(x, hx)), strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import rnnfast
 from reference import CELLS
 from rnnfast import _C
 from rnnfast.stack import packed_weights
-from twins import flatten, make, states
+from twins import flatten, make, raised, states
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
@@ -71,6 +72,15 @@ def test_projections():
         assert same(outputs(module, x[:1]), outputs(copy.deepcopy(module), x[:1]))
 
 
+def test_cell_states_need_no_packing_of_their_own():
+    module, x = make(rnnfast, "lstm", 5, 17), torch.randn(1, 2, 5)
+    with rnnfast.frozen(module), torch.no_grad():
+        module(x)
+        held = packed_weights.HELD[module].copy
+        module(x, return_cell_states=True)
+        assert packed_weights.HELD[module].copy is held
+
+
 def test_gradients_are_as_ever():
     module = rnnfast.GRU(5, 17)
     x = torch.randn(3, 2, 5)
@@ -105,6 +115,22 @@ def test_contexts_overlap():
     assert module not in packed_weights.HELD
 
 
+def test_one_thread_at_a_time_enters_or_leaves():
+    module = rnnfast.LSTM(3, 4)
+    context = rnnfast.frozen(module)
+    for act, is_held in (
+        (context.__enter__, False),
+        (lambda: context.__exit__(None, None, None), True),
+    ):
+        thread = threading.Thread(target=act)
+        with packed_weights._entering_or_leaving:
+            thread.start()
+            thread.join(0.1)
+            assert (module in packed_weights.HELD) == is_held
+        thread.join()
+        assert (module in packed_weights.HELD) != is_held
+
+
 def test_copies_and_pickles_inside():
     module = rnnfast.LSTM(5, 17)
     x = torch.randn(1, 2, 5)
@@ -113,6 +139,14 @@ def test_copies_and_pickles_inside():
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert same(outputs(other, x), want)
             assert other not in packed_weights.HELD
+
+
+def test_a_bias_that_is_none():
+    cell, x = rnnfast.GRUCell(3, 4), torch.randn(2, 3)
+    cell.bias_ih = None
+    want = raised(lambda: cell(x))
+    with torch.no_grad(), rnnfast.frozen(cell):
+        assert raised(lambda: cell(x)) == want
 
 
 @numerics

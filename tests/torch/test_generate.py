@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 
@@ -120,6 +121,7 @@ def test_it_goes_on_where_it_stopped():
     second = rnnfast.generate(*model, first.tokens[:, -1:], steps=9, temperature=0, state=first.state)
     assert torch.cat([first.tokens, second.tokens], 1).equal(whole.tokens)
     same(second.state, whole.state, atol=0)
+    assert not any(h.requires_grad for h in whole.state)
 
 
 def test_every_row_may_stop_at_once():
@@ -244,6 +246,18 @@ def test_one_beam_is_greedy():
     torch.testing.assert_close(found.scores[:, 0], greedy.log_probs)
 
 
+def test_a_search_goes_on_from_a_state(monkeypatch):
+    """It finds what a search with the whole prompt finds."""
+    model, prompt = model_of("lstm"), prompt_of(4, 5)
+    with torch.no_grad():
+        _, state = model[1](model[0](prompt[:, :-2]).transpose(0, 1))
+    options = {"steps": 6, "beams": 3, "stop": 0}
+    want = natively(rnnfast.beam_search, *model, prompt, **options)
+    rest, options = prompt[:, -2:], options | {"state": state}
+    same(natively(rnnfast.beam_search, *model, rest, **options), want)
+    same(in_python(monkeypatch, rnnfast.beam_search, *model, rest, **options), want)
+
+
 def test_threads_do_not_matter_to_beams():
     model, prompt = model_of("lstm", 3000, 40, dtype=torch.float32), prompt_of(9, 2, 3000)
     options = {"steps": 8, "beams": 5, "stop": 0}
@@ -275,17 +289,43 @@ def test_what_the_native_loop_does_not_take():
     other = Head(19, 23, dtype=torch.float64)
     other.load_state_dict(head.state_dict())
     check("head is a .*Head, not", head=other)
-    handle = rnn.register_forward_hook(lambda *_: None)
-    check("a module has hooks")
-    handle.remove()
-    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    check("a module has hooks")
-    handle.remove()
+
+    class Own(rnnfast.LSTM):
+        def forward(self, x, hx=None):
+            return super().forward(x, hx)
+
+    own = Own(11, 19, 2, dtype=torch.float64)
+    own.load_state_dict(rnn.state_dict())
+    check("rnn is a .*Own", rnn=own)
+
+    class Table(nn.Embedding):
+        pass
+
+    for table in (Table(23, 11).double(), nn.Embedding(23, 11, max_norm=1e3).double()):
+        table.load_state_dict(embedding.state_dict())
+        check("not a plain torch.nn.Embedding", embedding=table)
+    hooks = nn.modules.module
+    for register in (
+        rnn.register_forward_hook,
+        embedding.register_forward_pre_hook,
+        hooks.register_module_forward_hook,
+        hooks.register_module_forward_pre_hook,
+    ):
+        handle = register(lambda *_: None)
+        check("a module has hooks")
+        handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):  # which does not touch float64
+        check("autocast")
     head.forward = lambda y: nn.functional.linear(y, head.weight, head.bias)
     check("forward of a module was replaced")
     del head.forward
     nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
     check("not a plain tensor")
+
+
+def test_float16_runs_in_python():
+    with pytest.warns(UserWarning, match="the weights have the dtypes .*torch.float16"):
+        rnnfast.generate(*model_of(dtype=torch.float16), prompt_of(), steps=2)
 
 
 def test_dropout_in_training_runs_in_python():
@@ -294,6 +334,9 @@ def test_dropout_in_training_runs_in_python():
         rnnfast.generate(*model, prompt_of(), steps=2)
     for module in model:
         module.eval()
+    natively(rnnfast.generate, *model, prompt_of(), steps=2)
+    model = model_of(layers=1)
+    model[1].dropout = 0.5  # there is no second layer that would read it
     natively(rnnfast.generate, *model, prompt_of(), steps=2)
 
 
@@ -306,7 +349,9 @@ BAD = {
     "stop at a fraction": ({"stop": 2.5}, TypeError, "float"),
     "top_k": ({"top_k": 0}, ValueError, "top_k is 0"),
     "top_p": ({"top_p": 1.5}, ValueError, "top_p is 1.5"),
+    "no top_p": ({"top_p": 0}, ValueError, "top_p is 0"),
     "stop": ({"stop": 23}, ValueError, r"stop is 23; expected a token in range\(23\)"),
+    "stop below": ({"stop": -1}, ValueError, "stop is -1"),
 }
 
 
@@ -321,8 +366,16 @@ def test_bad_modules_and_prompts():
     embedding, rnn, head = model_of()
     with pytest.raises(IndexError, match=r"tokens from 0 to 23; expected tokens in range\(23\)"):
         rnnfast.generate(embedding, rnn, head, torch.tensor([[0, 23]]), steps=1)
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        rnnfast.generate(embedding, rnn, head, torch.tensor([0, 1, 2]), steps=1)
+    with pytest.raises(IndexError, match=r"tokens from -1 to 0; expected tokens in range\(23\)"):
+        rnnfast.generate(embedding, rnn, head, torch.tensor([[0, -1]]), steps=1)
+    for bad in (torch.tensor([0, 1, 2]), torch.zeros(2, 0).long(), torch.zeros(2, 1).int()):
+        words = re.escape(f"shape {tuple(bad.shape)} and dtype {bad.dtype}")
+        with pytest.raises(ValueError, match=words):
+            rnnfast.generate(embedding, rnn, head, bad, steps=1)
+    with pytest.raises(ValueError, match="one-hot inputs have 23 features; rnn has input_size 11"):
+        rnnfast.generate(None, rnn, head, prompt_of(), steps=1)
+    with pytest.raises(TypeError, match="embedding is a Identity; expected a"):
+        rnnfast.generate(nn.Identity(), rnn, head, prompt_of(), steps=1)
     with pytest.raises(ValueError, match="embedding has 9 tokens, and head has 23"):
         rnnfast.generate(nn.Embedding(9, 11), rnn, head, prompt_of(), steps=1)
     with pytest.raises(ValueError, match="embedding has 5 features; rnn has input_size 11"):
@@ -339,10 +392,10 @@ def test_bad_modules_and_prompts():
     for bad, kind in (([[1]], "list"), (np.ones((1, 1), np.int64), "ndarray")):
         with pytest.raises(TypeError, match=f"prompt is a {kind}"):
             rnnfast.generate(embedding, rnn, head, bad, steps=1)
-    with pytest.raises(ValueError, match="length_penalty is 1000"):
-        rnnfast.beam_search(
-            embedding, rnn, head, prompt_of(), steps=1, beams=2, stop=1, length_penalty=1e3
-        )
+    for bad in (1e3, -1e3, math.nan):
+        options = {"steps": 1, "beams": 2, "stop": 1, "length_penalty": bad}
+        with pytest.raises(ValueError, match=f"length_penalty is {bad}"):
+            rnnfast.beam_search(embedding, rnn, head, prompt_of(), **options)
     with pytest.raises(ValueError, match="beams is 0"):
         rnnfast.beam_search(embedding, rnn, head, prompt_of(), steps=1, beams=0, stop=1)
 

@@ -7,6 +7,7 @@ import gc
 import matplotlib as mpl
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import rnnfast
@@ -105,6 +106,20 @@ def test_resets(cell):
     compare(module_of(cell, bidirectional=True), reset=torch.rand(9, 3) < 0.3)
 
 
+@every_cell
+def test_batch_first(cell):
+    module = module_of(cell, num_layers=2, bidirectional=True)
+    twin = module_of(cell, num_layers=2, bidirectional=True, batch_first=True)
+    twin.load_state_dict(module.state_dict())
+    x, records = torch.randn(9, 3, 4, dtype=torch.float64), []
+    for one, given in ((module, x), (twin, x.transpose(0, 1))):
+        with rnnfast.gradient_flow(one) as flow:
+            one(given)[0].square().sum().backward()
+        records += flow.records
+    torch.testing.assert_close(records[0].h, records[1].h)
+    torch.testing.assert_close(records[0].c, records[1].c) if records[0].c is not None else None
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("batch", [1, 40])
 @every_cell
@@ -195,6 +210,37 @@ def test_a_model_of_layers_and_cells():
     assert all((row.c is None) == (row.module == "encoder") and row.h > 0 for row in table)
 
 
+def test_contexts_in_one_another():
+    module = module_of("lstm", num_layers=2, bidirectional=True)
+    y, _ = module(torch.randn(3, 2, 4, dtype=torch.float64))
+    with rnnfast.gradient_flow(module) as outer:
+        with rnnfast.gradient_flow(module) as inner:
+            y.sum().backward(retain_graph=True)
+        y.sum().backward()
+    assert (len(outer.records), len(inner.records)) == (2, 1)
+
+
+def test_contexts_that_overlap():
+    """As those of two threads do."""
+    module = module_of("gru")
+    y, _ = module(torch.randn(3, 2, 4, dtype=torch.float64))
+    contexts = [rnnfast.gradient_flow(module) for _ in range(2)]
+    flows = [context.__enter__() for context in contexts]
+    for context in contexts:
+        y.sum().backward(retain_graph=True)
+        context.__exit__(None, None, None)
+    assert [len(flow.records) for flow in flows] == [1, 2]
+
+
+def test_the_table_has_all_norms():
+    module = module_of("lstm", num_layers=2, bidirectional=True)
+    (record,) = (flow := compare(module)).records
+    rows = {(row.layer, row.direction, row.step): row for row in flow.table()}
+    assert len(rows) == len(flow.table()) == record.h.numel()
+    for place, row in rows.items():
+        assert (row.h, row.c) == (record.h[place].item(), record.c[place].item())
+
+
 def test_the_plot():
     mpl.use("agg")
     module = module_of("lstm", bidirectional=True)
@@ -227,6 +273,21 @@ def test_the_plot_of_a_cell_is_one_line():
     steps = [record.h.item() for record in flow.records if record.module == "decoder"]
     assert lines["decoder, layer 0: h"].tolist() == steps[::-1]
     mpl.pyplot.close("all")
+
+
+def test_the_plot_of_several_calls():
+    module = module_of("gru", num_layers=2)
+    inputs = [torch.randn(steps, 2, 4, dtype=torch.float64) for steps in (1, 5)]
+    loss = sum(module(x)[0].sum() for x in inputs)
+    with rnnfast.gradient_flow(module) as flow:
+        loss.backward()
+    axes = Figure().subplots()
+    assert flow.plot(axes) is axes
+    labels = [f"model, call {call}, layer {layer}: h" for call in (0, 1) for layer in (0, 1)]
+    assert [line.get_label() for line in axes.lines] == labels
+    for line, steps in zip(axes.lines, (5, 5, 1, 1), strict=True):  # backward begins with the last
+        assert len(line.get_ydata()) == steps
+        assert line.get_marker() == ("." if steps == 1 else "None")
 
 
 @pytest.mark.parametrize(

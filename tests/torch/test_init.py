@@ -36,13 +36,23 @@ def named(module, start):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_orthogonal(name):
-    module = MODULES[name]()
+@pytest.mark.parametrize("bias", [True, False])
+def test_orthogonal(name, bias):
+    module = MODULES[name](bias=bias)
     assert init.orthogonal_(module, gain=2) is module
     for w in named(module, "weight_hh"):
         for block in w.split(8):
             width = block.size(1)
             torch.testing.assert_close(block.T @ block, 4 * torch.eye(width), atol=1e-5, rtol=0)
+
+
+def test_orthogonal_takes_a_generator():
+    made = []
+    for seed in (3, 3, 4):
+        generator = torch.Generator().manual_seed(seed)
+        made.append(init.orthogonal_(rnnfast.GRU(5, 8), generator=generator).weight_hh_l0)
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
 
 
 @pytest.mark.parametrize("name", RELUS)
@@ -89,6 +99,13 @@ def test_chrono_remembers_as_long_as_it_says(name):
         if blocks == 4:
             assert b_ih[:8].equal(-b_ih[8:16])
             assert not b_ih[16:].any()
+        else:
+            assert not any(part.any() for k, part in enumerate(b_ih.split(8)) if k != keep)
+
+
+def test_the_shortest_chrono():
+    module = init.chrono_(rnnfast.GRU(5, 8), 2)
+    assert not module.bias_ih_l0.any()  # the logarithm of 1
 
 
 def test_frozen_weights_notice():
@@ -116,11 +133,13 @@ def test_other_cells_are_refused_and_stay_as_they_are(function, good):
         assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_orthogonal_in_half_precision(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float64, 1e-14)], ids=str
+)
+def test_orthogonal_in_other_dtypes(dtype, atol):
     module = init.orthogonal_(rnnfast.GRU(3, 8, dtype=dtype))
-    block = module.weight_hh_l0[:8].float()
-    torch.testing.assert_close(block.T @ block, torch.eye(8), atol=0.03, rtol=0)
+    block = module.weight_hh_l0[:8].double()
+    torch.testing.assert_close(block.T @ block, torch.eye(8).double(), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("change", ["parametrized", "old weight_norm", "pruned"])

@@ -217,9 +217,11 @@ def test_dropout_between_layers():
     y.sum().backward()
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
+    whole, _ = module.eval()(x, lengths=LENGTHS[0])
     for row, length in enumerate(LENGTHS[0]):
         assert not y[row, length:].any()
         assert y[row, :length].any()
+        assert not torch.equal(y[row, :length], whole[row, :length])
 
 
 @numerics

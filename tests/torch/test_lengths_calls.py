@@ -60,6 +60,7 @@ BAD = {
     "2-D": ([[3, 1, 7]], ValueError, "lengths must have one dimension, got 2"),
     "float": ([3.5, 1.0, 7.0], TypeError, "lengths must be integers, got torch.float32"),
     "bool": ([True, False, True], TypeError, "lengths must be integers, got torch.bool"),
+    "complex": ([3j, 1j, 7j], TypeError, "lengths must be integers, got torch.complex64"),
 }
 
 
@@ -143,6 +144,28 @@ def test_on_the_layers_of_torch(cell, options, lengths, state):
     torch.testing.assert_close(a, b, **CLOSE[torch.float32])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_and_cells_by_packing(batch_first):
+    module = make(rnnfast, "lstm", 5, 17, 2, bidirectional=True, batch_first=batch_first)
+    x, state = problem("lstm", module, LENGTHS[4])
+    reset = torch.rand(x.shape[:2]) < 0.4
+    given = {"lengths": LENGTHS[4], "reset": reset, "return_cell_states": True}
+    for options in (given, given | {"reset": None}):
+        want = flatten(module(x, hx("lstm", state), **options))
+        found = flatten(module(x.detach().as_subclass(Marked), hx("lstm", state), **options))
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a.as_subclass(torch.Tensor), b, **CLOSE[torch.float32])
+
+
+def test_rows_of_length_0_by_packing_under_autocast():
+    module = make(rnnfast, "rnn_tanh", 5, 17)
+    x, (h,) = problem("rnn_tanh", module, [0, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        _, h_n = module(x.detach().as_subclass(Marked), h, lengths=[0, 3])
+    assert h_n.dtype == torch.bfloat16
+    assert torch.equal(h_n[:, 0].as_subclass(torch.Tensor), h[:, 0].bfloat16())
+
+
 def test_neither_x_nor_y_is_copied():
     """Beside a call without lengths torch copies the lengths, and nothing else."""
     module = make(rnnfast, "lstm", 5, 17)
@@ -179,7 +202,7 @@ def loss_of(module, lengths):
 def test_function_transforms(cell, lengths):
     """torch.func.grad, jvp, jacrev, vmap, and gradients per sample, each beside autograd's."""
     module = make(rnnfast, cell, 5, 17, dtype=torch.float64, bidirectional=True)
-    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    x, _ = problem(cell, module, [int(length) for length in lengths], extra=0)  # NaN past the ends
     loss = loss_of(module, lengths)
     (want,) = torch.autograd.grad(loss(x), x)
     close = CLOSE[torch.float64]

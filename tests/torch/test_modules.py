@@ -29,6 +29,7 @@ OPTIONS = [
     {"batch_first": True},
     {"num_layers": 2, "bidirectional": True, "bias": False, "batch_first": True},
     {"num_layers": 2, "dropout": 0.5},
+    {"num_layers": 2, "dropout": 0.5, "batch_first": True},
     {"dtype": torch.float64},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -72,7 +73,7 @@ def test_cells_agree_with_torch(cell, bias, unbatched, hx):
     assert_twins_agree(ours, theirs, *args)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:-2], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:-3], ids=str)
 @pytest.mark.parametrize("unbatched", [False, True], ids=["", "unbatched"])
 def test_original_gru_layers(options, unbatched):
     module = make(rnnfast, "gru_original", 5, 17, **options)

@@ -5,7 +5,6 @@ The truth is a Python loop over the steps, in float64, that multiplies the state
 
 from __future__ import annotations
 
-import copy
 import io
 import runpy
 from pathlib import Path
@@ -203,16 +202,20 @@ def test_packed_and_lengths(cell, batch_first):
 
 
 @every_cell
-def test_without_a_batch(cell):
-    module = module_of(cell, 5, 18, "stack")
+@pytest.mark.parametrize("kind", ["stack", "batch first"])
+def test_without_a_batch(cell, kind):
+    module = module_of(cell, 5, 18, kind)
     x, hx, reset = problem(cell, module, 9, 1)
-    has_c = CELLS[cell].has_c
+    has_c, row = CELLS[cell].has_c, 0 if module.batch_first else 1
     flat = tuple(h[:, 0] for h in flatten(hx))
+    flags = reset.squeeze(row)
     got = flatten(
-        module(x[:, 0], flat if has_c else flat[0], reset=reset[:, 0], return_cell_states=has_c)
+        module(x.squeeze(row), flat if has_c else flat[0], reset=flags, return_cell_states=has_c)
     )
-    for a, b in zip(got, by_loop(cell, module, x, hx, reset), strict=True):
-        torch.testing.assert_close(a, b.squeeze(1))
+    want = by_loop(cell, module, x, hx, reset)
+    assert len(got) == len(want)
+    for a, b, dim in zip(got, want, (row, 1, 1, row), strict=False):
+        torch.testing.assert_close(a, b.squeeze(dim))
 
 
 @every_cell
@@ -243,6 +246,57 @@ def test_where_no_kernel_covers_the_call(cell):
     got = torch.func.vmap(lambda one: module(one, reset=reset)[0])(x)
     for a, one in zip(got, x, strict=True):
         torch.testing.assert_close(a, module(one, reset=reset)[0])
+
+
+@every_cell
+@every_stack
+@pytest.mark.parametrize("lengths", [None, [4, 6, 0]], ids=str)
+def test_all_arguments_under_a_transform(cell, kind, lengths):
+    module = module_of(cell, 5, 7, kind)
+    x, hx, reset = problem(cell, module, 6, 3)
+    given = {"reset": reset, "return_cell_states": CELLS[cell].has_c}
+    if lengths is not None:
+        given["lengths"] = torch.tensor(lengths)
+    want = flatten(module(x, hx, **given))
+    found = torch.func.vmap(lambda one: flatten(module(one, hx, **given)))(x[None])
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a[0], b)
+
+
+@every_cell
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layer_by_layer_is_the_stack(cell, batch_first):
+    """A module with dropout runs its layers one by one. This probability drops nothing."""
+    options = {"num_layers": 3, "bidirectional": True, "dropout": 1e-30}
+    module = module_of(cell, 5, 18, batch_first=batch_first, **options)
+    x, hx, reset = problem(cell, module, 9, 4)
+    lengths = torch.tensor([3, 9, 1, 6])
+    packed = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    for given, more in ((x, {}), (x, {"lengths": lengths}), (packed, {})):
+        options = {"reset": reset, "return_cell_states": CELLS[cell].has_c, **more}
+        outputs = [flatten(module.train(mode)(given, hx, **options)) for mode in (True, False)]
+        assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("what", ["reset", "cell states", "lengths"])
+def test_parametrized_weights_are_read_anew(what):
+    module = module_of("lstm", 5, 7)
+    x, hx, reset = problem("lstm", module, 6, 3)
+    given = {
+        "reset": {"reset": reset},
+        "cell states": {"return_cell_states": True},
+        "lengths": {"lengths": [2, 6, 0]},
+    }[what]
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    original = module.parametrizations.weight_hh_l0.original1
+    for _ in range(2):
+        torch.nn.init.normal_(original)
+        plain = module_of("lstm", 5, 7)
+        plain.load_state_dict({name: getattr(module, name) for name in plain.state_dict()})
+        got, want = (flatten(m(x, hx, **given)) for m in (module, plain))
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+        assert torch.autograd.grad(got[0].sum(), original)[0].any()
 
 
 def test_dropout_between_layers():
@@ -369,8 +423,11 @@ def test_other_bad_input():
         torch.func.vmap(lambda x: module(x, state, reset=mask)[0])(x.expand(2, 4, 3, 5))
     other = pack_padded_sequence(x, [4, 2, 1])
     marks = PackedSequence(torch.zeros(7, dtype=torch.bool), other.batch_sizes)
-    with pytest.raises(ValueError, match="packed as input is"):
-        module(pack_padded_sequence(x, [4, 3, 1]), reset=marks)
+    shorter = PackedSequence(torch.zeros(6, dtype=torch.bool), torch.tensor([3, 2, 1]))
+    packed = pack_padded_sequence(x, [4, 3, 1])
+    for given, flags in ((packed, marks), (packed, shorter), (x, marks)):
+        with pytest.raises(ValueError, match="packed as input is"):
+            module(given, reset=flags)
     x, *weights = (np.zeros(shape, np.float32) for shape in ((4, 3, 5), (12, 5), (12, 3)))
     for mask, error in ((np.zeros((3, 4), bool), ValueError), (np.zeros((4, 3), np.uint8), TypeError)):
         with pytest.raises(error, match="reset has"):
@@ -378,15 +435,18 @@ def test_other_bad_input():
 
 
 def test_modules_that_learned_before_these_keywords():
-    """Pickles of older versions have no new state to miss."""
-    module = copy.deepcopy(module_of("lstm", 5, 18))
+    """Modules of torch.nn and pickles of older versions have no new state to miss."""
+    module, older = (make(package, "lstm", 5, 18) for package in (rnnfast, torch.nn))
+    assert vars(module).keys() == vars(older).keys()
+    older.__class__ = rnnfast.LSTM
     file = io.BytesIO()
-    torch.save(module, file)
+    torch.save(older, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
-    x = torch.randn(4, 3, 5, dtype=torch.float64)
-    reset = torch.rand(4, 3) < 0.5
-    assert torch.equal(loaded(x, reset=reset)[0], module(x, reset=reset)[0])
+    x, reset = torch.randn(4, 3, 5), torch.rand(4, 3) < 0.5
+    for m in (older, loaded):
+        got, want = (flatten(m(x, reset=reset, return_cell_states=True)) for m in (m, module))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the tests run outside the source tree")

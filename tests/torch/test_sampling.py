@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import rnnfast
-from language_models import in_python, model_of, natively, prompt_of
+from language_models import in_python, model_of, natively, prompt_of, same
 from rnnfast.generation import sampling
 from rnnfast.generation.model import LanguageModel
 
@@ -26,6 +26,15 @@ def test_frequencies_are_the_probabilities():
     counts = tokens.flatten().bincount(minlength=9)
     deviation = (20000 * probabilities * (1 - probabilities)).sqrt() + 1
     assert ((counts - 20000 * probabilities).abs() < 4.5 * deviation).all()
+
+
+def test_weights_of_other_strides():
+    embedding, rnn, head = model_of()
+    options = {"steps": 7, "temperature": 0}
+    want = natively(rnnfast.generate, embedding, rnn, head, prompt := prompt_of(), **options)
+    for weight in (embedding.weight, head.weight, rnn.weight_hh_l0):
+        weight.data = weight.data.t().contiguous().t()
+    same(natively(rnnfast.generate, embedding, rnn, head, prompt, **options), want)
 
 
 def test_impossible_tokens_are_never_drawn():
