@@ -80,6 +80,8 @@ def _presence(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bo
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, config, (batch, save) = call_of(arguments)
     inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
+    if inputs.x.dim() == 3 and inputs.x.size(1 if config.batch_first else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")  # torch's words
     outputs = ops.forward(config, inputs, save)
     if outputs is None and inputs.x.is_cuda:
         outputs = _in_torch(config, inputs, save)

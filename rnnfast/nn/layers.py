@@ -174,7 +174,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
             data, is_batched = input, input.dim() == 3
             batch = input.size(0 if self.batch_first else 1) if is_batched else 0
             time = 1 if is_batched and self.batch_first else 0
-            has_valid_shape = input.dim() in (2, 3) and input.size(time) > 0  # torch refuses T = 0
+            has_valid_shape = input.dim() in (2, 3)
+            # torch refuses T = 0. In a graph T may be unknown: the operator refuses it when it runs.
+            has_valid_shape = has_valid_shape and (checks.traced() or input.size(time) > 0)
         else:
             return None
         if not has_valid_shape or data.size(-1) != self.input_size:
