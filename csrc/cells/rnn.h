@@ -48,8 +48,8 @@ struct Relu {
   }
   template <class V>
   static RNNFAST_INLINE V derivative(V y, V grad) {
-    // As in torch, the gradient also passes where y is NaN. No positive y is below the smallest normal
-    // number, unless a device has denormals.
+    // As in torch, the gradient also passes where y is NaN. The CPU's kernels flush denormals, so there
+    // no positive y is below the smallest normal number.
     return where_less(y, splat<V>(std::numeric_limits<scalar_of<V>>::min()), splat<V>(0), grad);
   }
 };

@@ -1,8 +1,8 @@
 """A launcher for a C++ compiler: it copies an object that the build of a checkout has.
 
-`copied_objects.py CHECKOUT COMPILER ARGUMENT...` copies where that build, which CHECKOUT's
-compile_commands.json describes, has compiled the same sources with the same compiler and options. The
-order of the options does not matter: versions of CMake differ in it. Otherwise the compiler runs.
+The command is `copied_objects.py CHECKOUT COMPILER ARGUMENT...`. CHECKOUT's compile_commands.json
+describes the build. The object is copied if sources, compiler and options are the same; otherwise the
+compiler runs. The order of the options does not matter: versions of CMake differ in it.
 """
 
 from __future__ import annotations
