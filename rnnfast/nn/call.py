@@ -144,21 +144,23 @@ class Fused(torch.nn.Module):
         hx: State,
         weights: list[Any],
         *,
-        fused: bool,
+        covered: Precision | None,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         cell_states: bool = False,
     ) -> Any:
-        """Run a call that :meth:`_covers` accepts; with ``fused=False`` in torch's operators."""
+        """Run a call for which :meth:`_covers` returned ``covered``; if None, in torch's operators."""
         raise NotImplementedError
 
-    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> bool:
+    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> Precision | None:
+        """The dtypes in which the kernels compute a call; None if they do not take it."""
         if not (checks.traced() or checks.plain_call()):
-            return False
+            return None
         tensors = self._fitting(input, hx)
-        if tensors is None or self._precision(*tensors, weights) is None:
-            return False
-        return ops.takes(self._config(), tensors.data, self.hidden_size)
+        chosen = None if tensors is None else self._precision(*tensors, weights)
+        if tensors is None or chosen is None:
+            return None
+        return chosen if ops.takes(self._config(), tensors.data, self.hidden_size) else None
 
     def _has_cuda_kernels(self) -> bool:
         return self._dims == 3 and cuda_plans.is_on()  # not for cells
@@ -175,8 +177,9 @@ class Fused(torch.nn.Module):
     def _forward_as_torch(self, input: Any, hx: Any) -> Any:
         """A call with torch.nn's own arguments alone."""
         weights, outputs = self._weights(), None
-        if self._covers(input, hx, weights):
-            outputs = self._run(input, hx, weights, fused=True)
+        covered = self._covers(input, hx, weights)
+        if covered is not None:
+            outputs = self._run(input, hx, weights, covered=covered)
         return self._uncovered(input, hx, weights) if outputs is None else outputs
 
     def _uncovered(self, input: Any, hx: Any, weights: list[Any]) -> Any:
@@ -188,25 +191,25 @@ class Fused(torch.nn.Module):
         if self._beyond_torch() is not None:
             return self._forward_further(input, hx, None, False)
         if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, weights, fused=False)
+            return self._run(input, hx, weights, covered=None)
         return super().forward(input, hx)
 
     def _forward_further(self, input: Any, hx: Any, reset: Any, cell_states: bool) -> Any:
         """A call with arguments that torch.nn lacks; in torch's operators if no kernel covers it."""
         weights = self._weights()
-        is_covered = self._covers(input, hx, weights)
-        if not is_covered and (checks.plain_call() or self._fitting(input, hx) is None):
+        covered = self._covers(input, hx, weights)
+        if covered is None and (checks.plain_call() or self._fitting(input, hx) is None):
             # torch raises its exception if input or hx is invalid.
             with torch.no_grad(), torch.random.fork_rng(_gpu_of(input)):
                 self._run_torch(input, hx)
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
-        outputs = None
-        if is_covered:
-            outputs = self._run(input, hx, weights, fused=True, reset=reset, cell_states=cell_states)
+        outputs, options = None, {"reset": reset, "cell_states": cell_states}
+        if covered is not None:
+            outputs = self._run(input, hx, weights, covered=covered, **options)
         if outputs is None:
             if self._dims == 3 and input.is_cuda and checks.plain_call():
                 extra = "reset=" if reset is not None else self._beyond_torch()
                 cuda_plans.warn_of_loop(extra or "return_cell_states=True", input.data.device)
-            outputs = self._run(input, hx, weights, fused=False, reset=reset, cell_states=cell_states)
+            outputs = self._run(input, hx, weights, covered=None, **options)
         return outputs

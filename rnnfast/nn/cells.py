@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..stack import checks, ops, precision
+from ..stack import checks, ops, packed_weights, precision
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
 from .call import Fitting, Fused, State, forward_result
@@ -52,8 +52,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
             return super().forward(input, hx)
         return self._forward_as_torch(input, hx)
 
-    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> bool:
-        return not getattr(input, "is_cuda", False) and super()._covers(input, hx, weights)
+    def _covers(self, input: Any, hx: Any, weights: list[Any]) -> Precision | None:
+        return None if getattr(input, "is_cuda", False) else super()._covers(input, hx, weights)
 
     def _fitting(self, input: Any, hx: Any) -> Fitting | None:
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
@@ -89,14 +89,18 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
     def _weights(self) -> list[Any]:
         return [getattr(self, name) for name in self._names()]
 
-    def _run(self, input: Tensor, hx: State, weights: list[Any], *, fused: bool, **_: Any) -> Any:
+    def _run(
+        self, input: Tensor, hx: State, weights: list[Any], *, covered: Precision | None, **_: Any
+    ) -> Any:
         is_batched = input.dim() == 2
         states = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
         x, h0, c0 = (t if t is None or is_batched else t[None] for t in (input, *states))
+        chosen = covered or self._precision(input, states, None, weights)
+        config = self._config()
+        weights, packed = packed_weights.converted(self, config, weights, covered)
         inputs = Inputs(x, h0, c0, weights)
         inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
-        chosen = self._precision(input, states, None, weights)
-        outputs = recurrent_in(chosen, self._config(), inputs, fused=fused)
+        outputs = recurrent_in(chosen, config, inputs, fused=covered is not None, packed=packed)
         if outputs is None:
             return None
         h1, c1 = (t if t is None or is_batched else t[0] for t in (outputs.y, outputs.c_n))

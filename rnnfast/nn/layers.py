@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..stack import checks, ops, precision, sequences
+from ..stack import checks, ops, packed_weights, precision, sequences
 from ..stack.config import Inputs, StackConfig
 from ..stack.precision import Precision
 from .call import Fitting, Fused, State, forward_result
@@ -147,12 +147,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if reset is not None:
             reset = sequences.reset_rows(input, reset, self.batch_first)
         weights, options = self._weights(), {"reset": reset, "cell_states": cell_states}
-        if not input.is_cuda and self._covers(input, hx, weights):
-            outputs = self._run(input, hx, weights, fused=True, lengths=lengths, **options)
+        covered = None if input.is_cuda else self._covers(input, hx, weights)
+        if covered is not None:
+            outputs = self._run(input, hx, weights, covered=covered, lengths=lengths, **options)
             if outputs is not None:
                 return outputs
         if checks.transformed() and self._fitting(input, hx) is not None:
-            return self._run(input, hx, weights, fused=False, lengths=lengths, **options)
+            return self._run(input, hx, weights, covered=None, lengths=lengths, **options)
 
         def run(packed: PackedSequence, hx: Any, reset: PackedSequence | None) -> Any:
             if reset is not None or cell_states:
@@ -210,13 +211,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
         hx: State,
         weights: list[Any],
         *,
-        fused: bool,
+        covered: Precision | None,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         cell_states: bool = False,
     ) -> Any:
         batch_sizes = sorted_indices = unsorted_indices = None
-        if lengths is not None and not fused:
+        if lengths is not None and covered is None:
             sequences.check_lengths(lengths, input.size(1 if self.batch_first else 0))
         data, is_batched = input, True
         if isinstance(input, PackedSequence):
@@ -226,7 +227,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
             data, is_batched = input.unsqueeze(batch_dim), False
             reset = reset if reset is None else reset.unsqueeze(batch_dim)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
-        call_precision = self._precision(data, (h0, c0), batch_sizes, weights)
+        chosen = covered or self._precision(data, (h0, c0), batch_sizes, weights)
+        config = self._config(cell_states)
+        weights, packed = packed_weights.converted(self, config, weights, covered)
         if not is_batched:
             h0, c0 = (s if s is None else s.unsqueeze(1) for s in (h0, c0))
         if sorted_indices is not None:
@@ -238,12 +241,13 @@ class Recurrent(Fused, torch.nn.RNNBase):
         sizes = batch_sizes if lengths is None else lengths
         inputs = Inputs(data, h0, c0, weights, sizes, reset)
         outputs = recurrent_in(
-            call_precision,
-            self._config(cell_states),
+            chosen,
+            config,
             inputs.with_tensors(map(ops.rows, inputs.tensors)),
             dropout=self.dropout if self.training else 0.0,
             batch=batch,
-            fused=fused,
+            fused=covered is not None,
+            packed=packed,
         )
         if outputs is None:
             return None

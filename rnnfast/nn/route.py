@@ -43,6 +43,7 @@ def recurrent(
     dropout: float = 0.0,
     batch: int | None = None,
     fused: bool = True,
+    packed: Any = None,
 ) -> Outputs | None:
     """Run a stack of layers, as torch's ``_VF.lstm``, ``_VF.gru`` and ``_VF.rnn_tanh`` do.
 
@@ -54,13 +55,14 @@ def recurrent(
         dropout: the probability of dropout on the outputs of each layer but the last.
         batch: ``sizes[0]`` of a packed ``x``, for a graph.
         fused: False means in torch's operators, which torch can differentiate in every way.
+        packed: the packed weights for a call without gradients and without dropout, or None.
 
     """
     run: Callable[..., Outputs | None] = autograd.stack if fused else reference.stack
     if fused and checks.traced():
         run = partial(operator.stack, batch=batch)
     if dropout == 0 or config.layers == 1:
-        return run(config, inputs)
+        return run(config, inputs) if packed is None else autograd.stack(config, inputs, packed)
     x, h0, c0, weights, sizes, reset = inputs
     layer_config = config._replace(layers=1, batch_first=False, cell_states=False)
     layer_weights = config.weights_per_direction * config.directions

@@ -10,13 +10,16 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from . import ops
+from . import checks, ops
 from .config import StackConfig
+from .precision import Precision
 
 __all__ = ["frozen"]
 
@@ -38,6 +41,19 @@ class _Copy:
     versions: list[int]
     step: _Step  # the last optimizer step before the weights were packed
 
+    def differs(self, config: StackConfig, versions: list[int], step: _Step) -> bool:
+        """Whether the weights may have changed, or are of another stack."""
+        return self.step is not step or self.versions != versions or self.config != config
+
+
+@dataclass(slots=True)
+class _Converted:
+    """Weights in another dtype, and packed. Threads share an instance, so no field ever changes."""
+
+    weights: list[Tensor]
+    copy: _Copy
+    sources: list[Tensor]  # aliases of the weights; they keep the memory alive, as _Copy.packed does
+
 
 @dataclass(slots=True)
 class _Held:
@@ -45,6 +61,7 @@ class _Held:
 
     contexts: int  # the number of open contexts of frozen that include the module
     copy: _Copy | None = None
+    converted: _Converted | None = None
 
 
 #: The modules whose packed weights are kept.
@@ -79,7 +96,8 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     The results are the same to the last bit.
 
     The context affects only calls without gradients (``torch.no_grad``, ``torch.inference_mode``). The
-    copies take as much memory as the weights.
+    copies take as much memory as the weights. Under ``torch.autocast`` the first call also casts the
+    weights. The cast weights and their copies take as much memory again.
 
     If a weight changes, the next call packs the weights again. It notices a change
 
@@ -131,27 +149,70 @@ def packed(module: torch.nn.Module, config: StackConfig, names: Sequence[str]) -
     held = HELD.get(module)
     if held is None or torch.is_grad_enabled():
         return None
+    parameters = module._parameters
+    try:
+        return _packed(held, config, [parameters[name] for name in names])
+    except KeyError:  # a parametrization
+        return None
+
+
+def _packed(held: _Held, config: StackConfig, weights: list[Any]) -> Any:
     if config.cell_states:  # packed weights do not depend on it
         config = config._replace(cell_states=False)
     # Versions and step are read before the weights are packed: the next call then notices a change by
     # another thread during the packing.
-    parameters, step = module._parameters, _latest_step
+    step = _latest_step
     try:
-        weights: list[Any] = [parameters[name] for name in names]
         versions = [weight._version for weight in weights]
-    except (KeyError, RuntimeError, AttributeError):
-        # A parametrization, a weight from inference mode (without a version), or one that is no tensor.
+    except (RuntimeError, AttributeError):
+        # A weight from inference mode (without a version), or one that is no tensor.
         return None
     copy = held.copy
-    if (
-        copy is None
-        or copy.step is not step
-        or copy.versions != versions
-        or copy.config != config
-        or not copy.packed.is_of(weights)
-    ):
+    if copy is None or copy.differs(config, versions, step) or not copy.packed.is_of(weights):
         new = ops.pack(config, weights)
         if new is None:
             return None
         copy = held.copy = _Copy(new, config, versions, step)
     return copy.packed
+
+
+def converted(
+    module: torch.nn.Module, config: StackConfig, weights: list[Any], precision: Precision | None
+) -> tuple[list[Any], Any]:
+    """The module's weights in the dtype of a call of the kernels, and their packed copy.
+
+    Returns ``weights`` themselves and None if no kernel computes the call, if the module is not frozen,
+    if gradients are enabled, or if a weight is not a parameter, as a parametrized one.
+    """
+    if precision is None or checks.traced() or not HELD or torch.is_grad_enabled():
+        return weights, None
+    held = HELD.get(module)
+    if held is None or not all(type(weight) is Parameter for weight in weights):
+        return weights, None
+    dtype = precision.compute
+    if weights[0].dtype == dtype:
+        return weights, _packed(held, config, weights)
+    config, step = config._replace(cell_states=False), _latest_step
+    try:
+        versions = [weight._version for weight in weights]
+    except RuntimeError:  # a weight from inference mode
+        return weights, None
+    kept = held.converted
+    if (
+        kept is None
+        or kept.copy.differs(config, versions, step)
+        or kept.weights[0].dtype != dtype
+        or not all(map(_is_same_memory, kept.sources, weights))
+        or not kept.copy.packed.is_of(kept.weights)  # another instruction set
+    ):
+        sources = [weight.detach() for weight in weights]
+        casts = [source.to(dtype) for source in sources]
+        new = ops.pack(config, casts)
+        if new is None:
+            return weights, None
+        kept = held.converted = _Converted(casts, _Copy(new, config, versions, step), sources)
+    return kept.weights, kept.copy.packed
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.is_set_to(b)

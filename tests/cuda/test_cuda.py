@@ -276,7 +276,7 @@ def test_modules(cell, modules):
     assert torch.autograd.gradcheck(lambda x: module(x)[0], x, fast_mode=True)
     y = module(x)[0]
     with torch.backends.cudnn.flags(enabled=False):
-        true, _ = module._run(x, None, module._weights(), fused=False)
+        true, _ = module._run(x, None, module._weights(), covered=None)
     torch.testing.assert_close(y, true)
     y.square().sum().backward()
     found = [p.grad.clone() for p in module.parameters()]

@@ -81,14 +81,24 @@ def test_each_has_its_own_bits():
     torch.testing.assert_close(first, second)
 
 
-def test_packed_weights_are_of_one_instruction_set():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_packed_weights_are_of_one_instruction_set(autocast):
     """The blocks of another have another width: to read them would be to read past their end."""
     module, x = rnnfast.GRU(33, 65), torch.randn(1, 1, 33)
-    with torch.no_grad(), rnnfast.frozen(module):
+    with (
+        torch.no_grad(),
+        rnnfast.frozen(module),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        held = packed_weights.HELD[module]
         for name in _C.supported_isas():
             _C.force_isa(name)
             got = module(x)[0]
-            assert packed_weights.HELD[module].copy.packed.is_of(list(module.parameters()))
-            held, packed_weights.HELD[module].copy = packed_weights.HELD[module].copy, None
+            if autocast:
+                assert held.converted.copy.packed.is_of(held.converted.weights)
+            else:
+                assert held.copy.packed.is_of(list(module.parameters()))
+            kept = held.copy, held.converted
+            held.copy = held.converted = None
             assert torch.equal(got, module(x)[0])
-            packed_weights.HELD[module].copy = held
+            held.copy, held.converted = kept

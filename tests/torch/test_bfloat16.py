@@ -68,7 +68,7 @@ class OnOperators(torch.nn.Module):
         self.module = module
 
     def forward(self, x, hx):
-        return self.module._run(x, hx, self.module._weights(), fused=False)
+        return self.module._run(x, hx, self.module._weights(), covered=None)
 
 
 def copy(hx, dtype):

@@ -72,6 +72,65 @@ def test_projections():
         assert same(outputs(module, x[:1]), outputs(copy.deepcopy(module), x[:1]))
 
 
+@numerics
+@every_cell
+@pytest.mark.parametrize("suffix", ["", "Cell"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_the_weights_once(cell, suffix, dtype):
+    """Float16 is computed in float32: autocast to it casts the weights of a float16 module alone."""
+    module = make(rnnfast, cell, 5, 37, suffix=suffix, **({} if suffix else {"num_layers": 2}))
+    x = torch.randn(3, 5) if suffix else torch.randn(4, 3, 5)
+    half = copy.deepcopy(module).half()
+    with torch.autocast("cpu", dtype):
+        want, of_half = outputs(module, x), outputs(half, x.half())
+        with rnnfast.frozen(module), rnnfast.frozen(half):
+            for _ in range(2):
+                assert same(outputs(module, x), want)
+                assert same(outputs(half, x.half()), of_half)
+            held, held_of_half = packed_weights.HELD[module], packed_weights.HELD[half]
+            assert (held.converted is None, held.copy is None) == (
+                dtype == torch.float16,
+                dtype == torch.bfloat16,
+            )
+            before = held.converted, held.copy, held_of_half.converted
+            assert before[2].weights[0].dtype == (torch.float32 if dtype == torch.float16 else dtype)
+            outputs(module, x), outputs(half, x.half())
+            assert (held.converted, held.copy, held_of_half.converted) == before
+
+
+@numerics
+def test_calls_with_and_without_autocast_in_turn():
+    """Float16 is computed in float32 without autocast, and in bfloat16 under autocast to it."""
+    module, x = make(rnnfast, "lstm", 5, 37).half(), torch.randn(4, 3, 5).half()
+
+    def both():
+        with torch.autocast("cpu", torch.bfloat16):
+            low = outputs(module, x)
+        return *outputs(module, x), *low
+
+    want = both()
+    with rnnfast.frozen(module):
+        assert same(both(), want)
+        assert same(both(), want)
+
+
+@numerics
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_kind_of_sequence(autocast):
+    module = make(rnnfast, "lstm", 5, 37, 2, bidirectional=True, proj_size=3)
+    x, lengths = torch.randn(6, 3, 5), torch.tensor([2, 6, 4])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    calls = [(x,), (x[:, 0],), (packed,), (x, None, lengths)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        want = [outputs(module, *call) for call in calls]
+        with rnnfast.frozen(module):
+            outputs(module, x)
+            kept = packed_weights.HELD[module].converted, packed_weights.HELD[module].copy
+            for call, out in zip(calls, want, strict=True):
+                assert same(outputs(module, *call), out)
+            assert (packed_weights.HELD[module].converted, packed_weights.HELD[module].copy) == kept
+
+
 def test_cell_states_need_no_packing_of_their_own():
     module, x = make(rnnfast, "lstm", 5, 17), torch.randn(1, 2, 5)
     with rnnfast.frozen(module), torch.no_grad():

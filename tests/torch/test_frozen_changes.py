@@ -126,10 +126,12 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_noticed(change):
-    # Often: where memory is used again decides the allocator.
-    assert_noticed(lstm(), CHANGES[change], times=2 if change == "compiled" else 8)
+def test_changes_are_noticed(change, autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        # Often: where memory is used again decides the allocator.
+        assert_noticed(lstm(), CHANGES[change], times=2 if change == "compiled" else 8)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +227,21 @@ def and_no_longer(module):
     torch.nn.utils.parametrize.remove_parametrizations(module, "weight_hh_l0")
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("change", [pruned, made_permanent, parametrized, and_no_longer])
-def test_weights_that_are_computed(change):
+def test_weights_that_are_computed(change, autocast):
     held = change in (made_permanent, and_no_longer)
-    assert_noticed(lstm(), change, times=1, held=held)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert_noticed(lstm(), change, times=1, held=held)
 
 
-def test_functional_call():
-    module, x = lstm(), frames()
+@pytest.mark.parametrize("autocast", [False, True])
+def test_functional_call(autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with_other_weights(lstm(), frames())
+
+
+def with_other_weights(module, x):
     want = outputs(module, x)
     others = [{name: torch.randn_like(w) for name, w in module.named_parameters()} for _ in range(3)]
     with torch.no_grad(), rnnfast.frozen(module):
