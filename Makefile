@@ -68,7 +68,7 @@ bench: $(VENV)/installed
 bench-results: $(VENV)/testable
 	@test -n "$(PROCESSOR)" || { echo "PROCESSOR is empty; expected the name of a folder in benchmarks/results"; exit 2; }
 	mkdir -p benchmarks/results/$(PROCESSOR)
-	for dtype in $(DTYPES); do for grid in training inference steps; do \
+	for dtype in $(DTYPES); do for grid in training inference steps random; do \
 	  file=$$grid$$(test $$dtype = float32 || echo -$$dtype).json; \
 	  $(BIN)/rnnfast bench --grid $$grid --dtype $$dtype --json benchmarks/results/$(PROCESSOR)/$$file || exit 1; \
 	done; done

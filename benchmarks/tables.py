@@ -85,9 +85,9 @@ def name(case: Mapping[str, Any]) -> str:
 
 
 def is_square(cases: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether B and H alone tell the cases of a cell and a mode apart."""
+    """Whether I is H, and B and H alone tell the cases of a cell and a mode apart."""
     keys = [(c["cell"], c["mode"], c["B"], c["H"]) for c in cases]
-    return len(set(keys)) == len(keys) and len(cases) >= 12
+    return len(set(keys)) == len(keys) >= 12 and all(c["I"] == c["H"] for c in cases)
 
 
 def square(rows: Sequence[Row], run: Mapping[str, Any]) -> Iterator[str]:

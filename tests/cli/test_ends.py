@@ -140,3 +140,10 @@ def test_products_that_are_too_large_to_be_measured(monkeypatch):
     assert large == f"recurrent products alone, of the peak: {left_out}"
     share = r"GRU \d+% \(B=2 H=1\) to \d+%"
     assert re.fullmatch(rf"recurrent products alone, of the peak: {share}, {left_out}", both)
+
+
+def test_a_case_that_the_memory_cannot_hold(capsys):
+    assert cli.main(["bench", "--shape", "1,1,1,2147483647", "--cell", "GRU"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rnnfast bench: GRU forward T=1 B=1 I=1 H=2147483647 needs 51539607528 GiB")
+    assert error.count("\n") == 1

@@ -298,10 +298,10 @@ def test_the_table_fits_the_console(width, peers_here, dtype, monkeypatch):
     assert "matrix 7000" in " ".join(lines)
 
 
-def written(folder, **changed):
+def written(folder, *cases, **changed):
     """A file of rnnfast bench, in the folder of a processor."""
     names = ["rnnfast", "torch.nn"]
-    run = command.record(rows_of([Case("GRU", 10, 2, 8, 8, FORWARD)], names), Rates(2))
+    run = command.record(rows_of(cases or [Case("GRU", 10, 2, 8, 8, FORWARD)], names), Rates(2))
     run["peak_flops"] = {"float32": 2e11, "matrix": 7e12}
     (folder / "some-processor").mkdir()
     (folder / "some-processor" / "steps.json").write_text(json.dumps(run | changed))
@@ -313,6 +313,15 @@ def test_the_page_of_results_has_the_floors(tmp_path):
     page = (tmp_path / "README.md").read_text()
     assert "| GRU T=10 B=2 I=8 H=8 forward | 1.00 (50% weights) |" in page
     assert "measured peaks float32 200, matrix 7000 GFLOP/s" in page
+
+
+@pytest.mark.parametrize("inputs", [64, 65])
+def test_the_page_of_results_names_every_size_that_a_column_does_not(tmp_path, inputs):
+    written(tmp_path, *(Case("GRU", 10, rows, inputs, 64, FORWARD) for rows in range(1, 13)))
+    subprocess.run([sys.executable, TABLES, "--folder", tmp_path], check=True)
+    page = (tmp_path / "README.md").read_text()
+    assert ("| H=64 |" in page) == (inputs == 64)
+    assert ("| GRU T=10 B=7 I=65 H=64 forward |" in page) == (inputs == 65)
 
 
 def test_the_page_of_results_refuses_another_schema(tmp_path):

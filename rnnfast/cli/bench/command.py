@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from rnnfast.cli import common
-from rnnfast.cli.bench.floors import Rates, floor, rates_for, unit
+from rnnfast.cli.bench.floors import ITEM_BYTES, Rates, floor, rates_for, unit
 from rnnfast.cli.bench.grids import GRIDS
 from rnnfast.cli.bench.measure import FORWARD, GATES, SAME, TRAIN, Case, Result, measure
 from rnnfast.cli.bench.peers import PEERS, frozen_peer
@@ -97,6 +98,19 @@ def shape(text: str) -> Shape:
     return sizes[0], sizes[1], sizes[2], sizes[3]
 
 
+def check_memory(cases: Sequence[Case]) -> None:
+    """Refuse cases whose weights and input alone are larger than the memory of the machine."""
+    memory = psutil.virtual_memory().total
+    for case in cases:
+        weights = case.directions * sum(inputs + states for inputs, states in case.weights)
+        needed = ITEM_BYTES[case.dtype] * (weights + case.T * case.B * case.I)
+        if needed > memory:
+            raise CommandError(
+                f"{name(case)} needs {needed / 2**30:.0f} GiB for weights and input; "
+                f"this machine has {memory / 2**30:.0f} GiB"
+            )
+
+
 def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -104,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = cases(args.cell or list(GATES), args.shape, args.grid, args.dtype)
     if not chosen:
         raise CommandError(f"{args.grid} has no case for {', '.join(args.cell)}")
+    check_memory(chosen)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 130

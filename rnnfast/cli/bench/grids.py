@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
 
 from rnnfast.cli.bench.measure import FORWARD, GATES, TRAIN, Case
 
 SHAPES = ((100, 1, 128), (100, 8, 128), (100, 32, 128), (50, 128, 128), (50, 32, 256))  # T, B, H
 BATCHES = (1, 8, 32, 128, 256)
 HIDDEN = (64, 128, 256, 512)
+MOST_FLOPS = 2e10  # of a case of the grid `random`, whose samples then take less than a second
 
 
 def default() -> list[Case]:
@@ -87,6 +91,25 @@ def users() -> list[Case]:
     ]
 
 
+def drawn() -> list[Case]:
+    """Shapes that nobody has chosen, twenty of each cell and mode; sizes are even on a log scale."""
+    generator = random.Random(0)
+
+    def size(most: int) -> int:
+        return round(math.exp(generator.uniform(0, math.log(most))))
+
+    def case(cell: str, mode: str) -> Case:
+        layers, bidirectional = generator.choice((1, 1, 2)), generator.random() < 0.25
+        T, B, I, H = size(300), size(256), size(768), size(768)
+        return Case(cell, T, B, I, H, mode, layers=layers, bidirectional=bidirectional)
+
+    def cases(cell: str, mode: str) -> Iterator[Case]:
+        endless = iter(lambda: case(cell, mode), None)
+        return itertools.islice((c for c in endless if c.flops < MOST_FLOPS), 20)
+
+    return [c for mode in (FORWARD, TRAIN) for cell in GATES for c in cases(cell, mode)]
+
+
 GRIDS: dict[str, Callable[[], Sequence[Case]]] = {
     "default": default,
     "quick": quick,
@@ -95,4 +118,5 @@ GRIDS: dict[str, Callable[[], Sequence[Case]]] = {
     "steps": steps,
     "packed": packed,
     "users": users,
+    "random": drawn,
 }
