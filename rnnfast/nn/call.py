@@ -122,6 +122,29 @@ class Fused(torch.nn.Module):
         outputs = autograd.stack(config, Inputs(input, h0, c0, weights, lengths, reset))
         return None if outputs is None else forward_result(*outputs[:4])
 
+    def _forward_unbatched(
+        self, input: Tensor, hx: Any, names: Sequence[str], cell_states: bool = False
+    ) -> Any:
+        """:meth:`_forward_directly` for an input that may lack the dimension of the batch."""
+        cell = CELLS.get(self._cell())
+        states = None if cell is None else _states_of(hx, cell.has_c)
+        if cell is None or states is None or input.is_nested or input.dim() != self._dims - 1:
+            return None
+        of_states, of_input = 0, 0  # the dimensions of the batch
+        if self._dims == 3:
+            of_states, of_input = 1, 0 if self.batch_first else 1
+        h0, c0 = (s if s is None else s.unsqueeze(of_states) for s in states)
+        hx = hx if hx is None else (h0, c0) if cell.has_c else h0
+        batched = input.unsqueeze(of_input)
+        result = self._forward_directly(batched, hx, names, cell_states=cell_states)
+        if result is None:
+            return None
+        if self._dims == 2:
+            return tuple(s.squeeze(0) for s in result) if cell.has_c else result.squeeze(0)
+        y, states, *every_c = result
+        states = tuple(s.squeeze(1) for s in states) if cell.has_c else states.squeeze(1)
+        return (y.squeeze(of_input), states, *(c.squeeze(of_input) for c in every_c))
+
     def _weights(self) -> list[Any]:
         """The weights in torch's order, for a call outside of the fast path.
 

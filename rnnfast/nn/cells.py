@@ -45,7 +45,10 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         """
         is_plain = type(input) is Tensor and checks.plain_call() and not precision.may_autocast()
         if is_plain and self.hidden_size > 0:
-            outputs = self._forward_directly(input, hx, self._names())
+            names = self._names()
+            outputs = self._forward_directly(input, hx, names)
+            if outputs is None:
+                outputs = self._forward_unbatched(input, hx, names)
             if outputs is not None:
                 return outputs
         if self._is_torchs(input):

@@ -100,6 +100,8 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if is_plain and not (self.training and self.num_layers > 1 and self.dropout > 0):
             names = self._flat_weights_names
             outputs = self._forward_directly(input, hx, names, lengths, reset, return_cell_states)
+            if outputs is None and lengths is None and reset is None:
+                outputs = self._forward_unbatched(input, hx, names, return_cell_states)
             if outputs is not None:
                 return outputs
         is_own = lengths is not None or reset is not None or return_cell_states

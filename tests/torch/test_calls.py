@@ -285,6 +285,27 @@ def test_empty_batches(mode, cell, suffix):
     assert all(t.size(rows) == 0 and t.size(-1) == 4 for t in found)
 
 
+@every_mode
+@every_cell
+@pytest.mark.parametrize("kind", ["layer", "batch_first", "cell"])
+@pytest.mark.parametrize("has_states", [False, True])
+def test_one_row_without_a_batch_takes_the_fast_path(mode, cell, kind, has_states, monkeypatch):
+    suffix, batch_first = "Cell" if kind == "cell" else "", kind == "batch_first"
+    options = {} if suffix else {"num_layers": 2, "bidirectional": True, "batch_first": batch_first}
+    module = make(rnnfast, cell, 3, 4, suffix=suffix, **options)
+    x, hx = torch.randn(*([] if suffix else [5]), 3), None
+    at_x, at_state = (0, 0) if suffix else (0 if batch_first else 1, 1)
+    if has_states:
+        hx = states(cell, *([] if suffix else [4]), 4)
+        batched = tuple(h.unsqueeze(at_state) for h in states_of(hx))
+        batched = batched if type(hx) is tuple else batched[0]
+    with mode():
+        y, *rest = run(module, x.unsqueeze(at_x), *([batched] if has_states else []))
+        want = [y.squeeze(at_x), *(h.squeeze(at_state) for h in rest)]
+        monkeypatch.setattr(type(module), "_run", lambda *_, **__: pytest.fail("the slow path"))
+        assert same(run(module, x, *([hx] if has_states else [])), want)
+
+
 @pytest.mark.parametrize("hx", [[], [1], [None, None], ["h", "c"], [torch.zeros(2, 4)] * 3, 5, "hc"])
 @every_kind
 def test_states_of_no_kind(hx, suffix):
