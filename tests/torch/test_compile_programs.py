@@ -129,16 +129,17 @@ torch.set_num_threads(1)
 module = rnnfast.LSTM(5, 5, 2, bidirectional=True)
 x = torch.randn(4, 3, 5, requires_grad=True)
 if sys.argv[1] == "compile":
-    run = torch.compile(module, fullgraph=True)
+    runs = [torch.compile(module, fullgraph=True)]
 elif sys.argv[1] == "save":
     torch.export.save(torch.export.export(module, (x.detach(),)), sys.argv[2])
     sys.exit()
 else:
     run = torch.export.load(sys.argv[2]).module()
     module.load_state_dict(run.state_dict())
-    run = torch.compile(run, backend="aot_eager") if sys.argv[1] == "compile loaded" else run
-got, want = (torch.autograd.grad(f(x)[0].square().sum(), x)[0] for f in (run, module))
-torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    runs = [run, torch.compile(run, backend="aot_eager")]
+for run in runs:
+    got, want = (torch.autograd.grad(f(x)[0].square().sum(), x)[0] for f in (run, module))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 print(counters["inductor"]["fxgraph_cache_hit"])
 """
 
@@ -157,5 +158,4 @@ def test_another_instruction_set_than_that_of_the_saved_program(python, tmp_path
     program, isas = tmp_path / "program.pt2", _C.supported_isas()
     for first, second in ((isas[0], isas[-1]), (isas[-1], isas[0])):
         python(["-c", TRAINS, "save", program], RNNFAST_ISA=first)
-        for way in ("load", "compile loaded"):
-            python(["-c", TRAINS, way, program], RNNFAST_ISA=second)
+        python(["-c", TRAINS, "load", program], RNNFAST_ISA=second)
