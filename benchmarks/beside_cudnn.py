@@ -3,7 +3,8 @@
 With these, recurrent layers of float32 use TF32, in cuDNN and here. A row shows the median and the
 quartiles of both in us per step of a sequence, measured by CUDA events in turns. `tier` is the tier
 that ran, with groups x blocks. `floor` is the time of as many multiplications in one matrix product of
-torch over all steps. Run it on an idle device:
+torch over all steps. A row that fails is an error message, and the exit status is then 1. Run it on an
+idle device:
 
     python benchmarks/beside_cudnn.py [--quick] [--forward] [--tier cluster] [--json FILE]
 
@@ -17,19 +18,20 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import rnnfast
 from rnnfast.stack import cuda_plans, cuda_precision
 
 STEPS = 256
 ROUNDS = 15
+PRODUCTS = 20  # between two events: one would be shorter than its launch
 
 
 class Shape(NamedTuple):
@@ -42,6 +44,18 @@ class Shape(NamedTuple):
     layers: int = 1
     directions: int = 1
     packed: bool = False
+    steps: int = STEPS
+
+    def __str__(self) -> str:
+        name = f"{self.cell} {str(self.dtype)[6:]} {self.layers}x{self.directions} H={self.hidden}"
+        name += f" B={self.batch} T={self.steps}"
+        return name + " packed" * self.packed
+
+
+def constants() -> list[Shape]:
+    """Shapes of which the tiers cluster and grid take most: for the constants of the cost models."""
+    sizes = itertools.product(("LSTM", "GRU"), (torch.bfloat16,), (256, 512), (1, 8, 32, 128))
+    return [Shape(*row) for row in sizes] + [Shape("GRU", torch.float32, 256, b) for b in (1, 32)]
 
 
 def shapes(quick: bool) -> list[Shape]:
@@ -55,6 +69,9 @@ def shapes(quick: bool) -> list[Shape]:
     grid += [Shape(cell, torch.bfloat16, h, 8) for cell in ("LSTM", "GRU") for h in (64, 128)]
     grid += [Shape("LSTM", torch.bfloat16, h, 32, 2, 2) for h in (256, 512)]
     grid += [Shape("GRU", torch.bfloat16, 512, 32, packed=True)]
+    if not quick:
+        short = itertools.product((("LSTM", 256, 8), ("LSTM", 512, 32), ("GRU", 512, 8)), (1, 16, 64))
+        grid += [Shape(cell, torch.bfloat16, h, b, steps=steps) for (cell, h, b), steps in short]
     return grid
 
 
@@ -66,9 +83,9 @@ def pair(shape: Shape) -> tuple[torch.nn.Module, torch.nn.Module, Any]:
     ours = getattr(rnnfast, shape.cell)(*sizes, **options)
     theirs = getattr(torch.nn, shape.cell)(*sizes, **options)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(STEPS, shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
+    x = torch.randn(shape.steps, shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
     if shape.packed:
-        lengths = torch.randint(1, STEPS + 1, (shape.batch,)).sort(descending=True)[0]
+        lengths = torch.randint(1, shape.steps + 1, (shape.batch,)).sort(descending=True)[0]
         x = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
     return ours, theirs, x
 
@@ -111,11 +128,16 @@ def floor(shape: Shape, forward_only: bool) -> float:
     """
     gates = {"LSTM": 4, "GRU": 3}[shape.cell]
     w = torch.randn(shape.hidden, gates * shape.hidden, device="cuda", dtype=shape.dtype)
-    h = torch.randn(STEPS * shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
+    h = torch.randn(shape.steps * shape.batch, shape.hidden, device="cuda", dtype=shape.dtype)
+
+    def run() -> None:
+        for _ in range(PRODUCTS):
+            h @ w
+
     with cuda_precision.products(shape.dtype):
-        times = interleave([lambda: h @ w])[0]
+        times = interleave([run])[0]
     passes = (1 if forward_only else 3) * 2 * shape.layers * shape.directions  # W_ih and W_hh
-    return 1e3 * statistics.median(times) * passes / STEPS
+    return 1e3 * statistics.median(times) / PRODUCTS * passes / shape.steps
 
 
 def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
@@ -127,12 +149,13 @@ def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
         plan = cuda_plans.plan(config, data, shape.hidden, shape.batch, backward)
         tiers.append("cuDNN" if plan is None else f"{plan.tier} {plan.groups}x{plan.blocks}")
     times = interleave([step_of(m, x, forward_only) for m in (ours, theirs)])
-    us = [sorted(1e3 * t / STEPS for t in each) for each in times]
+    us = [sorted(1e3 * t / shape.steps for t in each) for each in times]
     medians = [statistics.median(each) for each in us]
     quarter = ROUNDS // 4
     kind = cuda_plans.kind_of(config, shape.dtype, not forward_only, shape.packed)
     return {
         "case": [*kind, shape.hidden, shape.batch],
+        "steps": shape.steps,
         "shape": [*shape[:1], str(shape.dtype)[6:], *shape[2:]],
         "tier": " / ".join(tiers),
         "us": medians,
@@ -142,22 +165,71 @@ def compare(shape: Shape, forward_only: bool) -> dict[str, Any]:
     }
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    facts = {
+def first_line(*command: str) -> str:
+    """What a program says; "unknown" without it."""
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.partition("\n")[0]
+
+
+def facts() -> dict[str, Any]:
+    """The device and the software, as the JSON file has them."""
+    device = torch.cuda.current_device()
+    return {
         "device": torch.cuda.get_device_name(),
-        "capability": cuda_plans.capability(torch.cuda.current_device()),
+        "capability": cuda_plans.capability(device),
+        "multiprocessors": torch.cuda.get_device_properties(device).multi_processor_count,
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),
-        "rows": rows,
+        "commit": first_line("git", "rev-parse", "HEAD"),
     }
+
+
+def write(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    whole.write_text(json.dumps(about | {"rows": rows}, indent=1), encoding="utf-8")
     whole.replace(path)
 
 
-def main() -> None:
+def line_of(*columns: str) -> str:
+    widths = ("<48", "<28", ">28", ">28", ">8", ">8")
+    return "".join(f"{column:{width}}" for column, width in zip(columns, widths, strict=True))
+
+
+def line_of_row(shape: Shape, row: dict[str, Any]) -> str:
+    times = (
+        f"{m:.2f} ({low:.2f} to {high:.2f})"
+        for m, (low, high) in zip(row["us"], row["quartiles"], strict=True)
+    )
+    return line_of(str(shape), row["tier"], *times, f"{row['ratio']:.2f}", f"{row['floor']:.2f}")
+
+
+def measure(chosen: list[Shape], forward_only: bool, path: Path | None) -> tuple[list[Any], int]:
+    """The rows, each printed and written as soon as it is there, and how many have failed."""
+    about, rows, failures = facts(), [], 0
+    print(line_of("us per step", "tier", "rnnfast", "cuDNN", "ratio", "floor"))
+    for shape in chosen:
+        try:
+            row = compare(shape, forward_only)
+        except RuntimeError as error:  # memory that is not enough, for example
+            failures += 1
+            print(f"{shape}: {error}", flush=True)
+            continue
+        rows.append(row)
+        print(line_of_row(shape, row), flush=True)
+        if path is not None:
+            write(path, about, rows)
+    return rows, failures
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only some of the shapes")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="only some of the shapes")
+    which.add_argument("--constants", action="store_true", help="shapes for comparing two tiers")
     parser.add_argument("--forward", action="store_true", help="inference instead of training")
     tiers = ["block", "cluster", "grid"]
     parser.add_argument(
@@ -167,32 +239,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
-    if rnnfast._native._cuda is None:
-        parser.error("rnnfast was built without CUDA: cmake.define.RNNFAST_CUDA=ON builds it")
-    rnnfast.cuda.enable(True)
+    try:
+        rnnfast.cuda.enable(True)
+    except RuntimeError as error:  # without the kernels
+        parser.error(str(error))
     os.environ["RNNFAST_CUDA_TIER"] = arguments.tier or "first"
-    table = Table("layer", "B", "tier", "rnnfast", "cuDNN", "ratio", "floor", title="us per step")
-    rows = []
-    for shape in shapes(arguments.quick):
-        row = compare(shape, arguments.forward)
-        rows.append(row)
-        if arguments.json:  # after each row, since a later one may fail
-            write(arguments.json, rows)
-        ours, theirs = (
-            f"{m:.2f} ({low:.2f} to {high:.2f})"
-            for m, (low, high) in zip(row["us"], row["quartiles"], strict=True)
-        )
-        name = f"{shape.cell} {row['shape'][1]} {shape.layers}x{shape.directions} H={shape.hidden}"
-        name += " packed" if shape.packed else ""
-        ratio, least = f"{row['ratio']:.2f}", f"{row['floor']:.2f}"
-        table.add_row(name, str(shape.batch), row["tier"], ours, theirs, ratio, least)
-    console = Console(width=130)
-    console.print(table)
+    chosen = constants() if arguments.constants else shapes(arguments.quick)
+    rows, failures = measure(chosen, arguments.forward, arguments.json)
     for cell, dtype in sorted({(row["shape"][0], row["shape"][1]) for row in rows}):
         ratios = [row["ratio"] for row in rows if row["shape"][:2] == [cell, dtype]]
         mean, least = statistics.geometric_mean(ratios), min(ratios)
-        console.print(f"{cell} {dtype}: geometric mean {mean:.2f}, least {least:.2f}")
+        print(f"{cell} {dtype}: geometric mean {mean:.2f}, least {least:.2f}")
+    print(f"{len(rows)} rows, {failures} failed")
+    return int(failures > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,13 +21,17 @@ def enable(mode: bool | str = True, /) -> None:
     Args:
         mode (bool | str): True: every layer that fits the device, unless a cost model expects cuDNN to
             be faster. False: none. "auto", the default of a process: layers for which measurements on
-            the same architecture show that the kernels are faster than cuDNN. Without a measurement
-            "auto" takes no layer.
+            a device of the same architecture and size show that the kernels are faster than cuDNN.
+            Their sequences are at least as long as the measured ones. Without a measurement "auto"
+            takes no layer.
 
     Raises:
         ValueError: ``mode`` has another value.
-        RuntimeError: ``mode`` is True, and rnnfast was built without the CUDA kernels.
+        RuntimeError: ``mode`` is True, and rnnfast was built without the CUDA kernels, or cannot load
+            them.
     """
+    if mode is True and _native.cuda_error is not None:
+        raise RuntimeError(f"rnnfast's CUDA kernels cannot be loaded: {_native.cuda_error}")
     if mode is True and _native._cuda is None:
         raise RuntimeError(
             "rnnfast was built without the CUDA kernels: "

@@ -16,6 +16,8 @@ void check(cudaError_t status, const char* action) {
 }
 
 constexpr int threads = 256, steps = 2000;
+// The type of clock() has 64 bits, its counter 32: a difference is right only in 32 bits.
+__device__ __forceinline__ unsigned now() { return static_cast<unsigned>(clock()); }
 __device__ __forceinline__ unsigned smem(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
@@ -25,7 +27,7 @@ __device__ __forceinline__ unsigned smem(const void* p) {
 // arrive and wait.
 __global__ void __launch_bounds__(threads, 1) cluster_barrier(int mode, unsigned* out, unsigned* sink) {
   extern __shared__ unsigned char big[];
-  const unsigned t0 = clock();
+  const unsigned t0 = now();
   unsigned* mine = sink + (blockIdx.x * threads + threadIdx.x) * 2;
   for (int i = 0; i < steps; ++i) {
     if (mode == 1) mine[i & 1] = i;
@@ -36,7 +38,7 @@ __global__ void __launch_bounds__(threads, 1) cluster_barrier(int mode, unsigned
     if (mode == 3) mine[i & 1] = i;
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   }
-  if (threadIdx.x == 0) out[blockIdx.x] = (clock() - t0) / steps;
+  if (threadIdx.x == 0) out[blockIdx.x] = (now() - t0) / steps;
 }
 
 // Every block sends `words` 16-byte words to each block of the cluster and waits for all of theirs.
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(threads, 1)
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
   unsigned sum = 0;
-  const unsigned t0 = clock();
+  const unsigned t0 = now();
   for (int i = 0; i < steps; ++i) {
     const int p = i & 1;
     for (int k = threadIdx.x; k < static_cast<int>(blocks) * words; k += threads) {
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(threads, 1)
     sum += buffer[p * blocks * words + threadIdx.x % (blocks * words)].x & 1;
     if (mode == 1) __syncthreads();
   }
-  if (threadIdx.x == 0) out[blockIdx.x] = (clock() - t0) / steps;
+  if (threadIdx.x == 0) out[blockIdx.x] = (now() - t0) / steps;
   sink[blockIdx.x * threads + threadIdx.x] = sum;
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(threads, 1)
 __global__ void __launch_bounds__(threads, 1)
     grid_meet(int mode, unsigned* counter, uint4* box, unsigned* out, unsigned* sink) {
   unsigned met = 0, sum = 0;
-  const unsigned t0 = clock();
+  const unsigned t0 = now();
   for (int i = 1; i <= steps; ++i) {
     if (mode < 2) {
       sink[(blockIdx.x * threads + threadIdx.x) * 2 + (i & 1)] = i;
@@ -151,7 +153,7 @@ __global__ void __launch_bounds__(threads, 1)
       __syncthreads();
     }
   }
-  if (threadIdx.x == 0) out[blockIdx.x] = (clock() - t0) / steps;
+  if (threadIdx.x == 0) out[blockIdx.x] = (now() - t0) / steps;
   sink[blockIdx.x * threads + threadIdx.x] = sum;
 }
 

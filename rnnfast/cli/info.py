@@ -84,6 +84,8 @@ def cuda_state() -> str:
     """The switch of the CUDA kernels, and for each device what they take."""
     from rnnfast import _native
 
+    if _native.cuda_error is not None:
+        return f"built, but cannot be loaded: {_native.cuda_error}"
     if _native._cuda is None:
         return "not built (cmake.define.RNNFAST_CUDA=ON builds the kernels)"
     try:
@@ -131,17 +133,18 @@ def _cuda_device_lines(number: int) -> list[str]:
 
     capability = cuda_plans.capability(number)
     lines = [f"{number}: {torch.cuda.get_device_name(number)}, compute capability {capability}"]
-    cases = cuda_measured.counts(capability)
+    kind = cuda_plans.measured_as(number)
+    cases = cuda_measured.counts(kind)
     lines.append(
         f"   auto: the kernels win in {cases[0]} of {cases[1]} measured cases"
         if cases[1]
-        else f"   auto: no layer, since no device of compute capability {capability} was measured"
+        else f"   auto: no layer, since no device of compute capability {kind} was measured"
     )
-    for kind in ("lstm", "gru"):
+    for cell in ("lstm", "gru"):
         for dtype in ("bfloat16", "float32"):
-            widest = cuda_plans.widest_of_each_tier(number, kind, getattr(torch, dtype), rows=32)
+            widest = cuda_plans.widest_of_each_tier(number, cell, getattr(torch, dtype), rows=32)
             tiers = ", ".join(f"{tier} to H={width}" for tier, width in widest.items())
-            lines.append(f"   {kind} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
+            lines.append(f"   {cell} {dtype}: {tiers or 'no tier'}; wider: as torch.nn")
     return lines
 
 

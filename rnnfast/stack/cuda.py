@@ -19,6 +19,9 @@ from . import checks, cuda_plans, cuda_precision
 from .config import CELLS, Inputs, Outputs, StackConfig, output_shapes
 from .cuda_products import Products, before, real, row_before
 
+#: The longest sequence and the largest batch of the kernels: most_steps and most_rows in csrc/cuda.
+MOST_STEPS, MOST_ROWS = 1 << 24, 1 << 30
+
 
 def saved_bytes_of_a_row(config: StackConfig, dtype: torch.dtype, hidden: int) -> int:
     """The bytes of ``Outputs.saved`` for each row of ``x``."""
@@ -95,7 +98,7 @@ def _plans(
 ) -> cuda_plans.Pair | None:
     is_alone = inputs.reset is not None or config.cell_states
     options = {"training": training, "packed": inputs.sizes is not None, "alone": is_alone}
-    return cuda_plans.plans(config, inputs.x, (hidden, call.batch), **options)
+    return cuda_plans.plans(config, inputs.x, (hidden, call.batch), call.steps, **options)
 
 
 def _on_device(table: Tensor, device: torch.device) -> Tensor:
@@ -181,7 +184,7 @@ def _forward(config: StackConfig, inputs: Inputs, save: bool) -> Outputs | None:
         return None
     _, hidden = config.widths(weights)
     y, call = inputs.x, _Call(config, inputs)
-    if not _fits(config, call, inputs):
+    if call.steps > MOST_STEPS or call.batch > MOST_ROWS or not _fits(config, call, inputs):
         return None
     plans = _plans(config, inputs, call, hidden, save)
     if plans is None:

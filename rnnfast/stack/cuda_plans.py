@@ -10,7 +10,7 @@ import torch
 import wrapt
 from torch import Tensor
 
-from .._native import _cuda
+from .._native import _cuda, cuda_error
 from . import cuda_measured, cuda_switch
 from .config import CELLS, StackConfig
 from .cuda_measured import Kind
@@ -52,7 +52,7 @@ class Plans(dict[Key, Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.capabilities: dict[int, str] = {}  # of the devices that were asked
+        self.devices: dict[int, tuple[str, int]] = {}  # that were asked: capability, multiprocessors
 
     def __missing__(self, key: Key) -> Any:
         number, dtype = CELLS[key.cell].number, DTYPES[key.dtype]
@@ -64,15 +64,18 @@ class Plans(dict[Key, Any]):
                 )
         except refused() as error:
             _warn(key.device, _layer(key), str(error))
+            if _passes(str(error)):
+                return None  # and ask again next time
         self[key] = plan
         return plan
 
     def drop(self, plan: Any, reason: str) -> None:
-        """Use a plan no more, since the device refused to run it."""
+        """Warn that the device refused to run a plan, and use it no more, unless the refusal passes."""
         for key, held in list(self.items()):
             if held is plan:
-                self[key] = None
                 _warn(key.device, _layer(key), reason)
+                if not _passes(reason):
+                    self[key] = None
 
 
 PLANS = Plans()
@@ -84,6 +87,11 @@ def refused() -> type[Exception]:
     """The extension's exception for what the device or its driver cannot run."""
     kind: type[Exception] = _cuda.RefusedError
     return kind
+
+
+def _passes(reason: str) -> bool:
+    """Whether a refusal ends by itself: when the program makes the device of the tensors current."""
+    return reason.startswith("the current CUDA device is ")
 
 
 def _layer(key: Key) -> str:
@@ -110,7 +118,10 @@ def warn_of_loop(what: str, device: torch.device) -> None:
     _WARNED.add((device.index, what))
     cure = "rnnfast.cuda.enable(True) runs it on the CUDA kernels"
     if _cuda is None:
-        cure = "the CUDA kernels, which were not built (cmake.define.RNNFAST_CUDA=ON), are faster"
+        why = f"cannot be loaded ({cuda_error})"
+        if cuda_error is None:
+            why = "were not built (cmake.define.RNNFAST_CUDA=ON)"
+        cure = f"the CUDA kernels, which {why}, are faster"
     elif cuda_switch.mode() is True:
         cure = "no CUDA kernel takes this layer; `rnnfast info` prints the widest layers"
     warnings.warn(
@@ -162,18 +173,21 @@ def _plan(
     return PLANS[Key(device, config.cell, dtype, tf32(dtype), backward, all_sizes, tier)]
 
 
-def plans(config: StackConfig, x: Tensor, sizes: tuple[int, int], **call: bool) -> Pair | None:
+def plans(
+    config: StackConfig, x: Tensor, sizes: tuple[int, int], steps: int, **call: bool
+) -> Pair | None:
     """The plans of a call with (H, B) = ``sizes``, or None: torch.nn's own code has to compute it.
 
-    ``call`` says whether the call is in ``training`` (backward follows), ``packed``, and ``alone``: has
-    arguments that torch.nn's own code lacks.
+    ``steps`` is the number of steps of the longest row. ``call`` says whether the call is in
+    ``training`` (backward follows), ``packed``, and ``alone``: has arguments that torch.nn's own code
+    lacks.
     """
     if not is_on():
         return None
     device, training = x.device.index or 0, call["training"]
     if cuda_switch.mode() == "auto":
         kind = kind_of(config, x.dtype, training, call["packed"])
-        if not cuda_measured.wins(capability(device), kind, *sizes):
+        if not cuda_measured.wins(measured_as(device), kind, sizes, steps):
             return None
     forward = _plan(device, config, x.dtype, sizes, False)
     backward = _plan(device, config, x.dtype, sizes, True) if training else None
@@ -204,15 +218,25 @@ def kind_of(config: StackConfig, dtype: torch.dtype, training: bool, packed: boo
 
 def capability(device: int) -> str:
     """The compute capability of a device, such as "9.0"; "unknown" if its driver refuses to tell."""
-    known = PLANS.capabilities.get(device)
+    return _facts(device)[0]
+
+
+def measured_as(device: int) -> str:
+    """The name of a device in the measured table."""
+    return cuda_measured.key_of(*_facts(device))
+
+
+def _facts(device: int) -> tuple[str, int]:
+    known = PLANS.devices.get(device)
     if known is None:
         try:
-            number = _cuda.device(device)["capability"]
-            known = f"{number // 10}.{number % 10}"
+            facts = _cuda.device(device)
+            number = facts["capability"]
+            known = f"{number // 10}.{number % 10}", facts["multiprocessors"]
         except refused() as error:
             _warn(device, "all layers", str(error))
-            known = "unknown"
-        PLANS.capabilities[device] = known
+            known = "unknown", 0
+        PLANS.devices[device] = known
     return known
 
 
@@ -226,7 +250,7 @@ def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
 def _takes(device: int, config: StackConfig, dtype: torch.dtype, hidden: int) -> bool:
     if cuda_switch.mode() == "auto":
         kinds = [kind_of(config, dtype, t, p) for t in (False, True) for p in (False, True)]
-        if not any(cuda_measured.may_win(capability(device), kind) for kind in kinds):
+        if not any(cuda_measured.may_win(measured_as(device), kind) for kind in kinds):
             return False
     return all(_plan(device, config, dtype, (hidden, 1), back) is not None for back in (False, True))
 

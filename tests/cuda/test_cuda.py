@@ -18,7 +18,7 @@ import reference
 import rnnfast
 from rnnfast.stack import autograd, cuda, cuda_plans, cuda_switch
 from rnnfast.stack import reference as in_torch
-from rnnfast.stack.config import CELLS, Inputs, StackConfig
+from rnnfast.stack.config import Inputs, StackConfig
 
 TIERS = ["block", "cluster", "grid"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -202,14 +202,15 @@ def test_many_blocks(dtype, device, monkeypatch):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_original"])
-def test_many_rows(cell, emulated, device, monkeypatch):
+def test_many_rows(cell, device, monkeypatch):
     """More rows than the shared memory of the few blocks that a grid can have holds at a time."""
     monkeypatch.setenv("RNNFAST_CUDA_TIER", "grid")
     monkeypatch.setenv("RNNFAST_EMULATED_MULTIPROCESSORS", "1")
     case = Case(cell, 2, 200, 3, 40)
     check(case, device)
     if device == "cpu":
-        plan = emulated.plan(0, CELLS[cell].number, "float32", False, False, (40, 200, 1), "grid")
+        x = torch.empty(1, 200, 3)
+        plan = cuda_plans.plan(case.config, x, 40, 200, backward=False)
         assert plan.chunk < plan.rows
 
 

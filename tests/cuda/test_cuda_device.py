@@ -5,8 +5,10 @@ The emulated device's runtime records every call, and returns the errors that a 
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,19 @@ def test_a_refusal_is_one_warning_and_no_kernel(refusal, save, runtime):
         assert cuda.forward(LSTM, layer(), save) is None
         assert cuda.forward(LSTM, layer(hidden=32), save) is None
     assert runtime.last_error == 0  # the runtime's next user must not find our error
+
+
+def test_a_device_that_is_not_current_is_not_refused_for_ever(runtime):
+    """The program may make it current later."""
+    runtime.choose(current_device=1)
+    with pytest.warns(RuntimeWarning, match="current CUDA device is 1"):
+        assert cuda.forward(LSTM, layer()) is None
+    runtime.choose(current_device=0)
+    assert cuda.forward(LSTM, layer()) is not None
+    runtime.choose(current_device=1)
+    assert cuda.forward(LSTM, layer()) is None  # by the plan that is there
+    runtime.choose(current_device=0)
+    assert cuda.forward(LSTM, layer()) is not None
 
 
 def test_backward_is_refused_too(runtime):
@@ -212,6 +227,27 @@ def test_plans_of_enormous_batches(hidden, batch, runtime):
         assert found.groups * found.rows >= batch > (found.groups - 1) * found.rows
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("steps", "batch"), [((1 << 24) + 1, 1), (1, (1 << 30) + 1), (1, 1 << 31)])
+def test_sizes_beyond_the_kernels(steps, batch, batch_first, runtime):
+    """No error: torch computes them. The memory of these inputs is one element."""
+    config = LSTM._replace(batch_first=batch_first)
+    shape = (batch, steps, 4) if batch_first else (steps, batch, 4)
+    inputs = layer()._replace(x=torch.zeros(1, 1, 1).expand(shape))
+    assert cuda.forward(config, inputs, save=True) is None
+    assert runtime.calls("cudaLaunchKernelEx") == []
+
+
+def test_the_sizes_are_those_of_the_kernels():
+    source = Path(__file__).parents[2] / "csrc/cuda"
+    text = (source / "recurrence.h").read_text() + (source / "plan.cpp").read_text()
+    found = dict(re.findall(r"constexpr int (most_steps|most_rows) = 1 << (\d+);", text))
+    assert {name: 1 << int(power) for name, power in found.items()} == {
+        "most_steps": cuda.MOST_STEPS,
+        "most_rows": cuda.MOST_ROWS,
+    }
+
+
 @pytest.mark.parametrize(
     ("hidden", "batch", "directions", "rows"),
     [
@@ -242,7 +278,7 @@ def test_clusters_are_large_where_multiprocessors_are_idle(hidden, backward, run
 def takes(hidden, batch, config=LSTM, dtype=torch.bfloat16, **call):
     x = torch.empty(2, batch, 4, dtype=dtype)
     options = {"training": True, "packed": False, "alone": False} | call
-    return cuda_plans.plans(config, x, (hidden, batch), **options) is not None
+    return cuda_plans.plans(config, x, (hidden, batch), 2, **options) is not None
 
 
 @pytest.fixture

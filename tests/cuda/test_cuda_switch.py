@@ -15,8 +15,8 @@ import cuda_on_cpu
 import rnnfast
 from rnnfast import _native
 from rnnfast.cli import info
-from rnnfast.stack import cuda_measured, cuda_plans, cuda_switch
-from rnnfast.stack.config import StackConfig
+from rnnfast.stack import cuda, cuda_measured, cuda_plans, cuda_switch
+from rnnfast.stack.config import Inputs, StackConfig
 from rnnfast.stack.cuda_measured import Case, Kind
 
 GRU = StackConfig("gru")
@@ -33,11 +33,11 @@ def extension(emulated, monkeypatch):
     return emulated
 
 
-def plans(hidden=256, batch=8, config=GRU, dtype=torch.bfloat16, **call):
+def plans(hidden=256, batch=8, config=GRU, dtype=torch.bfloat16, steps=256, **call):
     """The plans of a training step, unless ``call`` says otherwise."""
     x = torch.empty(2, batch, 4, dtype=dtype)
     options = {"training": True, "packed": False, "alone": False} | call
-    return cuda_plans.plans(config, x, (hidden, batch), **options)
+    return cuda_plans.plans(config, x, (hidden, batch), steps, **options)
 
 
 def test_auto_takes_nothing_without_a_measurement(extension):
@@ -89,6 +89,46 @@ def test_enable_is_an_error_where_the_kernels_were_not_built(extension, monkeypa
     rnnfast.cuda.enable(False)
 
 
+def test_kernels_that_cannot_be_loaded_are_not_called_unbuilt(python):
+    """The message of the dynamic linker is in every place that says why no kernel runs."""
+    said = python("""if True:
+        import importlib.abc
+        import sys
+        import warnings
+
+        class Broken(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "rnnfast._cuda":
+                    raise ImportError("libfoo.so.9: cannot open shared object file")
+
+        sys.meta_path.insert(0, Broken())
+        import torch
+        import rnnfast
+        from rnnfast import _native
+        from rnnfast.cli import info
+        from rnnfast.stack import cuda_plans
+
+        assert _native._cuda is None
+        print(info.cuda_state())
+        try:
+            rnnfast.cuda.enable(True)
+        except RuntimeError as error:
+            print(error)
+        rnnfast.cuda.enable("auto")
+        warnings.simplefilter("error")
+        try:
+            cuda_plans.warn_of_loop("reset=", torch.device("cuda", 0))
+        except RuntimeWarning as warning:
+            print(warning)
+    """).stdout.splitlines()
+    reason = "libfoo.so.9: cannot open shared object file"
+    assert said[:2] == [
+        f"built, but cannot be loaded: {reason}",
+        f"rnnfast's CUDA kernels cannot be loaded: {reason}",
+    ]
+    assert said[2].endswith(f"the CUDA kernels, which cannot be loaded ({reason}), are faster")
+
+
 def test_a_tier_alone_enables_nothing(extension, monkeypatch):
     monkeypatch.setenv("RNNFAST_CUDA_TIER", "grid")
     assert plans() is None
@@ -103,10 +143,15 @@ def test_a_tier_alone_enables_nothing(extension, monkeypatch):
 TRAINING = Kind("gru", "bfloat16", True, 1, 1, False)
 
 
-def table(monkeypatch, capability, ratios, kind=TRAINING):
-    """Have the table contain the ratios of some (hidden, batch)."""
-    cases = [cuda_measured.row_of(Case(kind, *sizes, ratio)) for sizes, ratio in ratios.items()]
-    monkeypatch.setattr(cuda_measured, "TABLE", {capability: cuda_measured.grids_of(cases)})
+MULTIPROCESSORS = 12  # of the emulated device
+
+
+def table(monkeypatch, capability, ratios, kind=TRAINING, multiprocessors=MULTIPROCESSORS):
+    """Have the table contain the ratios of some (hidden, batch) or (hidden, batch, steps)."""
+    cases = [Case(kind, *sizes, *(256,) * (3 - len(sizes)), ratio) for sizes, ratio in ratios.items()]
+    grids = cuda_measured.grids_of([cuda_measured.row_of(case) for case in cases])
+    key = cuda_measured.key_of(capability, multiprocessors)
+    monkeypatch.setattr(cuda_measured, "TABLE", {key: grids})
 
 
 def test_auto_takes_what_was_measured_to_win(extension, monkeypatch):
@@ -136,8 +181,37 @@ def test_auto_believes_the_measurement_and_no_estimate(sizes, training, extensio
     assert plans(*sizes, training=training) is not None
 
 
-def test_auto_takes_nothing_that_another_architecture_measured(extension, monkeypatch):
+def test_auto_takes_no_shorter_sequence_than_was_measured(extension, monkeypatch):
+    """Of several that were measured the longest one that is not longer than the call's counts."""
+    table(monkeypatch, "9.0", {(128, 8): 1.5})
+    assert plans(128, 8, steps=255) is None
+    assert plans(128, 8, steps=1000) is not None
+    table(monkeypatch, "9.0", {(128, 8, 1): 1.5, (128, 8, 16): 0.9, (128, 8, 256): 1.3})
+    for steps, wins in {1: True, 15: True, 16: False, 255: False, 256: True, 257: True}.items():
+        assert (plans(128, 8, steps=steps) is not None) == wins, steps
+    table(monkeypatch, "9.0", {(128, 8, 16): 1.5, (128, 64, 256): 1.5})
+    assert plans(128, 32, steps=16) is None  # the larger batch was not measured with so few steps
+    assert plans(128, 32, steps=256) is not None
+
+
+def test_the_steps_of_a_call_are_those_that_auto_sees(extension, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cuda_measured, "TABLE", {"9.0": {}})
+    monkeypatch.setattr(
+        cuda_measured, "wins", lambda device, kind, sizes, steps: seen.append((kind.packed, steps))
+    )
+    weights = [torch.zeros(size) for size in ((24, 4), (24, 8), (24,), (24,))]
+    x, rows = torch.zeros(5, 3, 4), torch.tensor([3, 3, 2, 1])
+    cuda.forward(GRU, Inputs(x, None, None, weights))
+    cuda.forward(GRU._replace(batch_first=True), Inputs(x, None, None, weights))
+    cuda.forward(GRU, Inputs(x[0, :1].expand(9, 4), None, None, weights, rows))
+    assert seen == [(False, 5), (False, 3), (True, 4)]
+
+
+def test_auto_takes_nothing_that_another_device_measured(extension, monkeypatch):
     table(monkeypatch, "8.0", {(128, 8): 1.5})
+    assert plans(128, 8) is None
+    table(monkeypatch, "9.0", {(128, 8): 1.5}, multiprocessors=132)  # this one may be a part of it
     assert plans(128, 8) is None
     table(monkeypatch, "9.0", {(128, 8): 1.5})
     assert plans(128, 8) is not None
@@ -153,28 +227,41 @@ def test_float32_is_two_kinds(extension, monkeypatch):
 
 def test_the_table_of_the_package_can_be_read():
     for grids in cuda_measured.read(cuda_measured.FILE).values():
-        for grid in grids.values():
-            assert all(ratio > 0 for ratio in grid.values())
+        for measured in [case for grid in grids.values() for case in grid.values()]:
+            assert all(ratio > 0 for ratio in measured.values())
 
 
 def test_the_table_is_made_from_benchmarks(extension, monkeypatch, tmp_path):
     """benchmarks/gpu/table.py writes what "auto" reads."""
     file, table_file = tmp_path / "training.json", tmp_path / "table.json"
-    tiers = {8: "cluster 4x4 / cluster 4x4", 32: "cuDNN / cuDNN"}
+    tiers = {8: "cluster 4x4 / cluster 4x4", 16: "grid 1x4 / grid 1x4", 32: "cuDNN / cuDNN"}
+    quartiles = {8: [[0.9, 1.0], [1.5, 9.0]], 16: [[0.9, 1.5], [1.5, 9.0]], 32: [[1, 1], [9, 9]]}
     rows = [
-        {"case": [*TRAINING, 128, batch], "tier": tier, "ratio": 1.5} for batch, tier in tiers.items()
+        {
+            "case": [*TRAINING, 128, batch],
+            "steps": 64,
+            "tier": tier,
+            "ratio": 5.0,  # of the medians
+            "quartiles": quartiles[batch],
+        }
+        for batch, tier in tiers.items()
     ]
-    run = {"device": "A", "capability": "9.0", "torch": "2.13", "cudnn": 91000, "rows": rows}
-    file.write_text(json.dumps(run))
-    table_file.write_text('{"8.0": {"device": "B", "cases": []}}')
+    facts = {"device": "A", "capability": "9.0", "multiprocessors": MULTIPROCESSORS}
+    facts |= {"driver": "580", "torch": "2.13", "cudnn": 91000, "commit": "abc"}
+    file.write_text(json.dumps(facts | {"rows": rows}))
+    table_file.write_text('{"8.0 with 108 multiprocessors": {"device": "B", "cases": []}}')
     maker = Path(__file__).parents[2] / "benchmarks/gpu/table.py"
     command = [sys.executable, str(maker), str(file), "--table", str(table_file)]
     for _ in range(2):  # the second time replaces the cases of the first
         subprocess.run(command, check=True)
-    assert set(json.loads(table_file.read_text())) == {"8.0", "9.0"}
+    written, key = json.loads(table_file.read_text()), cuda_measured.key_of("9.0", MULTIPROCESSORS)
+    assert set(written) == {"8.0 with 108 multiprocessors", key}
+    assert (written[key]["driver"], written[key]["commit"]) == ("580", "abc")
     monkeypatch.setattr(cuda_measured, "TABLE", cuda_measured.read(table_file))
-    assert cuda_measured.counts("9.0") == (1, 1)
-    assert plans(128, 8) is not None
+    assert cuda_measured.counts(key) == (1, 2)
+    assert plans(128, 8, steps=64) is not None
+    assert plans(128, 8, steps=63) is None
+    assert plans(128, 16) is None
     assert plans(128, 32) is None
 
 
@@ -194,7 +281,8 @@ def test_info_says_what_the_switch_says(extension, monkeypatch):
     assert "mode True (RNNFAST_CUDA=1): layers that fit the device" in said
     assert "tier: grid (RNNFAST_CUDA_TIER)" in said
     assert "0: Emulated 0, compute capability 9.0" in said
-    assert "auto: no layer, since no device of compute capability 9.0 was measured" in said
+    device = f"compute capability 9.0 with {MULTIPROCESSORS} multiprocessors"
+    assert f"auto: no layer, since no device of {device} was measured" in said
     assert "lstm bfloat16: block to H=" in said
     table(monkeypatch, "9.0", {(128, 8): 1.5, (128, 16): 0.9})
     assert "auto: the kernels win in 1 of 2 measured cases" in info.cuda_state()
