@@ -45,7 +45,7 @@ class Stack:
         self,
         types: tuple[type, ...],
         threads: int,
-        inputs: tuple[Any, ...],  # x, hx, parameters, names, sizes, reset
+        inputs: tuple[Any, ...],  # x, hx, parameters, names, sizes, reset, flat
         dims: int,
         features: Any,
         packed: Packed | None,

@@ -180,7 +180,8 @@ py::object call_module(const Stack& stack, PyObject* const* arguments, Py_ssize_
   Arguments a(arguments, count, 6);
   const auto types = a.next_as<py::tuple>();
   const int threads = a.next_as<int>();
-  const auto [x, hx, parameters, names, sizes, reset] = entries<6>(a.next_as<py::tuple>(), "inputs");
+  const auto [x, hx, parameters, names, sizes, reset, flat] =
+      entries<7>(a.next_as<py::tuple>(), "inputs");
   if (!PyDict_Check(parameters.ptr()))
     throw py::type_error("parameters must be a dict, got " +
                          std::string(Py_TYPE(parameters.ptr())->tp_name));
@@ -189,7 +190,7 @@ py::object call_module(const Stack& stack, PyObject* const* arguments, Py_ssize_
   const Packed* const packed = a.next_packed();
   return stack.call_module(
       types, threads,
-      {x, hx, py::reinterpret_borrow<py::dict>(parameters), names, sizes, reset, dims, features},
+      {x, hx, py::reinterpret_borrow<py::dict>(parameters), names, sizes, reset, flat, dims, features},
       packed);
 }
 

@@ -230,8 +230,11 @@ py::object Stack::call(const py::tuple& types, int threads, const Inputs& inputs
 py::object Stack::call_module(const py::tuple& types, int threads, const ModuleInputs& inputs,
                               const Packed* packed) const {
   const py::none none;
-  const auto& [x, hx, parameters, names, sizes, reset, dims, features] = inputs;
+  const auto& [x, hx, parameters, names, sizes, reset, flat, dims, features] = inputs;
   if (!is_list_or_tuple(names)) return none;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(names.ptr());
+  const bool has_flat = !flat.is_none();
+  if (has_flat && !(PyList_Check(flat.ptr()) && PyList_GET_SIZE(flat.ptr()) == count)) return none;
   const bool has_c = cell_info(description_.cell).cell_state;
   py::object h0 = py::reinterpret_borrow<py::object>(hx), c0 = none;
   if (has_c && !hx.is_none()) {
@@ -241,11 +244,11 @@ py::object Stack::call_module(const py::tuple& types, int threads, const ModuleI
     if (h0.is_none() || c0.is_none()) return none;
   }
   py::list weights;
-  for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(names.ptr()); ++k) {
+  for (Py_ssize_t k = 0; k < count; ++k) {
     const auto name = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(names.ptr(), k));
     PyObject* weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
     if (!weight && PyErr_Occurred()) throw py::error_already_set();
-    if (!weight) return none;
+    if (!weight || (has_flat && weight != PyList_GET_ITEM(flat.ptr(), k))) return none;
     weights.append(py::handle(weight));
   }
   const Form form{dims, PyNumber_AsSsize_t(features.ptr(), nullptr)};

@@ -83,17 +83,17 @@ class Stack {
 
   // The inputs of a module's call. `hx` has the states as the module's forward takes them. The weights
   // are the entries of `parameters` with these `names`. x must have `dims` dimensions, the last of size
-  // `features`.
+  // `features`. `flat` is None, or the list of weights that torch.nn's own code would read.
   struct ModuleInputs {
     pybind11::handle x, hx;
     pybind11::dict parameters;
-    pybind11::handle names, sizes, reset;
+    pybind11::handle names, sizes, reset, flat;
     int dims;
     pybind11::handle features;
   };
 
   // The same as `call` for a module, without gradients. Returns what the module's forward returns.
-  // Returns None also where a parameter is missing.
+  // Returns None also where a parameter is missing or is not the object in `flat`.
   pybind11::object call_module(const pybind11::tuple& types, int threads, const ModuleInputs& inputs,
                                const Packed* packed) const;
 

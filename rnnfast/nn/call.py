@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,8 @@ class Fused(torch.nn.Module):
     _dims: int  # number of dimensions of a batched input
     hidden_size: int
     batch_first: bool  # only layers have it, and only layers take resets
+    #: The weights of a layer in torch.nn's own code. A program may write other tensors to this list.
+    _flat_weights: Any = None
 
     def _cell(self) -> str:
         """The cell's name in the table of cells."""
@@ -102,14 +105,16 @@ class Fused(torch.nn.Module):
         config = self._config(cell_states, stack_config)
         if cell_states and not config.has_c:
             return None
-        parameters, features = self._parameters, self.input_size
+        parameters, features, flat = self._parameters, self.input_size, self._flat_weights
         if not torch.is_grad_enabled():
             packed = packed_weights.packed(self, config, names) if packed_weights.HELD else None
-            inputs = (input, hx, parameters, names, lengths, reset)
+            inputs = (input, hx, parameters, names, lengths, reset, flat)
             return ops.call_module(config, inputs, self._dims, features, packed)
         try:
             weights: list[Any] = [parameters[name] for name in names]
         except KeyError:  # a parametrization computes the weight at each access
+            return None
+        if flat is not None and not all(map(is_, flat, weights)):
             return None
         if input.is_nested or input.dim() != self._dims or input.size(-1) != features:
             return None

@@ -118,12 +118,17 @@ class Recurrent(Fused, torch.nn.RNNBase):
         return self._forward_as_torch(input, hx)
 
     def _weights(self) -> list[Any]:
+        flat: list[Any] = self._flat_weights
         if checks.traced():
-            return [getattr(self, name) for name in self._flat_weights_names]
+            weights = [getattr(self, name) for name in self._flat_weights_names]
+            is_written = any(w is not f for w, f in zip(weights, flat, strict=False))
+            if is_written and not self._weights_have_changed():  # type: ignore[no-untyped-call]
+                return [*flat]
+            return weights
         # The accesses of torch's _update_flat_weights: a random parametrization draws torch's numbers.
         # The list is not kept: it may have the graph of a functional_call.
         if not self._weights_have_changed():  # type: ignore[no-untyped-call]
-            return self._flat_weights
+            return flat
         return [
             getattr(self, name) if hasattr(self, name) else None for name in self._flat_weights_names
         ]

@@ -57,13 +57,18 @@ class _Stack(torch.autograd.Function):
         counter = y.detach()
         counter.set_()  # type: ignore[call-overload]
         ctx.y_counter, ctx.y_version = counter, counter._version
-        ctx.save_for_backward(inputs.reset, saved, y.data, *tensors)
+        # Only tensors: torchviz cannot draw a node that has saved None.
+        values = (inputs.reset, saved, y.data, *tensors)
+        ctx.is_saved = [value is not None for value in values]
+        ctx.save_for_backward(*(value for value in values if value is not None))
         return y, h_n, c_n, cell_states
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         config: StackConfig = ctx.config
-        reset, saved, y, x, h0, c0, *weights = ctx.saved_tensors
+        tensors = iter(ctx.saved_tensors)
+        values: list[Any] = [next(tensors) if is_saved else None for is_saved in ctx.is_saved]
+        reset, saved, y, x, h0, c0, *weights = values
         wanted, no_grads = ctx.needs_input_grad[2:], (None, None)  # of config and inputs: none
         if all(g is None for g in grads):
             return (*no_grads, *(None for _ in wanted))
@@ -93,9 +98,14 @@ class _Hooks(OrderedDict[int, Callable[[Tensor], Any]]):
     """The hooks of an output, which are not called without a gradient.
 
     The engine calls the hooks of all outputs of a node. It passes None for an output without gradient.
+    torch.autograd.graph.register_multi_grad_hook counts the calls of its own hooks, which take None.
     """
 
     def __setitem__(self, number: int, hook: Callable[[Tensor], Any]) -> None:
+        if getattr(hook, "__module__", None) == torch.autograd.graph.__name__:
+            super().__setitem__(number, hook)
+            return
+
         @wraps(hook)
         def call(grad: Tensor | None) -> Any:
             return None if grad is None else hook(grad)

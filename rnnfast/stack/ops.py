@@ -115,16 +115,16 @@ def why_not(config: StackConfig, inputs: Inputs) -> str:
 
 def call_module(
     config: StackConfig,
-    inputs: tuple[Any, Any, dict[str, Any], Sequence[str], Any, Any],
+    inputs: tuple[Any, Any, dict[str, Any], Sequence[str], Any, Any, list[Any] | None],
     dims: int,
     features: Any,
     packed: Any,
 ) -> Any:
     """:func:`forward` for a module without gradients; returns the result of the module's ``forward``.
 
-    ``inputs`` are ``(x, hx, parameters, names, sizes, reset)``, as a module has them. Returns None,
-    with no effect, also if a parameter is missing, or if ``x`` does not have ``dims`` dimensions and
-    ``features`` features.
+    ``inputs`` are ``(x, hx, parameters, names, sizes, reset, flat)``, as a module has them. Returns
+    None, with no effect, also if a parameter is missing or is not the object in the list ``flat``, or
+    if ``x`` does not have ``dims`` dimensions and ``features`` features.
     """
     try:
         stack = _STACKS[config]

@@ -223,6 +223,29 @@ def test_hooks_of_outputs_without_a_gradient_are_not_called(cell, suffix):
         assert called == [(used, outputs[used].shape)]
 
 
+@every_cell
+@every_kind
+def test_hooks_of_several_outputs(cell, suffix):
+    """torch.utils.module_tracker uses them. torch's hook counts its calls, also those with None."""
+    module, x, h = problem(cell, suffix)
+    for mode in ("all", "any"):
+        outputs, called = list(flatten(module(x, h))), []
+        torch.autograd.graph.register_multi_grad_hook(outputs, called.append, mode=mode)
+        outputs[0].sum().backward()
+        want = [True, *(False for _ in outputs[1:])]
+        assert len(called) == 1
+        assert mode == "any" or [g is not None for g in called[0]] == want
+
+
+@every_cell
+@every_kind
+def test_a_node_saves_only_tensors(cell, suffix):
+    """The package torchviz calls size() of all that a node has saved."""
+    module, x, h = problem(cell, suffix)
+    for outputs in (flatten(module(x)), flatten(module(x, h))):
+        assert all(torch.is_tensor(t) for t in outputs[0].grad_fn.saved_tensors)
+
+
 class Halves(torch.nn.Module):
     """A parametrization with a state and random numbers."""
 
@@ -400,6 +423,7 @@ ARGUMENTS = {
     "names": (["a", "b"], "ab"),
     "sizes": (None, torch.ones(3)),
     "reset": (None, None),
+    "flat": (None, [torch.zeros(16, 3)] * 2),
     "dims": (3, "three"),
     "features": (3, None),
     "packed": (None, "packed"),
@@ -411,11 +435,11 @@ def test_arguments_of_the_extension(name):
     """The method is of the C API, and checks by itself what it is given."""
     stack = _C.Stack(cell=2, bias=False)
     given = [wrong if name == key else right for key, (right, wrong) in ARGUMENTS.items()]
-    given = [*given[:2], tuple(given[2:8]), *given[8:]]
+    given = [*given[:2], tuple(given[2:9]), *given[9:]]
     if name in ("types", "threads", "dims", "parameters", "packed"):
         with pytest.raises(TypeError, match=r"incompatible|must be a dict, got list"):
             stack.call_module(*given)
-    elif name in ("sizes", "x", "features", "names"):
+    elif name in ("sizes", "x", "features", "names", "flat"):
         assert stack.call_module(*given) is None
     else:
         y, (_, c_n) = stack.call_module(*given)
