@@ -58,7 +58,7 @@ class Stack:
         y: Memory,
         saved: Memory,
         given: tuple[Memory | None, ...],  # dy, dh_n, dc_n, dcell_states
-        # dx, dh0, dc0, dweights; float64 [layers * directions, T] for the norms of dL/dh_t and dL/dc_t
+        # dx, dh0, dc0, dweights; float64 [layers, directions, T] for the norms of dL/dh_t and dL/dc_t
         wanted: tuple[Any, ...],
         /,
     ) -> None: ...

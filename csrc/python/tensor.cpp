@@ -1,5 +1,7 @@
 #include "python/tensor.h"
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <vector>
 

@@ -217,6 +217,24 @@ def test_out_of_memory_between_two_layers(python):
     assert "DefaultCPUAllocator: can't allocate memory: rnnfast tried" in python(LITTLE_MEMORY).stdout
 
 
+KEPT_MEMORY = """
+import resource
+import torch
+from rnnfast import _C
+stack = _C.Stack(cell=0, single=True)
+stack.new_saved("float32", 200 << 14, 16, 16)  # 200 MiB, which are kept
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (20 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+stack.new_saved("float32", 50 << 14, 16, 16)  # too few bytes to waste the kept ones on
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_what_is_kept_is_given_up_before_memory_runs_out(python):
+    python(KEPT_MEMORY)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
 @pytest.mark.parametrize(
     "case",

@@ -94,6 +94,34 @@ def test_packed(partition, cell):
     same_everywhere(partition, module, packed, {})
 
 
+@pytest.mark.parametrize("number", [4, 6])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_team_for_each_group_of_rows(partition, cell, number):
+    """Backward runs many rows in two groups. Each half of a team has one, and its own barriers."""
+    torch.manual_seed(0)
+    module, x = cell(9, 70), torch.randn(60, 10, 9, requires_grad=True)
+    partition("one", 1)
+    expected, _ = results(module, x, {})
+    for name in ("units", "rows"):
+        partition(name, number)
+        found, ways = results(module, x, {})
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
+        assert ways == {(name, min(number, 4 * PROCESSORS))}
+
+
+def test_many_rows_in_a_wavefront(partition):
+    """Backward runs them in two groups, and a layer could not follow two groups of another."""
+    torch.manual_seed(0)
+    module, x = rnnfast.LSTM(9, 20, 3), torch.randn(60, 10, 9, requires_grad=True)
+    partition("one", 1)
+    expected, _ = results(module, x, {})
+    partition("wavefront", 3)
+    found, ways = results(module, x, {})
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert ("wavefront", 3) in ways  # forward
+    assert len(ways) > 1
+
+
 def test_other_stacks(partition):
     torch.manual_seed(0)
     x = torch.randn(40, 2, 9, requires_grad=True)
@@ -123,6 +151,23 @@ def test_only_what_is_wanted(partition):
     partition("wavefront", 2)
     assert all(torch.equal(a, b) for a, b in zip(grads(), expected, strict=True))
     assert _C.used_partition() == ("wavefront", 2)
+
+
+@pytest.mark.parametrize("wanted", ["l0", "l0_reverse", "l1_reverse"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_the_weights_of_one_direction(cell, wanted):
+    """The other direction of the layer then needs less memory."""
+    torch.manual_seed(0)
+    module, x = cell(9, 40, 2, bidirectional=True), torch.randn(40, 3, 9)
+    names = [name for name, _ in module.named_parameters() if name.endswith(wanted)]
+
+    def grads():
+        return torch.autograd.grad(module(x)[0].sin().sum(), [getattr(module, n) for n in names])
+
+    expected = grads()
+    for name, p in module.named_parameters():
+        p.requires_grad_(name in names)
+    assert all(torch.equal(a, b) for a, b in zip(grads(), expected, strict=True))
 
 
 def test_frozen_weights(partition):
@@ -159,6 +204,41 @@ for options, expected in (({}, ("one", 1)), ({"oversubscribe": True}, ("units", 
     assert _C.used_partition() == expected, _C.used_partition()
 """
     python(code)
+
+
+FEWER_THREADS = """
+import os, torch, rnnfast
+from rnnfast import _C
+
+def results(module, x):
+    y, _ = module(x)
+    return [y, *torch.autograd.grad(y.sin().sum(), module.parameters())]
+
+torch.manual_seed(0)
+limit = int(os.environ["OMP_THREAD_LIMIT"])
+for partition, module in {
+    "rows": rnnfast.LSTM(5, 40),
+    "units": rnnfast.GRU(5, 40),
+    "directions": rnnfast.GRU(5, 200, bidirectional=True),
+    "wavefront": rnnfast.RNN(5, 40, 5),
+    "wavefront of teams": rnnfast.LSTM(5, 40, 2),
+}.items():
+    x = torch.randn(20, 20, 5)
+    _C.force_partition("one")
+    torch.set_num_threads(1)
+    expected = results(module, x)
+    _C.force_partition(partition.split()[0], oversubscribe=True)
+    torch.set_num_threads(4)
+    found = results(module, x)
+    assert all(map(torch.equal, found, expected)), partition
+    assert _C.used_partition() == (partition.split()[0], limit), _C.used_partition()
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_fewer_threads_than_a_call_asks_for(python, limit):
+    """OpenMP may start fewer. They take over the layers and the directions of the others."""
+    python(FEWER_THREADS, OMP_THREAD_LIMIT=str(limit))
 
 
 @pytest.mark.skipif(PROCESSORS < 2, reason="one processor")

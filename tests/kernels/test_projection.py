@@ -124,6 +124,24 @@ def test_stacks_agree_with_torch(options, hx):
             torch.testing.assert_close(a, b, **CLOSE[b.dtype])
 
 
+@numerics
+def test_cell_states_of_both_directions():
+    """They lie H numbers apart, the outputs R."""
+    both, x = make(rnnfast, "lstm", 5, 17, proj_size=7, bidirectional=True), torch.randn(4, 3, 5)
+    y, (h_n, c_n), cells = both(x, return_cell_states=True)
+    for number, suffix in enumerate(("", "_reverse")):
+        one = make(rnnfast, "lstm", 5, 17, proj_size=7)
+        one.load_state_dict({name: getattr(both, name + suffix) for name in one.state_dict()})
+        given = x.flip(0) if suffix else x
+        outputs, states, want = one(given, return_cell_states=True)
+        got = cells[..., 17 * number :][..., :17]
+        assert torch.equal(got.flip(0) if suffix else got, want)
+        assert torch.equal(h_n[number], states[0][0])
+        assert torch.equal(c_n[number], states[1][0])
+        part = y[..., 7 * number :][..., :7]
+        assert torch.equal(part.flip(0) if suffix else part, outputs)
+
+
 def test_unbatched():
     ours, theirs = twins("lstm", 5, 17, proj_size=7)
     state = (torch.randn(1, 7), torch.randn(1, 17))

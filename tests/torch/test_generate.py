@@ -6,6 +6,7 @@ import math
 import re
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -446,8 +447,10 @@ def test_ctrl_c_ends_the_loop():
     # A process that a shell starts in the background ignores the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         rnnfast.generate(*model, prompt_of(8), steps=200_000)
+    assert time.perf_counter() - start < 20  # all steps would take minutes
 
 
 MORE_PROCESSORS = """

@@ -412,6 +412,19 @@ def test_moves_between_dtypes(cell, suffix):
 
 
 @every_layer
+@pytest.mark.parametrize("name", ["weight_ih_l1", "weight_hh_l1", "bias_hh_l1"])
+def test_weights_of_a_later_layer_may_have_any_strides(cell, name):
+    ours, theirs = twins(cell, 4, 4, num_layers=2)
+    for module in (ours, theirs):
+        weight = getattr(module, name)
+        weight.data = weight.data.repeat_interleave(2, -1)[..., ::2]
+    assert_twins_agree(ours, theirs, torch.randn(5, 2, 4))
+    with torch.no_grad():
+        got, want = (module(torch.ones(5, 2, 4))[0] for module in (ours, theirs))
+    torch.testing.assert_close(got, want)
+
+
+@every_layer
 def test_user_subclasses(cell):
     """A subclass with its own attributes and a forward that calls super()."""
     base = getattr(rnnfast, CELLS[cell].layer)
