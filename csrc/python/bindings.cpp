@@ -24,7 +24,9 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = RNNFAST_COMPILER;
   info["isas"] = built_isas();
+#ifdef _OPENMP  // not with Clang (csrc/cpu/threads.cpp)
   info["openmp"] = std::to_string(_OPENMP);
+#endif
   return info;
 }
 
