@@ -57,7 +57,7 @@ class _Stack(torch.autograd.Function):
         counter = y.detach()
         counter.set_()  # type: ignore[call-overload]
         ctx.y_counter, ctx.y_version = counter, counter._version
-        # Only tensors: torchviz cannot draw a node that has saved None.
+        # None is left out: torchviz cannot draw a node that has saved None.
         values = (inputs.reset, saved, y.data, *tensors)
         ctx.is_saved = [value is not None for value in values]
         ctx.save_for_backward(*(value for value in values if value is not None))

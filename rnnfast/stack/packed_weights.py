@@ -192,7 +192,9 @@ def converted(
     dtype = precision.compute
     if weights[0].dtype == dtype:
         return weights, _packed(held, config, weights)
-    config, step = config._replace(cell_states=False), _latest_step
+    if config.cell_states:
+        config = config._replace(cell_states=False)
+    step = _latest_step
     try:
         versions = [weight._version for weight in weights]
     except RuntimeError:  # a weight from inference mode

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -442,14 +443,15 @@ def test_the_extension_checks_all_sizes():
             call(**bad)
 
 
-def test_ctrl_c_ends_the_loop():
+@pytest.mark.parametrize("loop", [rnnfast.generate, partial(rnnfast.beam_search, beams=4, stop=0)])
+def test_ctrl_c_ends_the_loop(loop):
     model = model_of("lstm", 2000, 256, dtype=torch.float32)
     # A process that a shell starts in the background ignores the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        rnnfast.generate(*model, prompt_of(8), steps=200_000)
+        loop(*model, prompt_of(8), steps=200_000)
     assert time.perf_counter() - start < 20  # all steps would take minutes
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 from functools import partial
 
 import pytest
@@ -208,17 +205,6 @@ def test_impossible_tokens_are_no_hypotheses(monkeypatch):
     options = {"steps": 1, "beams": 4, "stop": 0}
     found = natively(rnnfast.beam_search, embedding, rnn, head, prompt_of(), **options)
     assert found.lengths.tolist() == [[1, 1, 0, 0]] * 5
-
-
-def test_ctrl_c_ends_a_search():
-    model = model_of("lstm", 2000, 256, dtype=torch.float32)
-    # A process that a shell starts in the background ignores the signal.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
-    start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        rnnfast.beam_search(*model, prompt_of(8), steps=200_000, beams=4, stop=0)
-    assert time.perf_counter() - start < 20  # all steps would take minutes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
