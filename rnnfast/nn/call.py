@@ -135,20 +135,32 @@ class Fused(torch.nn.Module):
         states = None if cell is None else _states_of(hx, cell.has_c)
         if cell is None or states is None or input.is_nested or input.dim() != self._dims - 1:
             return None
-        of_states, of_input = 0, 0  # the dimensions of the batch
-        if self._dims == 3:
-            of_states, of_input = 1, 0 if self.batch_first else 1
+        of_input, of_states = self._batch_dims()
         h0, c0 = (s if s is None else s.unsqueeze(of_states) for s in states)
         hx = hx if hx is None else (h0, c0) if cell.has_c else h0
         batched = input.unsqueeze(of_input)
         result = self._forward_directly(batched, hx, names, cell_states=cell_states)
-        if result is None:
-            return None
+        return None if result is None else self._without_batch(result)
+
+    def _batch_dims(self) -> tuple[int, int]:
+        """The dimension of the batch in the input, and in the states."""
         if self._dims == 2:
-            return tuple(s.squeeze(0) for s in result) if cell.has_c else result.squeeze(0)
+            return 0, 0
+        return 0 if self.batch_first else 1, 1
+
+    def _without_batch(self, result: Any) -> Any:
+        """The result of ``forward`` for a batch of one row, without the dimension of the batch."""
+        of_input, of_states = self._batch_dims()
+
+        def squeezed(states: Any) -> Any:
+            if isinstance(states, tuple):
+                return tuple(s.squeeze(of_states) for s in states)
+            return states.squeeze(of_states)
+
+        if self._dims == 2:
+            return squeezed(result)
         y, states, *every_c = result
-        states = tuple(s.squeeze(1) for s in states) if cell.has_c else states.squeeze(1)
-        return (y.squeeze(of_input), states, *(c.squeeze(of_input) for c in every_c))
+        return (y.squeeze(of_input), squeezed(states), *(c.squeeze(of_input) for c in every_c))
 
     def _weights(self) -> list[Any]:
         """The weights in torch's order, for a call outside of the fast path.

@@ -106,8 +106,8 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         outputs = recurrent_in(chosen, config, inputs, fused=covered is not None, packed=packed)
         if outputs is None:
             return None
-        h1, c1 = (t if t is None or is_batched else t[0] for t in (outputs.y, outputs.c_n))
-        return forward_result(h1, None, c1, None)
+        result = forward_result(outputs.y, None, outputs.c_n, None)
+        return result if is_batched else self._without_batch(result)
 
 
 class RNNCell(_RecurrentCell, torch.nn.RNNCell):

@@ -230,7 +230,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif input.dim() == 2:
-            batch_dim = 0 if self.batch_first else 1
+            batch_dim, _ = self._batch_dims()
             data, is_batched = input.unsqueeze(batch_dim), False
             reset = reset if reset is None else reset.unsqueeze(batch_dim)
         h0, c0 = (None, None) if hx is None else hx if isinstance(hx, tuple | list) else (hx, None)
@@ -267,11 +267,8 @@ class Recurrent(Fused, torch.nn.RNNBase):
             y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
             if cell_states:
                 every_c = PackedSequence(every_c, batch_sizes, sorted_indices, unsorted_indices)
-        elif not is_batched:
-            y = y.squeeze(0 if self.batch_first else 1)
-            every_c = every_c.squeeze(0 if self.batch_first else 1) if cell_states else None
-            h_n, c_n = (s if s is None else s.squeeze(1) for s in (h_n, c_n))
-        return forward_result(y, h_n, c_n, every_c)
+        result = forward_result(y, h_n, c_n, every_c)
+        return result if is_batched else self._without_batch(result)
 
 
 class RNN(Recurrent, torch.nn.RNN):
