@@ -17,7 +17,9 @@ class Backward : Loop<Cell, T, Engine> {
 
  public:
   RNNFAST_INLINE explicit Backward(const Launch<T>& launch)
-      : Base(launch), layout_(plan_, info_of<Cell>(), sizes<T, Engine>()) {}
+      : Base(launch),
+        layout_(plan_, info_of<Cell>(), sizes<T, Engine>()),
+        inbox_size_(layout_.parcels * plan_.rows * plan_.units) {}
 
   RNNFAST_INLINE void run() {
     begin();
@@ -104,12 +106,15 @@ class Backward : Loop<Cell, T, Engine> {
   RNNFAST_INLINE V arrived(int stage, int i) const {
     const int state_size = plan_.rows * plan_.units;
     const int parcels = plan_.blocks * plan_.schedule[stage].pieces;
-    const V* from = inbox(group_.rank, phase_) + i;
-    V sum = 0;
-    for (int parcel = 0; parcel < parcels; ++parcel)
-      sum +=
-          plan_.tier == Tier::grid ? load_fresh(from + parcel * state_size) : from[parcel * state_size];
-    return sum;
+    const auto sum = [=](const V* from, const auto& load) {
+      V total = 0;
+      for (int parcel = 0; parcel < parcels; ++parcel, from += state_size) total += load(from);
+      return total;
+    };
+    if (plan_.tier != Tier::grid)
+      return sum(shared_inbox(phase_) + i, [](const V* from) { return *from; });
+    const V* from = exchanged_inbox(phase_, group_.rank) + i;
+    return sum(from, [](const V* from) { return load_fresh(from); });
   }
 
   // Completes the gradient of h before step `later`: adds the part that comes through the products.
@@ -119,23 +124,33 @@ class Backward : Loop<Cell, T, Engine> {
 
   template <int stage>
   RNNFAST_INLINE void multiply(int active) {
-    const int state_size = plan_.rows * plan_.units, units = plan_.units, rank = group_.rank;
     const int pieces = plan_.schedule[stage].pieces, width = exchanged_width(plan_);
-    product_[stage].multiply(
-        shared<T>(layout_.operand), layout_.stride, active, [=, this](int piece, int m, int b, V sum) {
-          if (m >= width || b >= active) return;
-          const int to = group_.over_units(m);
-          inbox(to, phase_)[(rank * pieces + piece) * state_size + b * units + m - to * units] = sum;
-        });
+    const int units = plan_.units, state_size = plan_.rows * units;
+    const int first_parcel = group_.rank * pieces;
+    // Once for all sums: of block 0 in device memory, or of this block.
+    V* const inbox = plan_.tier == Tier::grid ? exchanged_inbox(phase_, 0) : shared_inbox(phase_);
+    product_[stage].multiply(shared<T>(layout_.operand), layout_.stride, active,
+                             [=, this](int piece, int m, int column, const auto& sums) {
+                               if (m >= width) return;
+                               const int to = group_.over_units(m), u = m - to * units;
+                               V* parcel = plan_.tier == Tier::cluster
+                                               ? shared_of(inbox, to)
+                                               : inbox + static_cast<long>(to) * inbox_size_;
+                               parcel += (first_parcel + piece) * state_size + column * units + u;
+                               for (const V sum : sums) {
+                                 if (column++ < active) *parcel = sum;
+                                 parcel += units;
+                               }
+                             });
   }
 
-  // Where block `rank` receives the parts of a phase.
-  RNNFAST_INLINE V* inbox(int rank, int phase) const {
-    const long size = static_cast<long>(layout_.parcels) * plan_.rows * plan_.units;
-    if (plan_.tier == Tier::grid)
-      return reinterpret_cast<V*>(group_.exchange) + ((phase & 1) * plan_.blocks + rank) * size;
-    V* address = shared<V>(layout_.inbox) + (phase & 1) * size;
-    return plan_.tier == Tier::cluster ? shared_of(address, rank) : address;
+  // Where a block receives the parts of a phase: in its shared memory, or in device memory.
+  RNNFAST_INLINE V* shared_inbox(int phase) const {
+    return shared<V>(layout_.inbox) + (phase & 1) * inbox_size_;
+  }
+  RNNFAST_INLINE V* exchanged_inbox(int phase, int rank) const {
+    return reinterpret_cast<V*>(group_.exchange) +
+           static_cast<long>((phase & 1) * plan_.blocks + rank) * inbox_size_;
   }
 
   RNNFAST_INLINE void begin() {
@@ -167,6 +182,7 @@ class Backward : Loop<Cell, T, Engine> {
   }
 
   const BackwardLayout layout_;
+  const int inbox_size_;  // in numbers
 };
 
 }  // namespace rnnfast::cuda

@@ -53,9 +53,12 @@ class Forward : Loop<Cell, T, Engine> {
     const int units = plan_.units, columns = layout_.columns;
     constexpr int rows = Cell::recurrent[stage].width();
     V* partial = shared<V>(layout_.partial);
-    product_[stage].multiply(operand, layout_.stride, count, [=](int piece, int m, int b, V sum) {
-      if (m < rows * units) partial[(piece * rows * units + m) * columns + b] = sum;
-    });
+    product_[stage].multiply(operand, layout_.stride, count,
+                             [=](int piece, int m, int column, const auto& sums) {
+                               if (m >= rows * units) return;
+                               V* to = partial + (piece * rows * units + m) * columns + column;
+                               for (const V sum : sums) *to++ = sum;
+                             });
   }
 
   // Applies the cell's formula to the block's units, for `count` rows whose products are in `partial`.
@@ -64,6 +67,7 @@ class Forward : Loop<Cell, T, Engine> {
     constexpr Window window = Cell::recurrent[stage];
     constexpr int width = window.width(), begin = window.begin;
     const int state_size = plan_.rows * plan_.units, pieces = plan_.schedule[stage].pieces;
+    const int gate_size = plan_.units * layout_.columns;
     const V *partial = shared<V>(layout_.partial), *bias = shared<V>(layout_.bias);
     V *h = shared<V>(layout_.h), *c = shared<V>(layout_.c), *kept = shared<V>(layout_.kept);
     T* outgoing = shared<T>(layout_.outgoing);
@@ -82,11 +86,11 @@ class Forward : Loop<Cell, T, Engine> {
         for_slots<0, Cell::slots>(
             [&](auto slot) { s[slot.value] = kept[slot.value * state_size + i]; });
       }
+      const V* first = partial + u * layout_.columns + column;
       for_slots<begin, begin + width>([&](auto slot) {
-        const int m = (slot.value - begin) * plan_.units + u;
+        const V* from = first + (slot.value - begin) * gate_size;
         V sum = 0;
-        for (int piece = 0; piece < pieces; ++piece)
-          sum += partial[(piece * width * plan_.units + m) * layout_.columns + column];
+        for (int piece = 0; piece < pieces; ++piece, from += width * gate_size) sum += *from;
         s[slot.value] += bias[slot.value * plan_.units + u] + (cut ? V(0) : sum);
       });
       const V h0 = cut ? V(0) : h[i], c0 = !has_c || cut ? V(0) : c[i];

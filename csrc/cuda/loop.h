@@ -22,13 +22,15 @@ class Loop {
   RNNFAST_INLINE void load() {
     if constexpr (stage < stages) {
       constexpr Window window = Cell::recurrent[stage];
+      // Without a branch, so that many loads are in flight.
       product_[stage].load(plan_.schedule[stage], [&](int m, int k) {
         const int gate_row = transposed ? k : m, column = transposed ? m : k;
-        const int number = gate_row / plan_.units;
+        const int number = group_.over_units(gate_row), hidden = layer_.hidden;
         const int j = group_.first_unit + gate_row - number * plan_.units;
-        if (number >= window.width() || j >= layer_.hidden || column >= layer_.hidden) return T{};
-        const int row = weight_block<Cell, window.begin, window.end>(number) * layer_.hidden + j;
-        return layer_.w_hh.data[row * layer_.w_hh.row + column];
+        const bool exists = (number < window.width()) & (j < hidden) & (column < hidden);
+        const int row = weight_block<Cell, window.begin, window.end>(number) * hidden + j;
+        const T value = layer_.w_hh.data[exists ? row * layer_.w_hh.row + column : 0];
+        return exists ? value : T{};
       });
       load<transposed, stage + 1>();
     }

@@ -26,17 +26,6 @@ RNNFAST_INLINE Float16 narrow<Float16>(float x) {
 
 namespace rnnfast::cuda {
 
-// The block of H rows in torch's weights that belongs to gate `number` of the window [first, last).
-template <class Cell, int first, int last>
-RNNFAST_INLINE int weight_block(int number) {
-  constexpr int block = Cell::weight_block[first];
-  if constexpr (first + 1 >= last) {
-    return block;
-  } else {
-    return number == 0 ? block : weight_block<Cell, first + 1, last>(number - 1);
-  }
-}
-
 template <int number>
 struct Number {
   static constexpr int value = number;
@@ -49,6 +38,17 @@ RNNFAST_INLINE void for_slots(const F& f) {
     f(Number<first>{});
     for_slots<first + 1, last>(f);
   }
+}
+
+// The block of H rows in torch's weights that belongs to gate `number` of the window [first, last).
+template <class Cell, int first, int last>
+RNNFAST_INLINE int weight_block(int number) {
+  int block = 0;
+  for_slots<first, last>([&](auto slot) {
+    constexpr int candidate = Cell::weight_block[slot.value];
+    if (number == slot.value - first) block = candidate;
+  });
+  return block;
 }
 
 }  // namespace rnnfast::cuda

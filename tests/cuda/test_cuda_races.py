@@ -59,15 +59,15 @@ MISTAKES = {
     ),
     "one inbox in shared memory": (
         "cluster backward",
-        Edit(BACKWARD, "shared<V>(layout_.inbox) + (phase & 1) * size", "shared<V>(layout_.inbox)"),
+        Edit(BACKWARD, "(layout_.inbox) + (phase & 1) * inbox_size_", "(layout_.inbox)"),
     ),
     "one inbox in device memory": (
         "grid backward",
-        Edit(BACKWARD, "((phase & 1) * plan_.blocks + rank)", "(rank)"),
+        Edit(BACKWARD, "(phase & 1) * plan_.blocks + rank", "rank"),
     ),
     "every block sends in the parcels of the first": (
         "grid backward",
-        Edit(BACKWARD, "(rank * pieces + piece)", "(piece)"),
+        Edit(BACKWARD, "(first_parcel + piece)", "(piece)"),
     ),
     "a cluster meets as a block": ("cluster forward", Edit(GROUP, "sync_cluster()", "sync_block()")),
     "a grid waits for one block fewer": (
