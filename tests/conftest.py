@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -7,12 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# OpenMP reads this when it is loaded. A thread that spins while it waits takes a processor from another
+# test. Child processes keep the default.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import torch
+
+del os.environ["OMP_WAIT_POLICY"]
+
 from filelock import FileLock
 from hypothesis import settings
 
 import cuda_on_cpu
 from rnnfast import _C
+from seeds import seed
 
 # The same examples at every run: a failure here is a failure everywhere.
 settings.register_profile("rnnfast", derandomize=True, deadline=None, database=None)
@@ -28,6 +37,12 @@ def pytest_configure(config):
         "slow: builds for minutes; only .ci/run runs it",
     ):
         config.addinivalue_line("markers", marker)
+
+
+def pytest_collection_finish():
+    """The garbage collector need not look at the collected tests in each of its passes."""
+    gc.collect()
+    gc.freeze()
 
 
 # Last, so that the instruction sets of one case follow one another: they share its float64 truth.
@@ -50,7 +65,7 @@ def same_start(request):
     One thread, so that the tests run well on a busy machine too. test_invariance.py shows that
     more threads compute the same bits, also more of them than this machine has processors.
     """
-    torch.manual_seed(0)
+    seed(0)
     torch.set_num_threads(1)
     _C.force_partition("chosen", oversubscribe=True)
     torch.set_flush_denormal(False)

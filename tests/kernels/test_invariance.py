@@ -13,6 +13,7 @@ import rnnfast
 from problems import Problem, forward_arrays, same_bits
 from reference import CELLS
 from rnnfast import _C
+from seeds import seed
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
@@ -184,7 +185,7 @@ def test_batch_first_is_a_stride(cell):
     kind = getattr(rnnfast, CELLS[cell].layer)
     outputs = []
     for batch_first in (False, True):
-        torch.manual_seed(0)
+        seed(0)
         module = kind(*sizes, bidirectional=True, batch_first=batch_first, **options)
         x = torch.randn(7, 5, 17)
         y, state = module(x.transpose(0, 1).contiguous() if batch_first else x)

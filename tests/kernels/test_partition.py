@@ -9,6 +9,7 @@ import torch
 
 import rnnfast
 from rnnfast import _C
+from seeds import seed
 
 CELLS = [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN]
 PROCESSORS = len(os.sched_getaffinity(0))
@@ -38,7 +39,7 @@ def results(module, x, options):
     with torch.no_grad():
         inference = call()
     training = call()
-    torch.manual_seed(1)
+    seed(1)
     total = sum((t * torch.randn_like(t)).sum() for t in training)
     inputs = x.data if isinstance(x, torch.nn.utils.rnn.PackedSequence) else x
     grads = torch.autograd.grad(total, [inputs, *module.parameters()])
@@ -70,7 +71,7 @@ def same_everywhere(partition, module, x, options, names=("rows", "units", "wave
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_stacks(partition, cell, T, B, H, layers):
-    torch.manual_seed(0)
+    seed(0)
     module = cell(H + 3, H, layers)
     x = torch.randn(T, B, H + 3, requires_grad=True)
     same_everywhere(partition, module, x, {"reset": torch.rand(T, B) < 0.1})
@@ -79,7 +80,7 @@ def test_stacks(partition, cell, T, B, H, layers):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("cell", CELLS)
 def test_dtypes(partition, cell, dtype):
-    torch.manual_seed(0)
+    seed(0)
     module = cell(9, 21, 3, dtype=dtype, batch_first=True)
     x = torch.randn(2, 50, 9, dtype=dtype, requires_grad=True)
     same_everywhere(partition, module, x, {})
@@ -87,7 +88,7 @@ def test_dtypes(partition, cell, dtype):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_packed(partition, cell):
-    torch.manual_seed(0)
+    seed(0)
     module = cell(9, 21, 3)
     x = torch.randn(60, 4, 9, requires_grad=True)
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([60, 41, 3, 1]))
@@ -98,7 +99,7 @@ def test_packed(partition, cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_team_for_each_group_of_rows(partition, cell, number):
     """Backward runs many rows in two groups. Each half of a team has one, and its own barriers."""
-    torch.manual_seed(0)
+    seed(0)
     module, x = cell(9, 70), torch.randn(60, 10, 9, requires_grad=True)
     partition("one", 1)
     expected, _ = results(module, x, {})
@@ -111,7 +112,7 @@ def test_a_team_for_each_group_of_rows(partition, cell, number):
 
 def test_many_rows_in_a_wavefront(partition):
     """Backward runs them in two groups, and a layer could not follow two groups of another."""
-    torch.manual_seed(0)
+    seed(0)
     module, x = rnnfast.LSTM(9, 20, 3), torch.randn(60, 10, 9, requires_grad=True)
     partition("one", 1)
     expected, _ = results(module, x, {})
@@ -123,7 +124,7 @@ def test_many_rows_in_a_wavefront(partition):
 
 
 def test_other_stacks(partition):
-    torch.manual_seed(0)
+    seed(0)
     x = torch.randn(40, 2, 9, requires_grad=True)
     same_everywhere(partition, rnnfast.LSTM(9, 40, 3, proj_size=11), x, {})
     same_everywhere(partition, rnnfast.LSTM(9, 20, 3), x, {"return_cell_states": True})
@@ -137,7 +138,7 @@ def test_other_stacks(partition):
 
 def test_only_what_is_wanted(partition):
     """The lowest layers are frozen: backward ends above them."""
-    torch.manual_seed(0)
+    seed(0)
     module, x = rnnfast.LSTM(9, 20, 4), torch.randn(40, 1, 9)
     for name, p in module.named_parameters():
         p.requires_grad_("l0" not in name and "l1" not in name)
@@ -157,7 +158,7 @@ def test_only_what_is_wanted(partition):
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_the_weights_of_one_direction(cell, wanted):
     """The other direction of the layer then needs less memory."""
-    torch.manual_seed(0)
+    seed(0)
     module, x = cell(9, 40, 2, bidirectional=True), torch.randn(40, 3, 9)
     names = [name for name, _ in module.named_parameters() if name.endswith(wanted)]
 
@@ -171,7 +172,7 @@ def test_only_the_weights_of_one_direction(cell, wanted):
 
 
 def test_frozen_weights(partition):
-    torch.manual_seed(0)
+    seed(0)
     module, x = rnnfast.GRU(9, 20, 3), torch.randn(40, 1, 9)
     with torch.no_grad():
         partition("one", 1)

@@ -10,6 +10,7 @@ import torch
 
 import rnnfast
 from reference import CELLS
+from seeds import seed
 
 LAYERS = [name for name, cell in CELLS.items() if cell.in_torch]
 
@@ -29,7 +30,7 @@ CLOSE = {
 
 def make(package, cell, *sizes, suffix="", **options):
     """A module of `package`, from seed 0."""
-    torch.manual_seed(0)
+    seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dropout with one layer
         kind = getattr(package, CELLS[cell].layer + suffix)
@@ -70,9 +71,9 @@ def gradients(module, loss):
 
 def assert_twins_agree(ours, theirs, *args):
     """The same outputs, of the same shape, dtype and strides' order, and the same gradients."""
-    torch.manual_seed(1)
+    seed(1)
     got = flatten(ours(*args))
-    torch.manual_seed(1)
+    seed(1)
     want = flatten(theirs(*args))
     assert len(got) == len(want)
     weights = [torch.randn(w.shape).to(w) for w in want]

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import rnnfast
 from rnnfast import _C
 from rnnfast.stack import precision
+from seeds import seed
 from twins import LAYERS, flatten, make, states
 
 MODES = [torch.no_grad, torch.inference_mode, torch.enable_grad]
@@ -262,7 +263,7 @@ class Halves(torch.nn.Module):
 def test_a_parametrization_is_evaluated_as_often_as_in_torch(cell, suffix, mode):
     found = []
     for package in (rnnfast, torch.nn):
-        torch.manual_seed(0)
+        seed(0)
         module, x, h = problem(cell, suffix, package)
         name = "weight_hh" if suffix else "weight_hh_l0"
         halves = Halves()

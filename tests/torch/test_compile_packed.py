@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import rnnfast
 from graphs import recorded, same
 from reference import CELLS
+from seeds import seed
 from twins import OF_EACH_CLASS, flatten, make, states
 
 every_cell = pytest.mark.parametrize("cell", OF_EACH_CLASS)
@@ -57,12 +58,12 @@ def agree(compiled, module, calls, x_of=lambda args: args[0].data):
         x = x_of(args).requires_grad_()
         leaves, results = [x, *module.parameters()], []
         for run in compiled:
-            torch.manual_seed(1)  # the same dropout masks
+            seed(1)  # the same dropout masks
             out = tensors(run(*args))
             loss = sum(o.square().sum() for o in out if o.is_floating_point())
             results += [(*out, *torch.autograd.grad(loss, leaves))]
             with torch.no_grad():
-                torch.manual_seed(1)
+                seed(1)
                 same(tensors(run(*args)), out)
         same(*results)
 

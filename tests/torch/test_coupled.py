@@ -11,6 +11,7 @@ from torch import nn
 
 import reference
 import rnnfast
+from seeds import seed
 from twins import flatten, make, states
 
 every_suffix = pytest.mark.parametrize("suffix", ["", "Cell"])
@@ -61,9 +62,9 @@ def test_it_is_the_lstm_whose_input_gate_is_that(suffix):
 
 @every_suffix
 def test_without_the_option_it_is_torchs(suffix):
-    torch.manual_seed(0)
+    seed(0)
     ours = getattr(rnnfast, "LSTM" + suffix)(5, 17, coupled_gates=False)
-    torch.manual_seed(0)
+    seed(0)
     theirs = getattr(nn, "LSTM" + suffix)(5, 17)
     assert "coupled_gates" not in repr(ours)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

@@ -17,6 +17,7 @@ import rnnfast
 from misfits import misfits
 from rnnfast import _C
 from rnnfast.stack.config import CELLS
+from seeds import seed
 
 T, B, I, H, R = 4, 3, 5, 6, 2
 LAYERS = DIRECTIONS = 2
@@ -31,7 +32,7 @@ class Call:
     """A stack with all that a call can have: two layers and directions, lengths, resets, norms."""
 
     def __init__(self):
-        torch.manual_seed(0)
+        seed(0)
         self.stack = stack_of(
             "lstm", layers=LAYERS, directions=DIRECTIONS, projected=True, cell_states=True
         )
@@ -417,9 +418,9 @@ def test_few_types_are_kept():
         kind = type("Kind", (np.ndarray,), {})
         run(np.zeros((T, B, I)).view(kind))
         types.append(weakref.ref(kind))
-        del kind
-        gc.collect()
-        assert types[-1]() is not None
+    del kind
+    gc.collect()
+    assert types[-1]() is not None
     assert not any(kind() for kind in types[:4])
 
 

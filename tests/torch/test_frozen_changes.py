@@ -13,6 +13,7 @@ import rnnfast
 from noticed import assert_noticed, frames, lstm, outputs, same
 from rnnfast.stack import ops, packed_weights
 from rnnfast.stack.config import StackConfig
+from seeds import seed
 from twins import flatten
 
 
@@ -149,7 +150,7 @@ def test_a_frozen_average(update):
 
 
 def test_a_transposed_weight():
-    torch.manual_seed(3)
+    seed(3)
     module = rnnfast.RNN(5, 17)
     assert_noticed(module, without_grad(lambda w: w.t_()), held=False)
     assert_noticed(module, set_to("data", lambda w: w.t()), held=False)
@@ -157,7 +158,7 @@ def test_a_transposed_weight():
 
 def test_swapped_tensors():
     """Of a cell: layers hold weak references to their weights, and torch swaps no such tensors."""
-    torch.manual_seed(3)
+    seed(3)
     cell, x = rnnfast.GRUCell(5, 17), torch.randn(2, 5)
     with torch.no_grad(), rnnfast.frozen(cell):
         for _ in range(3):
@@ -254,7 +255,7 @@ def with_other_weights(module, x):
 
 
 def test_every_weight_of_a_stack():
-    torch.manual_seed(3)
+    seed(3)
     module = rnnfast.LSTM(5, 17, num_layers=2, bidirectional=True, proj_size=3)
     for weight in module.parameters():
 

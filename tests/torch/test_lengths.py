@@ -15,6 +15,7 @@ import rnnfast
 from padded import LENGTHS, STACKS, every_cell, every_stack, hx, problem
 from reference import CELLS
 from rnnfast import _C
+from seeds import seed
 from twins import CLOSE, flatten, make, states
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
@@ -47,7 +48,7 @@ def by_rows(run, module, x, state, lengths):
 
 
 def gradients(outputs, leaves):
-    torch.manual_seed(5)
+    seed(5)
     weights = [torch.randn(o.shape, dtype=torch.float64).to(o.dtype) for o in outputs]
     loss = sum((o * w).sum() for o, w in zip(outputs, weights, strict=True))
     found = torch.autograd.grad(loss, leaves, allow_unused=True)

@@ -15,6 +15,7 @@ from torch import nn
 import reference
 import rnnfast
 from reference import CELLS
+from seeds import seed
 from twins import LAYERS, assert_twins_agree, flatten, make, states, torch_has_half_lstm, twins
 
 every_layer = pytest.mark.parametrize("cell", LAYERS)
@@ -163,7 +164,7 @@ def test_same_seed_same_weights(cell, suffix):
     before = torch.get_rng_state()  # nor may a constructor draw more, or a forward draw at all
     ours(torch.randn(*(() if suffix else (4,)), 3, 5).zero_())
     torch.set_rng_state(before)
-    torch.manual_seed(0)
+    seed(0)
     make(torch.nn, cell, 5, 17, suffix=suffix)
     after_theirs = torch.rand(1)
     make(rnnfast, cell, 5, 17, suffix=suffix)
@@ -177,7 +178,7 @@ def test_forward_draws_as_torchs(cell, options):
     draws = []
     for module in twins(cell, 5, 17, **options):
         x, _ = args_for(cell, module)
-        torch.manual_seed(3)
+        seed(3)
         module(x)
         draws.append(torch.rand(1))
     assert torch.equal(*draws)
@@ -434,7 +435,7 @@ def test_user_subclasses(cell):
             y, state = super().forward(2 * x, hx)
             return y + 1, state
 
-    torch.manual_seed(0)
+    seed(0)
     mine = Mine(5, 17, **dict(CELLS[cell].options))
     plain, x = make(rnnfast, cell, 5, 17), torch.randn(4, 3, 5)
     assert torch.equal(mine(x)[0], plain(2 * x)[0] + 1)

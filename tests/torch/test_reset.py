@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnfast
 from reference import CELLS
+from seeds import seed
 from twins import flatten, make, states
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -94,7 +95,7 @@ def by_loop(cell, module, x, hx, reset):
 
 def gradients(module, inputs, out):
     leaves = [*inputs, *module.parameters()]
-    torch.manual_seed(3)
+    seed(3)
     cotangents = [torch.randn(o.shape, dtype=o.dtype) for o in out]
     return torch.autograd.grad(out, leaves, cotangents)
 
@@ -304,7 +305,7 @@ def test_dropout_between_layers():
     x, hx, reset = problem("lstm", module, 6, 3, share=0)
     outputs = []
     for options in ({}, {"reset": reset}):
-        torch.manual_seed(1)
+        seed(1)
         outputs.append(module(x, hx, **options)[0])
     assert torch.equal(*outputs)
     y, (_, c_n), cells = module(x, hx, reset=reset, return_cell_states=True)
@@ -322,7 +323,7 @@ def test_dropout_where_no_kernel_covers_the_call():
     x, hx, reset = problem("lstm", module, 6, 3, share=0)
     outputs = []
     for given, options in ((x, {}), (x.as_subclass(Mine), {"reset": reset})):
-        torch.manual_seed(1)
+        seed(1)
         outputs.append(module(given, hx, **options)[0].as_subclass(torch.Tensor))
     torch.testing.assert_close(*outputs)
 
