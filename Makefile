@@ -101,7 +101,7 @@ $(SITE)/installed: pyproject.toml
 	touch $@
 
 # The build tools are in the environment, so that the editable install can rebuild the extension on import. RNNFAST_NATIVE
-# leaves out the instruction sets that this processor lacks. Without AMX that saves a quarter of the build.
+# leaves out the instruction sets that this processor would not choose. That saves a third of the build or more.
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

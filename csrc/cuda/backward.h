@@ -129,19 +129,18 @@ class Backward : Loop<Cell, T, Engine> {
     const int first_parcel = group_.rank * pieces;
     // Once for all sums: of block 0 in device memory, or of this block.
     V* const inbox = plan_.tier == Tier::grid ? exchanged_inbox(phase_, 0) : shared_inbox(phase_);
-    product_[stage].multiply(shared<T>(layout_.operand), layout_.stride, active,
-                             [=, this](int piece, int m, int column, const auto& sums) {
-                               if (m >= width) return;
-                               const int to = group_.over_units(m), u = m - to * units;
-                               V* parcel = plan_.tier == Tier::cluster
-                                               ? shared_of(inbox, to)
-                                               : inbox + static_cast<long>(to) * inbox_size_;
-                               parcel += (first_parcel + piece) * state_size + column * units + u;
-                               for (const V sum : sums) {
-                                 if (column++ < active) *parcel = sum;
-                                 parcel += units;
-                               }
-                             });
+    const auto put = [=, this](int piece, int m, int column, const auto& sums) {
+      if (m >= width) return;
+      const int to = group_.over_units(m), u = m - to * units;
+      V* parcel = plan_.tier == Tier::cluster ? shared_of(inbox, to)
+                                              : inbox + static_cast<long>(to) * inbox_size_;
+      parcel += (first_parcel + piece) * state_size + column * units + u;
+      for (const V sum : sums) {
+        if (column++ < active) *parcel = sum;
+        parcel += units;
+      }
+    };
+    product_[stage].multiply(shared<T>(layout_.operand), layout_.stride, active, put);
   }
 
   // Where a block receives the parts of a phase: in its shared memory, or in device memory.

@@ -53,12 +53,12 @@ class Forward : Loop<Cell, T, Engine> {
     const int units = plan_.units, columns = layout_.columns;
     constexpr int rows = Cell::recurrent[stage].width();
     V* partial = shared<V>(layout_.partial);
-    product_[stage].multiply(operand, layout_.stride, count,
-                             [=](int piece, int m, int column, const auto& sums) {
-                               if (m >= rows * units) return;
-                               V* to = partial + (piece * rows * units + m) * columns + column;
-                               for (const V sum : sums) *to++ = sum;
-                             });
+    const auto put = [=](int piece, int m, int column, const auto& sums) {
+      if (m >= rows * units) return;
+      V* to = partial + (piece * rows * units + m) * columns + column;
+      for (const V sum : sums) *to++ = sum;
+    };
+    product_[stage].multiply(operand, layout_.stride, count, put);
   }
 
   // Applies the cell's formula to the block's units, for `count` rows whose products are in `partial`.

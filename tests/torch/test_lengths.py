@@ -55,27 +55,34 @@ def gradients(outputs, leaves):
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=True)]
 
 
-@numerics
-@every_cell
-@every_stack
-@every_length
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_against_the_formula(cell, dtype, options, lengths):
-    """Outputs and gradients of every kind; the truth is the formula in float64, row by row."""
-    module = make(rnnfast, cell, 5, 17, dtype=dtype, **options)
-    exact = make(rnnfast, cell, 5, 17, dtype=dtype, **options).double()
+@cache
+def truth(cell, options, lengths, dtype):
+    """A problem's inputs, and by the formula in float64, row by row, the outputs and all gradients."""
+    module = make(rnnfast, cell, 5, 17, dtype=dtype, **dict(options))
     x, state = problem(cell, module, lengths)
-    y, final = module(x, hx(cell, state), lengths=torch.tensor(lengths))
-    got = [y, *flatten(final)]
-    got += gradients(got, [x, *state, *module.parameters()])
+    exact = module.double()
 
     def formula(x, alone):
         y, h, c = reference.stack(cell, exact, x, alone[0], alone[-1])
         return [y, h, c][: 2 + CELLS[cell].has_c]
 
     there = [t.detach().double().requires_grad_() for t in (x, *state)]
-    want = by_rows(formula, exact, there[0], there[1:], lengths)
-    want += gradients(want, [*there, *exact.parameters()])
+    outputs = by_rows(formula, exact, there[0], there[1:], lengths)
+    return x, state, [*outputs, *gradients(outputs, [*there, *exact.parameters()])]
+
+
+@numerics
+@every_cell
+@every_stack
+@every_length
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_the_formula(cell, dtype, options, lengths):
+    """Outputs and gradients of every kind."""
+    module = make(rnnfast, cell, 5, 17, dtype=dtype, **options)
+    x, state, want = truth(cell, (*options.items(),), (*lengths,), dtype)
+    y, final = module(x, hx(cell, state), lengths=torch.tensor(lengths))
+    got = [y, *flatten(final)]
+    got += gradients(got, [x, *state, *module.parameters()])
     scale = max(*lengths, 1)  # the weights' gradients are sums over the steps
     tolerance = {name: value * scale for name, value in CLOSE[dtype].items()}
     for a, b in zip(got, want, strict=True):
