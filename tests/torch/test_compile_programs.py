@@ -128,15 +128,16 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 module = rnnfast.LSTM(5, 5, 2, bidirectional=True)
 x = torch.randn(4, 3, 5, requires_grad=True)
-if sys.argv[1] == "compile":
-    runs = [torch.compile(module, fullgraph=True)]
-elif sys.argv[1] == "save":
-    torch.export.save(torch.export.export(module, (x.detach(),)), sys.argv[2])
-    sys.exit()
-else:
-    run = torch.export.load(sys.argv[2]).module()
-    module.load_state_dict(run.state_dict())
-    runs = [run, torch.compile(run, backend="aot_eager")]
+runs = []
+for action, *path in (argument.split("=") for argument in sys.argv[1:]):
+    if action == "compile":
+        runs.append(torch.compile(module, fullgraph=True))
+    elif action == "save":
+        torch.export.save(torch.export.export(module, (x.detach(),)), *path)
+    else:
+        run = torch.export.load(*path).module()
+        module.load_state_dict(run.state_dict())
+        runs += [run, torch.compile(run, backend="aot_eager")]
 for run in runs:
     got, want = (torch.autograd.grad(f(x)[0].square().sum(), x)[0] for f in (run, module))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -155,7 +156,8 @@ def test_another_instruction_set_than_that_of_the_cache(python, tmp_path):
 
 
 def test_another_instruction_set_than_that_of_the_saved_program(python, tmp_path):
-    program, isas = tmp_path / "program.pt2", _C.supported_isas()
-    for first, second in ((isas[0], isas[-1]), (isas[-1], isas[0])):
-        python(["-c", TRAINS, "save", program], RNNFAST_ISA=first)
-        python(["-c", TRAINS, "load", program], RNNFAST_ISA=second)
+    first, second = _C.supported_isas()[0], _C.supported_isas()[-1]
+    one, other = tmp_path / "one.pt2", tmp_path / "other.pt2"
+    python(["-c", TRAINS, f"save={one}"], RNNFAST_ISA=first)
+    python(["-c", TRAINS, f"load={one}", f"save={other}"], RNNFAST_ISA=second)
+    python(["-c", TRAINS, f"load={other}"], RNNFAST_ISA=first)
