@@ -58,18 +58,20 @@ def _resolved(config: StackConfig) -> StackConfig:
 
 def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outputs | None:
     """As :func:`autograd.stack`, as one node of a graph; ``batch`` is the batch size if x is packed."""
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
-    inputs = inputs._replace(weights=list(inputs.weights))
+    save = False
+    for t in inputs.tensors if torch.is_grad_enabled() else ():
+        save = save or (t is not None and t.requires_grad)
     # Backward reads the lengths and y, which the caller may change in place after the call.
     if save and inputs.sizes is not None and not inputs.is_packed:
         inputs = inputs._replace(sizes=inputs.sizes.clone())
-    y, *others = STACK(*inputs, *config, batch, save)
-    tensors = (y.clone() if save else y, *others)
-    presence = _presence(config, inputs)
-    outputs: list[Any] = [
-        t if is_there else None for t, is_there in zip(tensors, presence, strict=False)
-    ]
-    return Outputs(*outputs)
+    y, h_n, c_n, cell_states = STACK(*inputs, *config, batch, save)[:4]
+    _, has_h_n, has_c_n, has_cell_states = _presence(config, inputs)
+    return Outputs(
+        y.clone() if save else y,
+        h_n if has_h_n else None,
+        c_n if has_c_n else None,
+        cell_states if has_cell_states else None,
+    )
 
 
 def _presence(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bool]:
@@ -79,7 +81,7 @@ def _presence(config: StackConfig, inputs: Inputs) -> tuple[bool, bool, bool, bo
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, config, (batch, save) = call_of(arguments)
-    inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
+    inputs, config = ops.readable(inputs), _resolved(config)
     if inputs.x.dim() == 3 and inputs.x.size(1 if config.batch_first else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")  # torch's words
     outputs = ops.forward(config, inputs, save)
@@ -187,7 +189,7 @@ def _backward_of(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 def _backward(*arguments: Any) -> list[Tensor]:
     inputs, config, (y, saved, *grads, wanted) = call_of(arguments)
-    inputs, config = inputs.with_tensors(map(ops.rows, inputs.tensors)), _resolved(config)
+    inputs, config = ops.readable(inputs), _resolved(config)
     if not saved.numel():  # the program was exported without gradients
         outputs = ops.forward(config, inputs, save=True)
         if outputs is not None and outputs.saved is not None:

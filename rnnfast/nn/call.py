@@ -200,7 +200,9 @@ class Fused(torch.nn.Module):
         chosen = None if tensors is None else self._precision(*tensors, weights)
         if tensors is None or chosen is None:
             return None
-        return chosen if ops.takes(self._config(), tensors.data, self.hidden_size) else None
+        data = tensors.data
+        takes = not data.is_cuda or cuda_plans.takes(self._config(), data, self.hidden_size)
+        return chosen if takes else None
 
     def _has_cuda_kernels(self) -> bool:
         return self._dims == 3 and cuda_plans.is_on()  # not for cells

@@ -101,8 +101,7 @@ class _RecurrentCell(Fused, torch.nn.RNNCellBase):
         chosen = covered or self._precision(input, states, None, weights)
         config = self._config()
         weights, packed = packed_weights.converted(self, config, weights, covered)
-        inputs = Inputs(x, h0, c0, weights)
-        inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
+        inputs = ops.readable(Inputs(x, h0, c0, weights))
         outputs = recurrent_in(chosen, config, inputs, fused=covered is not None, packed=packed)
         if outputs is None:
             return None

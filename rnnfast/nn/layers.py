@@ -121,7 +121,9 @@ class Recurrent(Fused, torch.nn.RNNBase):
         flat: list[Any] = self._flat_weights
         if checks.traced():
             weights = [getattr(self, name) for name in self._flat_weights_names]
-            is_written = any(w is not f for w, f in zip(weights, flat, strict=False))
+            is_written = False
+            for weight, written in zip(weights, flat, strict=False):
+                is_written = is_written or weight is not written
             if is_written and not self._weights_have_changed():  # type: ignore[no-untyped-call]
                 return [*flat]
             return weights
@@ -250,7 +252,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         outputs = recurrent_in(
             chosen,
             config,
-            inputs.with_tensors(map(ops.rows, inputs.tensors)),
+            ops.readable(inputs),
             dropout=self.dropout if self.training else 0.0,
             batch=batch,
             fused=covered is not None,

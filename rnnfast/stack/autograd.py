@@ -78,7 +78,7 @@ class _Stack(torch.autograd.Function):
             return (*no_grads, *differentiable(config, inputs, grads, wanted))
         if ctx.y_counter._version != ctx.y_version:  # y was changed in place after forward
             # Hooks on saved tensors may return tensors that are not contiguous.
-            inputs = inputs.with_tensors(map(ops.rows, inputs.tensors))
+            inputs = ops.readable(inputs)
             outputs = ops.forward(config, inputs, save=True)
             assert outputs is not None
             y, saved = outputs.y, outputs.saved

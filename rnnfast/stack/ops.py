@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._native import _C
-from . import checks, cuda, cuda_plans
+from . import checks, cuda
 from .checks import PLAIN_TYPES
 from .config import CELLS, Inputs, Outputs, StackConfig
 
@@ -18,10 +18,10 @@ __all__ = [
     "call_module",
     "forward",
     "pack",
+    "readable",
     "rows",
     "saved_bytes_of_a_row",
     "stack_of",
-    "takes",
     "why_not",
 ]
 
@@ -45,9 +45,12 @@ def stack_of(config: StackConfig) -> Any:
 
 def rows(t: Tensor | None) -> Tensor | None:
     """The tensor, or a copy if the kernels cannot read the tensor: the last dimension is contiguous."""
-    if t is None or checks.traced():  # the operator calls this again when it runs
-        return t
-    return checks.readable(t)
+    return t if t is None else checks.readable(t)
+
+
+def readable(inputs: Inputs) -> Inputs:
+    """The inputs with :func:`rows` of all tensors. In a graph the operator does this when it runs."""
+    return inputs if checks.traced() else inputs.with_tensors(map(rows, inputs.tensors))
 
 
 def _as_tensor(memory: Any) -> Tensor:
@@ -95,11 +98,6 @@ def forward(
     if inputs.x.is_cuda:
         return cuda.forward(config, inputs, save)
     return None
-
-
-def takes(config: StackConfig, x: Tensor, hidden: int) -> bool:
-    """Whether there are kernels for a layer of this size: on the CPU for every size."""
-    return not x.is_cuda or cuda_plans.takes(config, x, hidden)
 
 
 def why_not(config: StackConfig, inputs: Inputs) -> str:

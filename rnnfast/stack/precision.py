@@ -91,12 +91,11 @@ def choose(
     """
     state_tensors = [t for t in states if t is not None]
     tensors = [x, *state_tensors, *(t for t in weights if t is not None)]
-    if not all((checks.traced() or type(t) in checks.PLAIN_TYPES) and _has_memory(t) for t in tensors):
-        return None
-    dtypes = {t.dtype for t in tensors}
-    device = x.device
-    if any(t.device != device for t in tensors):
-        return None
+    device, dtypes, is_traced = x.device, set(), checks.traced()
+    for t in tensors:  # Dynamo traces a loop in a third of the time of a generator expression
+        if not ((is_traced or type(t) in checks.PLAIN_TYPES) and _has_memory(t)) or t.device != device:
+            return None
+        dtypes.add(t.dtype)
     on_cuda = device.type == "cuda"
     if autocasts(device.type) and dtypes <= _AUTOCAST_FROM:
         low = torch.get_autocast_dtype(device.type)
