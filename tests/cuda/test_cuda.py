@@ -180,6 +180,33 @@ def test_values_and_gradients(case, tier, device, monkeypatch):
     check(case, device)
 
 
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_a_weight_of_nan_reaches_what_it_belongs_to(cell, dtype, tier, device, monkeypatch):
+    """Where a tile is larger than the layer, the kernels read the first weight and take zero for it."""
+    monkeypatch.setenv("RNNFAST_CUDA_TIER", tier)
+    case = Case(cell, 1, 3, 4, 9, dtype)
+    inputs, _, _ = case.make()
+    x, h0, c0, *weights = (to(device, t, dtype) for t in inputs)
+    broken = [*weights]
+    broken[1] = weights[1].clone()
+    broken[1][0, 0] = torch.nan
+    out = cuda.forward(case.config, Inputs(x, h0, c0, weights), save=True)
+    y = cuda.forward(case.config, Inputs(x, h0, c0, broken)).y
+    assert y[..., 0].isnan().all()
+    assert torch.equal(y[..., 1:], out.y[..., 1:])
+
+    def d_h0(weights):
+        wanted = [t is h0 for t in (x, h0, c0, *weights)]
+        given = Inputs(x, h0, c0, weights)
+        grads = (torch.ones_like(out.y), None, None, None)
+        return cuda.backward(case.config, given, out.y, out.saved, grads, wanted)[1]
+
+    assert d_h0(broken)[..., 0].isnan().all()
+    assert torch.equal(d_h0(broken)[..., 1:], d_h0(weights)[..., 1:])
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("tier", TIERS)
 def test_tf32(cell, tier, device, monkeypatch):
