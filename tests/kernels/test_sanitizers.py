@@ -1,8 +1,10 @@
-"""The core by itself, by a driver in C++: under the sanitizers, and on other processors.
+"""The core by itself, by a driver in C++: under the sanitizers, with guards, and on other processors.
 
 Who computes what depends on neither the instruction set nor the type of numbers, but on whether there
-is a matrix unit. So the thread sanitizer sees one build of each. The address sanitizer looks at all.
-Undefined operations are those of the source: the sanitizer for them sees one instruction set.
+is a matrix unit. So the thread sanitizer sees one build of each. The address sanitizer sees the widest
+vectors with every type of numbers, the narrowest, and the matrix unit. The machine code of the
+extension itself runs with guards at the ends of all buffers, for every instruction set. Undefined
+operations are those of the source: the sanitizer for them sees one instruction set.
 """
 
 from __future__ import annotations
@@ -25,28 +27,42 @@ from rnnfast import _C
 TARGETS = core_driver.TARGETS
 BUILDS = [(isa, dtype) for dtype in NUMBERS for isa in _C.supported_isas(dtype) if isa in TARGETS]
 UNITS = ("amx_emulated", "amx")
-AVX512 = "avx512" in _C.supported_isas()
+WIDEST = "avx512" if "avx512" in _C.supported_isas() else "baseline"
+#: Vectors of all lengths, and both kinds of products of bfloat16.
+SANITIZED = [(isa, dtype) for isa, dtype in BUILDS if isa in (WIDEST, "avx512bf16")]
+SANITIZED += [("baseline", "float32")] if WIDEST != "baseline" else []
 
 
 @pytest.fixture(scope="session")
-def core(tmp_path_factory) -> Callable[..., list[Path]]:
-    """The objects of the core and the driver, which every instruction set shares.
-
-    They are compiled once for all of pytest's workers.
-    """
+def once(tmp_path_factory) -> Callable[..., Path]:
+    """Makes a folder once for all of pytest's workers."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # of this run
 
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        with FileLock(f"{path}.lock"):
+            if not path.is_dir():
+                unfinished = path.with_suffix(".unfinished")
+                unfinished.mkdir(exist_ok=True)
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def core(once) -> Callable[..., list[Path]]:
+    """The objects of the core and the driver, which every instruction set shares."""
+
     def objects(compiler: str, *flags: str) -> list[Path]:
+        def make(folder: Path) -> None:
+            core_driver.compile_into(folder, core_driver.CORE, compiler, *flags)
+
         name = hashlib.sha256(repr((compiler, *flags)).encode()).hexdigest()[:12]
-        folder = shared / f"core-{name}"
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                made = folder.with_suffix(".made")
-                core_driver.compile_into(made, core_driver.CORE, compiler, *flags)
-                made.rename(folder)
-        return sorted(folder.glob("*.o"))
+        return sorted(once(f"core-{name}", make).glob("*.o"))
 
     return objects
 
@@ -80,21 +96,63 @@ def test_thread_sanitizer_of_a_matrix_unit(compiler, core, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("isa", "dtype"), [build for build in BUILDS if build[0] not in UNITS])
+@pytest.mark.parametrize(("isa", "dtype"), SANITIZED)
 def test_address_sanitizer(isa, dtype, compiler, core, tmp_path):
-    sanitizers = "address,undefined" if isa == ("avx512" if AVX512 else "baseline") else "address"
+    sanitizers = "address,undefined" if isa == WIDEST else "address"
     run(sanitized(sanitizers, [isa], dtype, compiler, core, tmp_path), isa)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("amx_emulated" not in _C.supported_isas(), reason="no matrix unit was built")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_address_sanitizer_of_a_matrix_unit(dtype, compiler, core, tmp_path):
+    isa = "amx_emulated"
+    run(sanitized("address,undefined", [isa], dtype, compiler, core, tmp_path), isa)
+
+
+@pytest.fixture
+def extensions_driver(compiler, core, once):
+    """The driver with the kernels from which the extension was linked, of all instruction sets."""
+    isas = [isa for isa in TARGETS if isa in _C.supported_isas()]
+    if "avx512bf16" in isas and "amx" not in isas:
+        isas.append("amx")  # on an emulated processor
+    objects = [core_driver.of_extension(isa) for isa in isas]
+    if None in objects:
+        pytest.skip("rnnfast is not installed in editable mode, so there are no objects")
+    flags = ["-O2"]
+
+    def make(folder: Path) -> None:
+        core_driver.link(compiler, isas, folder, [*core(compiler, *flags), *objects], flags)
+
+    return once("extensions_driver", make) / "driver"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("guards", "every"), [("at_end", 1), ("at_start", 3)])
+@pytest.mark.parametrize(("isa", "dtype"), BUILDS)
+def test_guards(isa, dtype, guards, every, extensions_driver):
+    """The machine code of the extension touches nothing outside of its buffers."""
+    run(extensions_driver, isa, every=every, guards=guards, dtypes=[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guards", ["at_end", "at_start"])
+def test_guards_stop_a_program_outside_of_its_buffers(guards, extensions_driver):
+    command = [extensions_driver, "1", guards, "outside"]
+    stopped = subprocess.run(command, capture_output=True, text=True)
+    assert stopped.returncode == 3
+    assert stopped.stderr == "touches memory outside of its buffers: a control\n"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("avx512bf16" not in _C.supported_isas(), reason="needs AVX512-BF16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_address_sanitizer_of_a_matrix_unit(dtype, compiler, core, tmp_path):
-    """The unit's machine code, and its emulation in vector code: all results have the same bits."""
-    program = sanitized("address,undefined", list(UNITS), dtype, compiler, core, tmp_path)
-    run(program, "amx_emulated")
+def test_machine_code_of_a_matrix_unit(dtype, extensions_driver):
+    """It has the bits of its emulation in vector code."""
     # An emulated processor needs two microseconds and more for a tile instruction.
-    digests = [re.findall(r"digest (\w+)", run(program, isa, every=11)) for isa in UNITS]
+    options = {"every": 11, "guards": "at_end", "dtypes": [dtype]}
+    printed = [run(extensions_driver, isa, **options) for isa in UNITS]
+    digests = [re.findall(r"digest (\w+)", text) for text in printed]
     assert len(digests[0]) == 1
     assert digests[0] == digests[1]
 

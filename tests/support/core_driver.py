@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import threads
 from rnnfast import _C
 
 ROOT = Path(__file__).parents[2]
 CORE = [f"csrc/core/{name}.cpp" for name in ("beam_search", "generate", "stack", "view")]
 CORE += [f"csrc/cpu/{name}.cpp" for name in ("plan", "run")]
-CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "process")]
+CORE += [f"tests/support/sanitizers/{name}.cpp" for name in ("driver", "guarded", "process")]
 
 AVX512 = [f"-m{f}" for f in ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]]
 AMX = [f"-m{f}" for f in ["avx512bf16", "amx-tile", "amx-bf16"]]
@@ -47,8 +48,8 @@ def build(
     flags: list[str],
     numbers: int = 63,
 ) -> Path:
-    """The driver, with the kernels for the types that RNNFAST_NUMBERS names."""
-    (folder / "isas.inc").write_text("".join(f"ISA({isa})\n" for isa in targets))
+    """The driver, with kernels for the types that RNNFAST_NUMBERS names, compiled with these flags."""
+    kernels = []
     for isa, (size, registers, own_numbers, own_flags) in targets.items():
         defined = {
             "TARGET": f"isa_{isa}",
@@ -59,22 +60,56 @@ def build(
         }
         own_flags = own_flags + [f"-DRNNFAST_{name}={value}" for name, value in defined.items()]
         compile_into(folder / isa, ["csrc/cpu/kernels/isa.cpp"], compiler, *flags, *own_flags)
-    of_dispatch = ["-I", str(folder)]
-    if "amx" in targets and "amx" not in _C.supported_isas():
+        kernels.append(folder / isa / "isa.o")
+    return link(compiler, list(targets), folder, [*kernels, *core], flags)
+
+
+def link(
+    compiler: str, isas: Sequence[str], folder: Path, objects: Sequence[Path], flags: list[str]
+) -> Path:
+    """The driver, from the objects of the core and of the kernels of these instruction sets."""
+    (folder / "isas.inc").write_text("".join(f"ISA({isa})\n" for isa in isas))
+    sources, of_dispatch = [], ["-I", str(folder)]
+    if "amx" in isas and "amx" not in _C.supported_isas():
         compile_into(folder, [AMX_ON_CPU / "processor.cpp"], compiler, *flags, *AVX512, "-O2")
+        sources.append(folder / "processor.o")
         of_dispatch += ["-include", str(AMX_ON_CPU / "supported.h")]
     compile_into(folder, ["csrc/cpu/dispatch.cpp"], compiler, *flags, *of_dispatch)
-    program = folder / "driver"
-    objects = [*folder.glob("**/*.o"), *core]
+    program, objects = folder / "driver", [*objects, *sources, folder / "dispatch.o"]
     subprocess.run([compiler, *flags, *objects, "-o", program, "-pthread"], check=True)
     return program
 
 
-def run(program: Path, isa: str, *emulator: str, every: int = 1) -> str:
-    """What the driver prints, of every problem or of a part of them."""
-    env = os.environ | {"RNNFAST_ISA": isa}
-    command = [*emulator, program, str(every)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert " 0 failures" in ran.stdout
-    return ran.stdout
+def of_extension(isa: str) -> Path | None:
+    """The object with the kernels of an instruction set from which the extension was linked.
+
+    None if the installation is not an editable one, which keeps its build folder.
+    """
+    folders = Path(_C.__file__).parents
+    found = [*(folders[3] / "CMakeFiles" / f"isa_{isa}.dir").rglob("*.o")] if len(folders) > 3 else []
+    return found[0] if len(found) == 1 else None
+
+
+def run(
+    program: Path,
+    isa: str,
+    *emulator: str,
+    every: int = 1,
+    guards: str = "none",
+    dtypes: Sequence[str] = (),
+) -> str:
+    """What the driver prints, of every problem or of a part of them.
+
+    Its threads, up to six, run on `threads.SHARED`. The thread sanitizer needs no threads side by side:
+    without any one of the barriers of forward and backward it finds the race as soon as with two
+    processors.
+    """
+    env = os.environ | {"RNNFAST_ISA": isa, "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [*emulator, program, str(every), guards, *dtypes]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=env, **pipes) as process:
+        os.sched_setaffinity(process.pid, threads.SHARED)  # its threads inherit this
+        out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
+    assert " 0 failures" in out
+    return out

@@ -1,7 +1,12 @@
 // Runs the core, every cell of one instruction set, on tensors of exactly the promised size and with
 // threads of every number and partition, so that the address and thread sanitizers see all that it
 // touches. Results must not depend on the threads. Prints how many problems there were, those that are
-// wrong, and a digest of the results. An argument N leaves out all problems but every N-th.
+// wrong, and a digest of the results.
+//
+// driver [EVERY [GUARDS [DTYPE...]]]: every EVERY-th problem alone; where blocks of memory have a
+// guard, "none", "at_end" or "at_start"; the types of numbers, by default all. With "outside" in the
+// place of a type the driver touches a byte beside a block, where a guard must stop it.
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstring>
@@ -13,6 +18,7 @@
 #include "core/stack.h"
 #include "cpu/plan.h"
 #include "generation.h"
+#include "guarded.h"
 
 namespace rnnfast {
 namespace {
@@ -38,7 +44,7 @@ std::size_t count_of(const Shape& shape) {
 template <class T>
 struct Tensor {
   Shape shape;
-  std::vector<T> numbers;
+  Numbers<T> numbers;
 
   View view(const char* name, Dtype dtype = dtype_of<T>) {
     if (shape.empty()) return View(name);
@@ -62,7 +68,7 @@ struct Options {
 };
 
 template <class T>
-using Results = std::vector<std::vector<T>>;
+using Results = std::vector<Numbers<T>>;
 
 template <class T>
 class Problem {
@@ -161,14 +167,14 @@ class Problem {
  private:
   Tensor<T> random(Shape shape) {
     std::normal_distribution<Real<T>> normal;
-    Tensor<T> tensor{shape, std::vector<T>(count_of(shape))};
+    Tensor<T> tensor{shape, Numbers<T>(count_of(shape))};
     for (T& number : tensor.numbers) number = narrow<T>(Real<T>(0.3) * normal(random_));
     return tensor;
   }
 
   static Tensor<T> unwritten(const Tensor<T>& like) {
     const T nan = narrow<T>(std::numeric_limits<Real<T>>::quiet_NaN());
-    return {like.shape, std::vector<T>(like.numbers.size(), nan)};
+    return {like.shape, Numbers<T>(like.numbers.size(), nan)};
   }
 
   const Sizes n_;
@@ -187,7 +193,7 @@ std::uint64_t digest = 0xcbf29ce484222325;  // of all results: FNV-1a
 
 template <class T>
 void add_to_digest(const Results<T>& results) {
-  for (const std::vector<T>& numbers : results) {
+  for (const Numbers<T>& numbers : results) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(numbers.data());
     for (std::size_t k = 0; k < numbers.size() * sizeof(T); ++k)
       digest = (digest ^ bytes[k]) * 0x100000001b3;
@@ -196,7 +202,7 @@ void add_to_digest(const Results<T>& results) {
 
 // Whether all numbers have the same bits, and none is a NaN.
 template <class T>
-bool same(const std::vector<T>& a, const std::vector<T>& b) {
+bool same(const Numbers<T>& a, const Numbers<T>& b) {
   if (a.size() != b.size()) return false;
   if (!a.empty() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) != 0) return false;
   for (const T number : a)
@@ -209,6 +215,7 @@ void check(int cell, Sizes n, Options options, const std::vector<Way>& ways) {
   if (seen++ % every != 0) return;
   ++problems;
   Problem<T> problem(cell, n, options);
+  doing = problem.text();
   const Results<T> expected = problem.run({Partition::one, 1});
   add_to_digest(expected);
   for (const Way& way : ways) {
@@ -242,11 +249,11 @@ void check_all(int cell, Sizes n) {
            {{Partition::directions, 2}, {Partition::directions, 3}, {Partition::rows, 2}});
 }
 
+template <class T>
 void check_cell(int cell) {
   force(Partition::chosen, true);
-  if (kernels().float32.cells) failures += check_generation<float>(cell, Dtype::float32);
-  if (kernels().float64.cells) failures += check_generation<double>(cell, Dtype::float64);
-  if (kernels().bfloat16.cells) failures += check_generation<Bfloat16>(cell, Dtype::bfloat16);
+  doing = std::string("generation with ") + cell_info(cell).name;
+  failures += check_generation<T>(cell, dtype_of<T>);
   const Sizes sizes[] = {{1, 1, 1, 1, 1},     {5, 3, 4, 3, 3},     {4, 2, 17, 65, 65},
                          {3, 1, 3, 257, 257}, {6, 33, 5, 17, 17},  {3, 40, 33, 48, 48},
                          {60, 2, 10, 20, 20}, {2, 300, 7, 40, 40}, {3, 0, 4, 5, 5},
@@ -255,10 +262,15 @@ void check_cell(int cell) {
                          {3, 0, 4, 5, 2},     {1, 40, 9, 33, 32},  {1, 13, 21, 37, 37}};
   for (const Sizes& n : sizes) {
     if (n.outputs < n.hidden && !cell_info(cell).projects) continue;
-    if (kernels().float32.cells) check_all<float>(cell, n);
-    if (kernels().float64.cells) check_all<double>(cell, n);
-    if (kernels().bfloat16.cells) check_all<Bfloat16>(cell, n);
+    check_all<T>(cell, n);
   }
+}
+
+template <class T>
+void check_cells(const std::vector<std::string>& dtypes, const char* dtype) {
+  if (!kernels().of<T>().cells) return;
+  if (!dtypes.empty() && std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) return;
+  for (int cell = 0; cell < kernels().cells; ++cell) check_cell<T>(cell);
 }
 
 }  // namespace
@@ -267,8 +279,20 @@ void check_cell(int cell) {
 int main(int count, char** arguments) {
   using namespace rnnfast;
   if (count > 1) every = std::stoi(arguments[1]);
+  const std::string guards = count > 2 ? arguments[2] : "none";
+  use_guards(guards == "at_end"     ? Guards::at_end
+             : guards == "at_start" ? Guards::at_start
+                                    : Guards::none);
+  const std::vector<std::string> dtypes(arguments + std::min(count, 3), arguments + count);
+  if (dtypes == std::vector<std::string>{"outside"}) {
+    doing = "a control";
+    auto* block = static_cast<volatile char*>(allocate(64, 64));
+    block[guards == "at_start" ? -1 : 64] = 0;
+  }
   force_float32_parts(3);  // where there is a matrix unit
-  for (int cell = 0; cell < kernels().cells; ++cell) check_cell(cell);
+  check_cells<float>(dtypes, "float32");
+  check_cells<double>(dtypes, "float64");
+  check_cells<Bfloat16>(dtypes, "bfloat16");
   std::printf("%s: %d problems, %d failures\n", kernels().name, problems, failures);
   std::printf("digest %016llx\n", static_cast<unsigned long long>(digest));
   return failures != 0;

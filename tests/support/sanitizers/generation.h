@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/generate.h"
+#include "guarded.h"
 
 namespace rnnfast {
 
@@ -33,10 +34,10 @@ class Generation {
 
   // Tokens, lengths and log-probabilities, one after the other.
   std::vector<double> sample(const Sampling& sampling, int threads) {
-    std::vector<T> y = y_, h = h_, c = c_;
-    std::vector<std::int64_t> tokens(static_cast<std::size_t>(batch_ * steps)),
+    Numbers<T> y = y_, h = h_, c = c_;
+    Numbers<std::int64_t> tokens(static_cast<std::size_t>(batch_ * steps)),
         lengths(static_cast<std::size_t>(batch_));
-    std::vector<double> log_probs(lengths.size());
+    Numbers<double> log_probs(lengths.size());
     generate(model(), sampling, state(y, h, c),
              View("uniforms", uniforms_.data(), Dtype::float64, {steps, batch_}),
              {View("tokens", tokens.data(), Dtype::int64, {batch_, steps}),
@@ -47,11 +48,11 @@ class Generation {
   }
 
   std::vector<double> search(index beams, int threads) {
-    std::vector<T> y = y_, h = h_, c = c_;
+    Numbers<T> y = y_, h = h_, c = c_;
     const index all = batch_ * beams;
-    std::vector<std::int64_t> tokens(static_cast<std::size_t>(all * steps)),
+    Numbers<std::int64_t> tokens(static_cast<std::size_t>(all * steps)),
         lengths(static_cast<std::size_t>(all));
-    std::vector<double> scores(lengths.size());
+    Numbers<double> scores(lengths.size());
     beam_search(model(), {beams, 1, 1.0}, state(y, h, c),
                 {View("tokens", tokens.data(), Dtype::int64, {batch_, beams, steps}),
                  View("lengths", lengths.data(), Dtype::int64, {batch_, beams}),
@@ -63,14 +64,14 @@ class Generation {
  private:
   static constexpr index inputs = 6, steps = 7;
 
-  std::vector<T> random(index count) {
+  Numbers<T> random(index count) {
     std::normal_distribution<Real<T>> normal;
-    std::vector<T> numbers(static_cast<std::size_t>(count));
+    Numbers<T> numbers(static_cast<std::size_t>(count));
     for (T& number : numbers) number = narrow<T>(Real<T>(0.4) * normal(random_));
     return numbers;
   }
 
-  View view(const char* name, std::vector<T>& numbers, std::initializer_list<std::int64_t> shape) {
+  View view(const char* name, Numbers<T>& numbers, std::initializer_list<std::int64_t> shape) {
     return {name, numbers.data(), dtype_, shape};
   }
 
@@ -86,14 +87,14 @@ class Generation {
             view("head_w", head_, {classes_, hidden_}), view("head_b", bias_, {classes_})};
   }
 
-  ModelState state(std::vector<T>& y, std::vector<T>& h, std::vector<T>& c) {
+  ModelState state(Numbers<T>& y, Numbers<T>& h, Numbers<T>& c) {
     return {view("y", y, {batch_, hidden_}), view("h", h, {2, batch_, hidden_}),
             has_c_ ? view("c", c, {2, batch_, hidden_}) : View("c")};
   }
 
-  static std::vector<double> joined(const std::vector<std::int64_t>& tokens,
-                                    const std::vector<std::int64_t>& lengths,
-                                    const std::vector<double>& scores) {
+  static std::vector<double> joined(const Numbers<std::int64_t>& tokens,
+                                    const Numbers<std::int64_t>& lengths,
+                                    const Numbers<double>& scores) {
     std::vector<double> all(tokens.begin(), tokens.end());
     all.insert(all.end(), lengths.begin(), lengths.end());
     all.insert(all.end(), scores.begin(), scores.end());
@@ -105,9 +106,9 @@ class Generation {
   Description stack_;
   bool has_c_ = false;
   std::mt19937 random_{7};
-  std::vector<std::vector<T>> weights_;
-  std::vector<T> embedding_, head_, bias_, y_, h_, c_;
-  std::vector<double> uniforms_;
+  std::vector<Numbers<T>> weights_;
+  Numbers<T> embedding_, head_, bias_, y_, h_, c_;
+  Numbers<double> uniforms_;
 };
 
 // The number of results that depend on the threads.

@@ -1,14 +1,13 @@
 // What the core takes from the process, in the place of csrc/cpu/threads.cpp and memory.cpp: threads
 // that the sanitizers can follow, and memory of exactly the size that was asked for. It is filled with
 // NaN: what is read before it is written shows.
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <thread>
 #include <vector>
 
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+#include "guarded.h"
 
 namespace rnnfast {
 
@@ -25,10 +24,10 @@ void run_parallel(int threads, const std::function<void(int rank, int there)>& w
 }
 
 Memory::Memory(std::size_t bytes, std::size_t) : bytes_(bytes), room_(bytes) {
-  if (posix_memalign(&data_, 64, bytes) != 0) throw std::bad_alloc();
+  data_ = allocate(bytes, 64);
   std::memset(data_, 0xff, bytes);
 }
 
-Memory::~Memory() { std::free(data_); }
+Memory::~Memory() { release(data_, bytes_); }
 
 }  // namespace rnnfast
