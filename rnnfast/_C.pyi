@@ -171,7 +171,7 @@ def force_partition(partition: str, /, oversubscribe: bool = False) -> None:
     Args:
         partition: ``chosen`` (by the cost model), ``one`` thread, ``rows`` of the batch, hidden
             ``units``, the two ``directions``, or a ``wavefront`` over layers.
-        oversubscribe: allow up to four threads for each processor.
+        oversubscribe: allow eight threads, or four for each processor where that is more.
 
     Raises:
         ValueError: the partition is not one of these.

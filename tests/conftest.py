@@ -22,6 +22,7 @@ from hypothesis import settings
 import cuda_on_cpu
 from rnnfast import _C
 from seeds import seed
+from threads import set_threads
 
 # The same examples at every run: a failure here is a failure everywhere.
 settings.register_profile("rnnfast", derandomize=True, deadline=None, database=None)
@@ -66,7 +67,7 @@ def same_start(request):
     more threads compute the same bits, also more of them than this machine has processors.
     """
     seed(0)
-    torch.set_num_threads(1)
+    set_threads(1)
     _C.force_partition("chosen", oversubscribe=True)
     torch.set_flush_denormal(False)
     case = getattr(request.node, "callspec", None)

@@ -43,7 +43,8 @@ int usable(int threads) {
   thread_local unsigned calls = 0;
   thread_local int count = 0;
   if (calls++ % 64 == 0) count = processors();
-  return std::max(1, std::min(threads, oversubscribed.load(relaxed) ? 4 * count : count));
+  const int most = oversubscribed.load(relaxed) ? std::max(8, 4 * count) : count;
+  return std::max(1, std::min(threads, most));
 }
 
 // Compares the seconds of a call for one thread, for rows and for units, from rough figures of current

@@ -11,7 +11,7 @@ namespace rnnfast {
 enum class Partition { chosen, one, rows, units, directions, wavefront };
 
 // From now on every call has this partition wherever it can. `oversubscribe` allows more threads than
-// processors, up to four times as many.
+// processors: eight, or four for each processor where that is more.
 void force(Partition partition, bool oversubscribe);
 Partition forced_partition();
 

@@ -11,6 +11,7 @@ import tolerances
 from reference import CELLS
 from rnnfast import _C
 from seeds import seed
+from threads import set_threads
 from twins import flatten, make, states
 
 UNITS = [isa for isa in ("amx_emulated", "amx") if isa in _C.supported_isas()]
@@ -89,7 +90,7 @@ def test_threads_and_batches_do_not_matter(cell, parts, isa):
     x, hx = torch.randn(7, 35, 21), states(cell, 4, 35, 70)
     results = []
     for threads, partition in ((1, "chosen"), (3, "rows"), (3, "units")):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         _C.force_partition(partition, oversubscribe=True)
         out = flatten(module(x, hx))
         seed(1)

@@ -14,6 +14,7 @@ from problems import Problem, forward_arrays, same_bits
 from reference import CELLS
 from rnnfast import _C
 from seeds import seed
+from threads import set_threads
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
 
@@ -43,6 +44,7 @@ def test_threads(cell, dtype, shape, reverse):
     problem = Problem(cell, *shape, dtype, reverse=reverse)
     one = problems.by_arrays(problem, threads=1)
     for threads in (2, 3):
+        set_threads(threads)
         same_bits(problems.by_arrays(problem, threads=threads), one)
 
 
@@ -54,7 +56,7 @@ def test_threads_of_torch(cell, shape):
     problem = Problem(cell, *shape)
     want = problems.by_arrays(problem, threads=1)
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         same_bits(problems.by_module(problem), want)
 
 
@@ -67,7 +69,7 @@ def test_threads_in_stacks(cell):
     )
     x, results = torch.randn(12, 9, 17, requires_grad=True), []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         y, _ = module(x)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
     for result in results[1:]:

@@ -12,6 +12,7 @@ import rnnfast
 from peak_memory import peak
 from reference import CELLS
 from rnnfast import _C
+from threads import set_threads
 from twins import flatten, make, states
 
 UNITS = [isa for isa in ("amx_emulated", "amx") if isa in _C.supported_isas()]
@@ -119,7 +120,7 @@ def test_threads_do_not_matter(cell, partition, isa):
     for options in ({}, {"num_layers": 2, "bidirectional": True}):
         torch.set_num_threads(1)
         want = solve(cell, (7, 35, 21, 70), isa, **options)
-        torch.set_num_threads(3)
+        set_threads(3)
         _C.force_partition(partition, oversubscribe=True)
         got = solve(cell, (7, 35, 21, 70), isa, **options)
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -12,6 +12,7 @@ import rnnfast
 from packed import LENGTHS, gradients, packed, run_packed, run_rows
 from reference import CELLS
 from seeds import seed
+from threads import set_threads
 from twins import CLOSE, LAYERS, flatten, make, states, twins
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
@@ -120,7 +121,7 @@ def test_bits_of_any_number_of_threads(cell, options):
     x.requires_grad_()
     results = []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         outputs = run_packed(module, x, state, lengths)
         loss = sum(o.square().sum() for o in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, [x, *module.parameters()])])

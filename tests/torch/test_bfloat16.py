@@ -16,6 +16,7 @@ import reference
 import rnnfast
 from reference import CELLS
 from seeds import seed
+from threads import set_threads
 from twins import LAYERS, flatten, make, states, torch_has_half_lstm, twins
 
 BF16 = torch.bfloat16
@@ -157,7 +158,7 @@ def test_threads_do_not_matter(cell, shape):
     module = make(rnnfast, cell, I, H, num_layers=2, bidirectional=True, dtype=BF16)
     x, hx, results = torch.randn(T, B, I, dtype=BF16), states(cell, 4, B, H, dtype=BF16), []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         out, grads = solve(module, x.clone(), copy(hx, BF16))
         results.append((*out, *grads))
     for result in results[1:]:

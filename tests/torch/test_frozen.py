@@ -13,6 +13,7 @@ import rnnfast
 from reference import CELLS
 from rnnfast import _C
 from rnnfast.stack import packed_weights
+from threads import set_threads
 from twins import flatten, make, raised, states
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
@@ -44,7 +45,7 @@ def test_the_same_bits(cell, dtype, options, shape):
     want = outputs(module, x)
     with rnnfast.frozen(module):
         for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+            set_threads(threads)
             assert same(outputs(module, x), want)
         assert packed_weights.HELD[module].copy is not None
     assert module not in packed_weights.HELD

@@ -21,6 +21,7 @@ from rnnfast import _C
 from rnnfast.generation import sampling
 from rnnfast.generation.model import LanguageModel
 from rnnfast.stack import ops
+from threads import set_threads
 
 SAMPLINGS = {
     "plain": {},
@@ -109,7 +110,7 @@ def test_threads_and_batches_do_not_matter(classes, options):
             )
 
     whole = run(slice(None))
-    torch.set_num_threads(3)
+    set_threads(3)
     same(run(slice(None)), whole, atol=0)
     alone = run(slice(4, 5))
     same(alone[:3], [t[4:5] for t in whole[:3]], atol=0)
@@ -264,7 +265,7 @@ def test_threads_do_not_matter_to_beams():
     model, prompt = model_of("lstm", 3000, 40, dtype=torch.float32), prompt_of(9, 2, 3000)
     options = {"steps": 8, "beams": 5, "stop": 0}
     found = rnnfast.beam_search(*model, prompt, **options)
-    torch.set_num_threads(3)
+    set_threads(3)
     same(rnnfast.beam_search(*model, prompt, **options), found, atol=0)
 
 
@@ -471,7 +472,7 @@ def tokens():
 
 def get_more(seconds):
     time.sleep(seconds)
-    _C.force_partition("chosen", oversubscribe=True)  # four threads for each processor
+    _C.force_partition("chosen", oversubscribe=True)
 
 torch.set_num_threads(4)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -14,6 +14,7 @@ import rnnfast
 from cell_modules import CELLS, every_cell
 from rnnfast.stack import flow as recorders
 from rnnfast.stack.formulas import FORMULAS
+from threads import set_threads
 
 
 def module_of(cell, inputs=4, hidden=21, **options):
@@ -135,7 +136,7 @@ def test_threads_do_not_matter(cell, batch, threads):
         return flow.records[0]
 
     one = record()
-    torch.set_num_threads(threads)
+    set_threads(threads)
     several = record()
     assert one.h.equal(several.h)
     assert one.c is None or one.c.equal(several.c)

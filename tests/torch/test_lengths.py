@@ -16,6 +16,7 @@ from padded import LENGTHS, STACKS, every_cell, every_stack, hx, problem
 from reference import CELLS
 from rnnfast import _C
 from seeds import seed
+from threads import set_threads
 from twins import CLOSE, flatten, make, states
 
 numerics = pytest.mark.numerics  # of the tests that depend on the instruction set
@@ -170,7 +171,7 @@ def test_threads_partitions_and_frozen_weights_change_no_bit(cell, lengths):
     given = {"lengths": torch.tensor(lengths), "reset": reset}
     results = []
     for threads, way in ((1, "chosen"), (2, "rows"), (3, "rows"), (3, "units"), (2, "wavefront")):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         _C.force_partition(way, oversubscribe=True)
         y, final = module(x, hx(cell, state), **given)
         outputs = [y, *flatten(final)]
@@ -193,7 +194,7 @@ def test_both_directions_at_once(cell, hidden):
     x, state = problem(cell, module, lengths.tolist())
     results = []
     for threads, way in ((1, "one"), (2, "directions"), (3, "directions")):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         _C.force_partition(way, oversubscribe=True)
         y, final = module(x, hx(cell, state), lengths=lengths)
         results.append(gradients([y, *flatten(final)], [x, *state, *module.parameters()]))

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import rnnfast
 from reference import CELLS
 from seeds import seed
+from threads import set_threads
 from twins import flatten, make, states
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -153,7 +154,7 @@ def test_threads_do_not_matter(cell, shape):
     x, hx, reset = problem(cell, module, T, B)
     inputs, results = [t.requires_grad_() for t in (x, *flatten(hx))], []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         out = flatten(module(x, hx, reset=reset, return_cell_states=CELLS[cell].has_c))
         results.append([*out, *gradients(module, inputs, out)])
     for result in results[1:]:
