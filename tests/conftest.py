@@ -16,10 +16,10 @@ import torch
 
 del os.environ["OMP_WAIT_POLICY"]
 
-from filelock import FileLock
 from hypothesis import settings
 
 import cuda_on_cpu
+from made_once import made_once
 from rnnfast import _C
 from seeds import seed
 from threads import set_threads
@@ -111,8 +111,4 @@ def python():
 def emulated(tmp_path_factory):
     """The emulated extension, built once for all of pytest's workers, and again if a source changes."""
     folder = tmp_path_factory.getbasetemp().parent / f"cuda_on_cpu-{cuda_on_cpu.digest()}"
-    with FileLock(f"{folder}.lock"):
-        library = folder / "_cuda.so"
-        if not library.is_file():
-            library = cuda_on_cpu.build(folder)
-    return cuda_on_cpu.load(library)
+    return cuda_on_cpu.load(made_once(folder, cuda_on_cpu.build) / "_cuda.so")

@@ -59,7 +59,7 @@ def _resolved(config: StackConfig) -> StackConfig:
 def stack(config: StackConfig, inputs: Inputs, batch: int | None = None) -> Outputs | None:
     """As :func:`autograd.stack`, as one node of a graph; ``batch`` is the batch size if x is packed."""
     save = False
-    for t in inputs.tensors if torch.is_grad_enabled() else ():
+    for t in inputs.tensors if torch.is_grad_enabled() else ():  # see precision.choose
         save = save or (t is not None and t.requires_grad)
     # Backward reads the lengths and y, which the caller may change in place after the call.
     if save and inputs.sizes is not None and not inputs.is_packed:

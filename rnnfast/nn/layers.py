@@ -122,7 +122,7 @@ class Recurrent(Fused, torch.nn.RNNBase):
         if checks.traced():
             weights = [getattr(self, name) for name in self._flat_weights_names]
             is_written = False
-            for weight, written in zip(weights, flat, strict=False):
+            for weight, written in zip(weights, flat, strict=False):  # see precision.choose
                 is_written = is_written or weight is not written
             if is_written and not self._weights_have_changed():  # type: ignore[no-untyped-call]
                 return [*flat]

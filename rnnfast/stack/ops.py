@@ -181,6 +181,6 @@ def backward(
     try:
         stack.backward(threads, inputs, y, saved, grad_outputs, grad_inputs)
     except ValueError:  # hooks on saved tensors may return tensors that are not contiguous
-        inputs = inputs.with_tensors(map(rows, inputs.tensors))
+        inputs = readable(inputs)
         stack.backward(threads, inputs, rows(y), saved, grad_outputs, grad_inputs)
     return gradients

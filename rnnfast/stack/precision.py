@@ -92,7 +92,7 @@ def choose(
     state_tensors = [t for t in states if t is not None]
     tensors = [x, *state_tensors, *(t for t in weights if t is not None)]
     device, dtypes, is_traced = x.device, set(), checks.traced()
-    for t in tensors:  # Dynamo traces a loop in a third of the time of a generator expression
+    for t in tensors:  # a loop: Dynamo traces each item of a generator expression as a call
         if not ((is_traced or type(t) in checks.PLAIN_TYPES) and _has_memory(t)) or t.device != device:
             return None
         dtypes.add(t.dtype)

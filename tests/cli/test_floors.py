@@ -54,7 +54,7 @@ def test_products_of_a_step(isa, dtype):
     peak = best(_C.peak_flops, unit)
     for cell in CELLS.values():
         rate = 0.0
-        for _ in range(20):  # a busy machine may slow all windows of one of the two
+        for _ in range(20):  # a busy machine may slow all windows of one of the rates
             rate = max(rate, best(_C.product_rate, cell.number, dtype, 0, 32, 256))
             if 0.3 * peak < rate < 1.2 * peak:
                 break

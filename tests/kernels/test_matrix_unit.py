@@ -118,7 +118,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(cell, isa):
 @every_cell
 def test_threads_do_not_matter(cell, partition, isa):
     for options in ({}, {"num_layers": 2, "bidirectional": True}):
-        torch.set_num_threads(1)
+        set_threads(1)
         want = solve(cell, (7, 35, 21, 70), isa, **options)
         set_threads(3)
         _C.force_partition(partition, oversubscribe=True)

@@ -18,43 +18,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 import core_driver
 from core_driver import NUMBERS, build, run
+from made_once import made_once
 from rnnfast import _C
 
 TARGETS = core_driver.TARGETS
 BUILDS = [(isa, dtype) for dtype in NUMBERS for isa in _C.supported_isas(dtype) if isa in TARGETS]
 UNITS = ("amx_emulated", "amx")
-WIDEST = "avx512" if "avx512" in _C.supported_isas() else "baseline"
-#: Vectors of all lengths, and both kinds of products of bfloat16.
+WIDEST = [isa for isa in ("baseline", "avx2", "avx512") if isa in _C.supported_isas()][-1]
+#: What the address sanitizer sees beside the matrix unit.
 SANITIZED = [(isa, dtype) for isa, dtype in BUILDS if isa in (WIDEST, "avx512bf16")]
 SANITIZED += [("baseline", "float32")] if WIDEST != "baseline" else []
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory) -> Callable[..., Path]:
-    """Makes a folder once for all of pytest's workers."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent  # of this run
-
-    def folder(name: str, make: Callable[[Path], object]) -> Path:
-        path = shared / name
-        with FileLock(f"{path}.lock"):
-            if not path.is_dir():
-                unfinished = path.with_suffix(".unfinished")
-                unfinished.mkdir(exist_ok=True)
-                make(unfinished)
-                unfinished.rename(path)
-        return path
-
-    return folder
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this run, for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
-def core(once) -> Callable[..., list[Path]]:
+def core(shared_folder) -> Callable[..., list[Path]]:
     """The objects of the core and the driver, which every instruction set shares."""
 
     def objects(compiler: str, *flags: str) -> list[Path]:
@@ -62,13 +49,13 @@ def core(once) -> Callable[..., list[Path]]:
             core_driver.compile_into(folder, core_driver.CORE, compiler, *flags)
 
         name = hashlib.sha256(repr((compiler, *flags)).encode()).hexdigest()[:12]
-        return sorted(once(f"core-{name}", make).glob("*.o"))
+        return sorted(made_once(shared_folder / f"core-{name}", make).glob("*.o"))
 
     return objects
 
 
-def sanitized(sanitizers: str, isas: list[str], dtype: str, compiler: str, core, folder: Path) -> Path:
-    """The driver, with the kernels of the instruction sets for one type of numbers."""
+def sanitized(sanitizers: str, isa: str, dtype: str, compiler: str, core, folder: Path) -> Path:
+    """The driver, with the kernels of an instruction set for one type of numbers."""
     # -Og: with -O1 the checks of addresses need 1.7 times as long to compile and run.
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-Og", "-g1"]
     empty = folder / "empty.cpp"
@@ -76,14 +63,13 @@ def sanitized(sanitizers: str, isas: list[str], dtype: str, compiler: str, core,
     link = [compiler, *flags, empty, "-o", folder / "empty"]
     if subprocess.run(link, capture_output=True).returncode != 0:
         pytest.skip("the compiler comes without this sanitizer's runtime")
-    targets = {isa: TARGETS[isa] for isa in isas}
-    return build(compiler, targets, folder, core(compiler, *flags), flags, NUMBERS[dtype])
+    return build(compiler, isa, TARGETS[isa], folder, core(compiler, *flags), flags, NUMBERS[dtype])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BUILDS, reason="not x86-64")
 def test_thread_sanitizer(compiler, core, tmp_path):
-    run(sanitized("thread", [WIDEST], "float32", compiler, core, tmp_path), WIDEST)
+    run(sanitized("thread", WIDEST, "float32", compiler, core, tmp_path), WIDEST)
 
 
 @pytest.mark.slow
@@ -91,14 +77,14 @@ def test_thread_sanitizer(compiler, core, tmp_path):
 def test_thread_sanitizer_of_a_matrix_unit(compiler, core, tmp_path):
     """Threads share the rows that they copy for it."""
     isa = "amx_emulated"
-    run(sanitized("thread", [isa], "bfloat16", compiler, core, tmp_path), isa)
+    run(sanitized("thread", isa, "bfloat16", compiler, core, tmp_path), isa)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("isa", "dtype"), SANITIZED)
 def test_address_sanitizer(isa, dtype, compiler, core, tmp_path):
     sanitizers = "address,undefined" if isa == WIDEST else "address"
-    run(sanitized(sanitizers, [isa], dtype, compiler, core, tmp_path), isa)
+    run(sanitized(sanitizers, isa, dtype, compiler, core, tmp_path), isa)
 
 
 @pytest.mark.slow
@@ -106,11 +92,11 @@ def test_address_sanitizer(isa, dtype, compiler, core, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_address_sanitizer_of_a_matrix_unit(dtype, compiler, core, tmp_path):
     isa = "amx_emulated"
-    run(sanitized("address,undefined", [isa], dtype, compiler, core, tmp_path), isa)
+    run(sanitized("address,undefined", isa, dtype, compiler, core, tmp_path), isa)
 
 
 @pytest.fixture
-def extensions_driver(compiler, core, once):
+def extensions_driver(compiler, core, shared_folder):
     """The driver with the kernels from which the extension was linked, of all instruction sets."""
     isas = [isa for isa in TARGETS if isa in _C.supported_isas()]
     if "avx512bf16" in isas and "amx" not in isas:
@@ -123,7 +109,7 @@ def extensions_driver(compiler, core, once):
     def make(folder: Path) -> None:
         core_driver.link(compiler, isas, folder, [*core(compiler, *flags), *objects], flags)
 
-    return once("extensions_driver", make) / "driver"
+    return made_once(shared_folder / "extensions_driver", make) / "driver"
 
 
 @pytest.mark.slow
@@ -163,6 +149,6 @@ def test_aarch64(core, tmp_path):
     if compiler is None or emulator is None:
         pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
     flags = ["-O2", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
-    targets = {"baseline": core_driver.AARCH64}
-    program = build(compiler, targets, tmp_path, core(compiler, *flags), flags)
-    run(program, "baseline", emulator, every=3)  # an emulator needs minutes for all problems
+    isa = "baseline"
+    program = build(compiler, isa, core_driver.AARCH64, tmp_path, core(compiler, *flags), flags)
+    run(program, isa, emulator, every=3)  # an emulator needs minutes for all problems

@@ -9,17 +9,17 @@ import torch
 
 _PROCESSORS = sorted(os.sched_getaffinity(0))
 _worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...; None in a run without workers
-#: The processors for more threads than there are: one beside other workers of pytest.
+#: Where more threads than processors run: on one processor if pytest has workers, otherwise on all.
 SHARED = _PROCESSORS if _worker is None else [_PROCESSORS[int(_worker[2:]) % len(_PROCESSORS)]]
 _shares = False
 
 
 def set_threads(number: int) -> None:
-    """`torch.set_num_threads`. Beside pytest's other workers too many threads share one processor.
+    """As `torch.set_num_threads`; more threads than processors run on `SHARED`.
 
-    More threads than processors wait for each other in turn, and a thread that waits yields its
-    processor. Where a thread of another worker takes it, each wait lasts a time slice of some
-    milliseconds. Two threads of two processors stay as they are: they run side by side.
+    A thread that waits for another one yields its processor. A busy thread of another worker of pytest
+    may then take the processor for some milliseconds, at each wait. Threads that share a processor of
+    their own yield to each other. Up to one thread for each processor, threads run side by side.
     """
     global _shares
     shares = number > len(_PROCESSORS)

@@ -51,7 +51,7 @@ def by_rows(run, module, x, state, lengths):
 
 
 def by_lengths(run, module, x, state, lengths):
-    """Rows of the same length together: the formula in float64 needs a fraction of the time."""
+    """Rows of the same length together, which saves most calls of the formula."""
     groups = [[row for row, n in enumerate(lengths) if n == length] for length in sorted({*lengths})]
     return by_groups(run, module, x, state, lengths, groups)
 
@@ -102,8 +102,8 @@ def test_against_the_formula(cell, dtype, options, lengths):
 def many_rows(cell, options, longest):
     """A module, its inputs, and by the formula the gradients of all of them."""
     module = make(rnnfast, cell, 5, dtype=torch.float64, **dict(options))
-    some = torch.randint(1, longest + 1, (7,))  # with ties
-    lengths = some[torch.randint(7, (19,))] if longest < 600 else torch.tensor([0] * 8 + [600])
+    distinct = torch.randint(1, longest + 1, (7,))
+    lengths = distinct[torch.randint(7, (19,))] if longest < 600 else torch.tensor([0] * 8 + [600])
     x, state = problem(cell, module, lengths.tolist())
 
     def formula(x, alone):

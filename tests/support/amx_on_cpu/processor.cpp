@@ -1,7 +1,7 @@
 // Executes the instructions of AMX on a processor without them, for the machine code of the instruction
 // set `amx`. Such a processor raises SIGILL. The handler decodes the instruction, does what Intel's
 // manual says (Software Developer's Manual, volume 2), and goes on behind it. What a real unit would
-// refuse ends the program. Under the address sanitizer, the handler's loads and stores are checked.
+// refuse ends the program. Where buffers have guards, the handler's loads and stores meet them too.
 #include <immintrin.h>
 #include <signal.h>
 #include <ucontext.h>

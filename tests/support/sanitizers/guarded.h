@@ -1,5 +1,5 @@
-// Memory of the driver's tensors and of the core. On request every block ends or begins at a page that
-// nobody may touch: then a build without sanitizers stops where it reads or writes outside of a block.
+// Memory of the driver's tensors and of the core. On request every block ends or begins at a guard: a
+// page that nobody may touch. A program that touches a guard stops, also without a sanitizer.
 #pragma once
 
 #include <cstddef>
